@@ -1,0 +1,55 @@
+"""The command line: `python -m pipeline COMMAND`."""
+
+import errno
+from typing import Any
+
+import click
+
+from pipeline.errors import PipelineError
+from pipeline.stages.figures import figures
+from pipeline.stages.impact import impact
+from pipeline.stages.perturb import perturb
+from pipeline.stages.prepare import prepare
+from pipeline.stages.profile import profile
+from pipeline.stages.train import train
+
+_ADVICE = {
+    errno.ENOSPC: "free some disk space and run again",
+    errno.EDQUOT: "your quota is used up: free some disk space and run again",
+    errno.EACCES: "check who owns it and its permissions",
+    errno.EROFS: "the file system is read-only: run in a folder that can be written",
+}
+
+
+class _Group(click.Group):
+    """Turns the errors that users can mend into one message and exit status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the pipeline, not of the alphabet."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.errno not in _ADVICE:
+                raise
+            where = error.filename or "output"
+            raise click.ClickException(f"{where}: {error.strerror}; {_ADVICE[error.errno]}") from None
+
+
+@click.group(cls=_Group)
+def main() -> None:
+    """How far image classifiers fall when cameras damage images.
+
+    Each command is one stage of the pipeline that `dvc repro` runs, and works without DVC too.
+    """
+
+
+for command in (prepare, perturb, train, impact, figures, profile):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="python -m pipeline")

@@ -1,0 +1,46 @@
+"""Where networks run, in which arithmetic, and always in the same way."""
+
+import os
+
+import torch
+
+from pipeline.errors import PipelineError
+
+
+def select_device(name: str) -> torch.device:
+    """The device that `device` in params.yaml names, with deterministic algorithms switched on.
+
+    Args:
+        name: `auto` (CUDA if there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        PipelineError: A CUDA device is asked for that is not there.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PipelineError(
+            f"device: '{name}' is not there; {torch.cuda.device_count()} CUDA device(s), try auto or cpu"
+        )
+    return device
+
+
+def select_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type in which convolutions and matrix products are computed.
+
+    Args:
+        name: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor has instructions for it.
+        device: Where the network runs.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            capabilities = torch.cpu.get_capabilities()
+            native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+        name = "bfloat16" if native else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

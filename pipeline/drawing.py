@@ -1,0 +1,225 @@
+"""The paper's figures 3 to 8 as PNG, drawn from metric files and stores."""
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline import layout, store
+from pipeline.arrays import Images
+from pipeline.datasets import Dataset
+from pipeline.errors import PipelineError
+from pipeline.files import replacing_folder
+from pipeline.metrics import NATURAL, aggregate_trials
+from pipeline.params import Params
+from pipeline.perturbations import PERTURBATIONS
+from pipeline.seeding import level_name
+from pipeline.store import read_clean
+from pipeline.variants import open_perturbed
+
+_RIGHT, _WRONG = "#1a7f37", "#c1121f"
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # told apart by colour-blind eyes
+_DPI = 130
+
+# (perturbation, level name) → the first test images in their version of trial 0.
+Pictures = dict[tuple[str, str], Images]
+
+
+def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
+    """Draw every figure of a data set into `folder`, which is replaced as a whole.
+
+    Args:
+        params: The study.
+        dataset: Which data set.
+        folder: Where the PNG files go.
+
+    Returns:
+        The files: per family of perturbations `accuracy_<family>.png` (figures 4, 6, 8 of the paper),
+        `examples_<family>.png` (3, 5, 7) and `levels_<family>.png`.
+
+    Raises:
+        PipelineError: Metric files or stores are missing, or do not fit params.
+    """
+    made_by = f"python -m pipeline impact {dataset.name}"
+    cells = _read_csv(layout.impact_cells(dataset.name), made_by)
+    examples = _read_csv(layout.impact_examples(dataset.name), made_by)
+    pictures: Pictures = {
+        (NATURAL, "0"): read_clean(dataset, "test", "images")[: params.impact.n_examples],
+    }
+    for perturbation in params.perturbations:
+        for variant, array, command in open_perturbed(params, dataset, perturbation):
+            if variant.split == "test":
+                shown = store.read(array, command, (0, slice(0, params.impact.n_examples)))
+                pictures[perturbation, level_name(variant.level)] = shown
+    expected = [(name, level) for name, level in pictures for _ in pictures[name, level]]
+    found = zip(examples["perturbation"], examples["level"].map(level_name), strict=True)
+    if expected != list(found):
+        raise PipelineError(
+            f"{layout.impact_examples(dataset.name)}: made with other params; make it again with `{made_by}`"
+        )
+    families = dict.fromkeys(PERTURBATIONS[name].family for name, _ in pictures if name != NATURAL)
+    written = []
+    with replacing_folder(folder) as partial:
+        for family in families:
+            for kind, figure in (
+                ("accuracy", draw_accuracy(cells, dataset, family)),
+                ("examples", draw_examples(pictures, examples, dataset, family)),
+                ("levels", draw_levels(pictures, dataset, family)),
+            ):
+                name = f"{kind}_{family}.png"
+                # No version or date in the file: the same metrics give the same bytes.
+                figure.savefig(partial / name, dpi=_DPI, metadata={"Software": None})
+                written.append(folder / name)
+    return written
+
+
+def draw_accuracy(cells: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
+    """Accuracy against level, mean ± standard deviation over trials, with the authors' values at the same levels.
+
+    Args:
+        cells: Columns as the fields of `Cell`.
+        dataset: Which data set.
+        family: Perturbations to draw.
+
+    Source: paper figures 4 (pixels), 6 (noise) and 8 (blur).
+    """
+    table = aggregate_trials(cells)
+    natural = float(table.loc[table["perturbation"] == NATURAL, "mean"].iloc[0])
+    authors = _authors_impact(dataset)
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(100 * natural, color="0.45", linewidth=1, linestyle=":", label=f"natural images {100 * natural:.1f} %")
+    names = [name for name in dict.fromkeys(table["perturbation"]) if name in PERTURBATIONS]
+    names = [name for name in names if PERTURBATIONS[name].family == family]
+    for name, color in zip(names, _COLORS, strict=False):
+        ours = table[table["perturbation"] == name].sort_values("level")
+        axes.errorbar(
+            ours["level"],
+            100 * ours["mean"],
+            100 * ours["std"],
+            color=color,
+            marker="o",
+            capsize=3,
+            label=f"{name}, ours",
+        )
+        theirs = authors[(authors["kind"] == name) & authors["level"].isin(ours["level"])].sort_values("level")
+        if len(theirs):
+            axes.errorbar(
+                theirs["level"],
+                theirs["mean"],
+                theirs["std"],
+                color=color,
+                marker="s",
+                markerfacecolor="white",
+                linestyle="--",
+                capsize=3,
+                label=f"{name}, authors",
+            )
+    axes.set_xticks(sorted(set(table.loc[table["perturbation"].isin(names), "level"])))
+    axes.set_xlabel(f"{' / '.join(names)}: {PERTURBATIONS[names[0]].unit_text}")
+    axes.set_ylabel("accuracy on test images, %")
+    axes.set_ylim(0, 101)
+    axes.set_title(f"{dataset.name}, natural model: {family}")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def draw_examples(pictures: Pictures, examples: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
+    """The first test images, natural and at the hardest level, with the model's class and confidence.
+
+    Args:
+        pictures: The images.
+        examples: Columns as the fields of `Example`.
+        dataset: Which data set.
+        family: Perturbations to draw.
+
+    Source: paper figures 3 (pixels), 5 (noise) and 7 (blur). The images are the first of the test set, not chosen.
+    """
+    rows = [(NATURAL, "0"), *_hardest_levels(pictures, family)]
+    n_columns = len(pictures[NATURAL, "0"])
+    figure = Figure(figsize=(1.15 * n_columns + 0.9, 1.5 * len(rows) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), n_columns, squeeze=False)
+    for (name, level), row in zip(rows, grid, strict=True):
+        chosen = examples[(examples["perturbation"] == name) & (examples["level"].map(level_name) == level)]
+        answers = zip(chosen["label"], chosen["predicted"], chosen["confidence"], strict=True)
+        for axes, image, (label, predicted, confidence) in zip(row, pictures[name, level], answers, strict=True):
+            color = _RIGHT if predicted == label else _WRONG
+            mark = "" if predicted == label else " ✗"
+            _show(axes, image, color)
+            axes.set_title(f"{dataset.classes[predicted]}{mark} {100 * confidence:.0f} %", fontsize=7, color=color)
+        row[0].set_ylabel(_row_label(name, level), fontsize=8)
+    figure.suptitle(f"{dataset.name}: predictions before and after (✗ wrong), confidence of the model", fontsize=9)
+    return figure
+
+
+def draw_levels(pictures: Pictures, dataset: Dataset, family: str) -> Figure:
+    """One test image at every level of every perturbation of a family.
+
+    Args:
+        pictures: The images.
+        dataset: Which data set.
+        family: Perturbations to draw.
+    """
+    levels: dict[str, list[str]] = {}
+    for name, level in pictures:
+        if name != NATURAL and PERTURBATIONS[name].family == family:
+            levels.setdefault(name, []).append(level)
+    n_columns = 1 + max(len(values) for values in levels.values())
+    figure = Figure(figsize=(1.3 * n_columns + 0.6, 1.5 * len(levels) + 0.4), layout="constrained")
+    grid = figure.subplots(len(levels), n_columns, squeeze=False)
+    for (name, values), row in zip(levels.items(), grid, strict=True):
+        for axes in row:
+            axes.axis("off")
+        shown = [(NATURAL, "0"), *((name, level) for level in values)]
+        for axes, key in zip(row, shown, strict=False):
+            axes.axis("on")
+            _show(axes, pictures[key][0], "0.6")
+            axes.set_title("natural" if key[0] == NATURAL else _row_label(*key).replace("\n", " "), fontsize=7)
+    figure.suptitle(f"{dataset.name}: levels of {family}", fontsize=9)
+    return figure
+
+
+def _show(axes: Axes, image: Images, color: str) -> None:
+    axes.imshow(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(color)
+        spine.set_linewidth(1.5)
+
+
+def _row_label(name: str, level: str) -> str:
+    if name == NATURAL:
+        return "natural"
+    if PERTURBATIONS[name].unit == "n_pixels":
+        return f"{name}\n{level} pixel{'' if level == '1' else 's'}"
+    return f"{name}\nσ = {level}"
+
+
+def _hardest_levels(pictures: Pictures, family: str) -> list[tuple[str, str]]:
+    hardest = {
+        name: (name, level)
+        for name, level in sorted(pictures, key=lambda key: float(key[1]))
+        if name != NATURAL and PERTURBATIONS[name].family == family
+    }
+    return [hardest[name] for name in dict.fromkeys(name for name, _ in pictures) if name in hardest]
+
+
+def _authors_impact(dataset: Dataset) -> pd.DataFrame:
+    """The authors' values of one data set: columns kind, level, trials, mean, std, natural; percent."""
+    with resources.files("pipeline").joinpath("reference/impact.csv").open() as file:
+        table = pd.read_csv(file)
+    return table[table["dataset"] == {"cifar10": "cifar"}.get(dataset.name, dataset.name)]
+
+
+def _read_csv(path: Path, made_by: str) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
+    except ValueError as error:  # pandas' parser errors are ValueErrors
+        raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None

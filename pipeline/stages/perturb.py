@@ -1,0 +1,43 @@
+"""Stage perturb: one perturbation of one data set, all levels and trials, into a store."""
+
+import os
+from pathlib import Path
+
+import click
+
+from pipeline.stages.options import dataset_argument, params_option, progress_bar
+
+
+@click.command(short_help="Perturb a data set and write the store.")
+@dataset_argument
+@click.argument("perturbation")
+@params_option
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    help="Threads; the bytes written do not depend on it.  [default: all cores]",
+)
+def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) -> None:
+    """Perturb DATASET by PERTURBATION and write data/perturbed/DATASET/PERTURBATION.zarr.
+
+    The store has a group per level with the arrays `train` (N, H, W, C) and `test` (trials, N, H, W, C) that params
+    ask for. PERTURBATION is stuck, hot, dead, noise or blur.
+    """
+    from math import prod
+
+    from pipeline import generation, layout
+    from pipeline.params import load
+    from pipeline.store import read_clean
+    from pipeline.variants import planned_variants
+
+    params = load(params_path)
+    spec = params.dataset(dataset)
+    variants = planned_variants(params, dataset, perturbation)
+    splits = sorted({variant.split for variant, _ in variants})
+    clean = {split: read_clean(spec, split, "images") for split in splits}
+    n_images = sum(prod(leading) for _, leading in variants)
+    path = layout.perturbed_store(dataset, perturbation)
+    with progress_bar(f"{dataset} {perturbation}", n_images) as bar:
+        generation.write_perturbed(path, spec, perturbation, variants, clean, workers, bar.update)
+    click.echo(f"{path}: {n_images:,} images in {len(variants)} arrays")

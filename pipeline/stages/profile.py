@@ -1,0 +1,31 @@
+"""Command profile: put one of the complete params files of profiles/ in place."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.stages.options import params_option
+
+
+@click.command(short_help="Put another params file in place.")
+@click.argument("name")
+@params_option
+def profile(name: str, params_path: Path) -> None:
+    """Replace params.yaml by profiles/NAME.yaml, after validating it and showing what changes."""
+    from pipeline import layout
+    from pipeline.errors import PipelineError
+    from pipeline.files import write_text
+    from pipeline.params import changed_keys, read, validate
+
+    path = layout.PROFILES / f"{name}.yaml"
+    known = sorted(file.stem for file in layout.PROFILES.glob("*.yaml"))
+    if name not in known:
+        raise PipelineError(f"profile: unknown '{name}'; choose from {', '.join(known) or 'none (no profiles/ here)'}")
+    new = read(path)
+    validate(new, path)
+    old = read(params_path) if params_path.exists() else {}
+    changes = changed_keys(old, new)
+    for key, before, after in changes:
+        click.echo(f"{key}: {before} -> {after}")
+    write_text(params_path, path.read_text(encoding="utf-8"))
+    click.echo(f"{params_path}: profile {name}, {len(changes)} value(s) changed")

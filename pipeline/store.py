@@ -1,0 +1,219 @@
+"""Zarr stores of images and labels; the only module that imports zarr.
+
+Arrays are uint8, sharded so that a store is a few dozen files, and every chunk carries a CRC-32C checksum. A store
+appears whole or not at all. Readers raise one error of our own for anything missing, damaged or unexpected.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+
+from pipeline import layout
+from pipeline.datasets import Dataset
+from pipeline.errors import PipelineError
+from pipeline.files import replacing_folder
+
+# Images per chunk: what a reader of a single image has to decode. Results do not depend on it.
+CHUNK_IMAGES = 500
+# Bytes per shard, before compression: what one task makes, holds and writes.
+SHARD_BYTES = 64 * 2**20
+SCHEMA_VERSION = 1
+
+Array = zarr.Array[Any]
+Group = zarr.Group
+
+# Two cores' worth: zarr's defaults are made for object stores, and workers here bring threads of their own.
+zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
+
+
+@contextmanager
+def replacing_store(path: Path, attributes: Mapping[str, Any]) -> Iterator[Group]:
+    """A new group that takes the place of the store at `path` when the block ends without an error.
+
+    Args:
+        path: The store to write.
+        attributes: Attributes of its root group, JSON values that do not vary from run to run.
+    """
+    with replacing_folder(path) as partial:
+        yield zarr.create_group(partial, attributes={"schema_version": SCHEMA_VERSION, **attributes}, overwrite=True)
+
+
+def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> Array:
+    """An empty array for images in `group`, sharded and checksummed.
+
+    Args:
+        group: Where it goes.
+        name: `images`, `train` or `test`.
+        shape: (N, H, W, C) or (trials, N, H, W, C).
+        attributes: JSON values that do not vary from run to run.
+    """
+    *trials, n, height, width, channels = shape
+    image_bytes = height * width * channels
+    chunks_per_trial = -(-n // CHUNK_IMAGES)
+    chunks_per_shard = max(1, SHARD_BYTES // (CHUNK_IMAGES * image_bytes))
+    shard_images = CHUNK_IMAGES * min(chunks_per_trial, chunks_per_shard)
+    # Whole trials share a shard where several fit; otherwise a trial is cut into shards.
+    shard_trials = [min(count, max(1, chunks_per_shard // chunks_per_trial)) for count in trials]
+    image = (height, width, channels)
+    return _create(
+        group,
+        name,
+        shape,
+        chunks=(*(1 for _ in trials), CHUNK_IMAGES, *image),
+        shards=(*shard_trials, shard_images, *image),
+        attributes=attributes,
+    )
+
+
+def create_labels(group: Group, name: str, labels: NDArray[np.uint8]) -> None:
+    """Write labels, uint8 (N,), as one shard."""
+    array = _create(group, name, labels.shape, chunks=labels.shape, shards=labels.shape, attributes={})
+    array[...] = labels
+    finish(array, sha256(labels))
+
+
+def _create(
+    group: Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...],
+    attributes: Mapping[str, Any],
+) -> Array:
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype="uint8",
+        chunks=chunks,
+        shards=shards,
+        serializer=BytesCodec(),
+        # Level 1: noise does not compress at any level, and digits do almost as well as at the default.
+        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        fill_value=0,
+        attributes=dict(attributes),
+        # A black image must be told from a lost one.
+        config={"write_empty_chunks": True},
+    )
+
+
+def shard_regions(array: Array) -> Iterator[tuple[slice, ...]]:
+    """The region of every shard in C order; one writer per region, or data are lost."""
+    shards = array.shards or array.chunks
+    for index in np.ndindex(_shard_grid(array)):
+        yield tuple(
+            slice(i * shard, min((i + 1) * shard, length))
+            for i, shard, length in zip(index, shards, array.shape, strict=True)
+        )
+
+
+def _shard_grid(array: Array) -> tuple[int, ...]:
+    return tuple(-(-length // shard) for length, shard in zip(array.shape, array.shards or array.chunks, strict=True))
+
+
+def _n_missing_shards(array: Array) -> int:
+    # zarr counts the chunks of an initialised shard, those beyond the array's edge too.
+    chunks_per_shard = math.prod(array.shards or array.chunks) // math.prod(array.chunks)
+    return math.prod(_shard_grid(array)) - array.nchunks_initialized // chunks_per_shard
+
+
+def finish(array: Array, digest: str) -> None:
+    """Record the SHA-256 of the array's decoded bytes in C order."""
+    array.attrs["sha256"] = digest
+
+
+def sha256(array: NDArray[np.uint8]) -> str:
+    """SHA-256 of the array's bytes in C order, as hex digits."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def open_store(path: Path, made_by: str) -> Group:
+    """A store for reading.
+
+    Args:
+        path: Where it lies.
+        made_by: Command that makes it, for the error message.
+
+    Raises:
+        PipelineError: No such store, metadata that cannot be read, or another schema version.
+    """
+    if not path.is_dir():
+        raise PipelineError(f"{path}: no such store; make it with `{made_by}`")
+    try:
+        group = zarr.open_group(path, mode="r")
+    except Exception as error:  # zarr passes on what its JSON and codec parsers raise
+        raise PipelineError(f"{path}: damaged metadata ({error}); make it again with `{made_by}`") from None
+    version = group.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise PipelineError(f"{path}: schema version {version!r}, expected {SCHEMA_VERSION}; run `{made_by}`")
+    return group
+
+
+def get_array(group: Group, name: str, made_by: str) -> Array:
+    """An array of an open store, with all of its shards present.
+
+    Args:
+        group: From `open_store`.
+        name: Path of the array in it, such as `0.05/test`.
+        made_by: As `open_store`.
+
+    Raises:
+        PipelineError: No such array, damaged metadata, or shards missing.
+    """
+    where = f"{group.store_path.store}/{name}".removeprefix("file://")
+    try:
+        array = group[name]
+        missing = _n_missing_shards(array) if isinstance(array, zarr.Array) else 0
+    except KeyError:
+        raise PipelineError(f"{where}: not in the store; make it again with `{made_by}`") from None
+    except Exception as error:  # as in open_store
+        raise PipelineError(f"{where}: damaged metadata ({error}); make it again with `{made_by}`") from None
+    if not isinstance(array, zarr.Array) or array.dtype != np.uint8:
+        raise PipelineError(f"{where}: not an array of uint8; make it again with `{made_by}`")
+    if missing:
+        raise PipelineError(f"{where}: {missing} shard(s) are missing; make it again with `{made_by}`")
+    return array
+
+
+def read(array: Array, made_by: str, selection: Any = ...) -> NDArray[np.uint8]:
+    """The values of an array, or of a part of it.
+
+    Args:
+        array: From `get_array`.
+        made_by: As `open_store`.
+        selection: Basic index, such as a trial's number or a slice of images.
+
+    Raises:
+        PipelineError: A chunk fails its checksum or cannot be decoded.
+    """
+    try:
+        return np.ascontiguousarray(array[selection], dtype=np.uint8)
+    except Exception as error:  # codecs raise what they like
+        where = str(array.store_path).removeprefix("file://")
+        raise PipelineError(f"{where}: damaged data ({error}); make it again with `{made_by}`") from None
+
+
+def read_clean(dataset: Dataset, split: str, kind: str) -> NDArray[np.uint8]:
+    """A full array of the clean store, its digest checked.
+
+    Args:
+        dataset: Which data set.
+        split: `train` or `test`.
+        kind: `images` (uint8 (N, H, W, C)) or `labels` (uint8 (N,)).
+
+    Raises:
+        PipelineError: The store is missing or damaged, or holds other data.
+    """
+    made_by = f"python -m pipeline prepare {dataset.name}"
+    path = layout.clean_store(dataset.name)
+    values = read(get_array(open_store(path, made_by), f"{split}/{kind}", made_by), made_by)
+    if sha256(values) != dataset.digests[split, kind]:
+        raise PipelineError(f"{path}/{split}/{kind}: not the {dataset.name} data; make it again with `{made_by}`")
+    return values

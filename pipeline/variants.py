@@ -1,0 +1,100 @@
+"""What the stores must hold according to params, and opening them checked against it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pipeline import layout, store
+from pipeline.datasets import Dataset
+from pipeline.errors import PipelineError
+from pipeline.params import Params
+from pipeline.perturbations import PERTURBATIONS, Perturbation
+from pipeline.seeding import level_name
+
+
+@dataclass(frozen=True)
+class Variant:
+    """All that decides the bytes of a perturbed split, its clean images aside."""
+
+    perturbation: str
+    level: float
+    split: str
+    seed: int
+    options: Mapping[str, str | bool]
+
+    @property
+    def kernel(self) -> Perturbation:
+        """Its line in the table."""
+        return PERTURBATIONS[self.perturbation]
+
+
+def planned_variants(params: Params, dataset: str, perturbation: str) -> list[tuple[Variant, tuple[int, ...]]]:
+    """The arrays of one perturbed store: what each holds, and its leading shape, (N,) or (trials, N).
+
+    Raises:
+        PipelineError: params.yaml has no such perturbation.
+    """
+    if perturbation not in params.perturbations:
+        raise PipelineError(
+            f"perturbation: unknown '{perturbation}'; params.yaml has {', '.join(params.perturbations)}"
+        )
+    levels = params.perturbations[perturbation]
+    subset = params.datasets[dataset]
+    trials = params.perturb.trials if PERTURBATIONS[perturbation].is_random else 1
+    number = int if PERTURBATIONS[perturbation].unit == "n_pixels" else float  # YAML may say 1 for 1.0
+    new = partial(Variant, perturbation, seed=params.perturb.seed, options=levels.options)
+    planned: list[tuple[Variant, tuple[int, ...]]] = []
+    for level in sorted(levels.train_levels):
+        planned.append((new(level=number(level), split="train"), (subset.n_train,)))
+    for level in sorted(levels.test_levels):
+        planned.append((new(level=number(level), split="test"), (trials, subset.n_test)))
+    return planned
+
+
+def variant_attributes(dataset: Dataset, variant: Variant) -> dict[str, Any]:
+    """All that is needed to regenerate an array, and nothing that varies from run to run."""
+    return {
+        "dataset": dataset.name,
+        "split": variant.split,
+        "perturbation": variant.perturbation,
+        "level": variant.level,
+        "unit": variant.kernel.unit,
+        "options": dict(variant.options),
+        "seed": variant.seed if variant.kernel.is_random else None,
+        "source_sha256": dataset.digests[variant.split, "images"],
+    }
+
+
+def open_perturbed(params: Params, dataset: Dataset, perturbation: str) -> list[tuple[Variant, store.Array, str]]:
+    """The arrays of a perturbed store, checked against params.
+
+    Args:
+        params: What the store should hold.
+        dataset: Which data set.
+        perturbation: Which perturbation.
+
+    Returns:
+        Every variant with its array and the command that makes it.
+
+    Raises:
+        PipelineError: The store is missing, damaged, or made with other params.
+    """
+    made_by = f"python -m pipeline perturb {dataset.name} {perturbation}"
+    path = layout.perturbed_store(dataset.name, perturbation)
+    group = store.open_store(path, made_by)
+    arrays = []
+    for variant, leading in planned_variants(params, dataset.name, perturbation):
+        name = f"{level_name(variant.level)}/{variant.split}"
+        array = store.get_array(group, name, made_by)
+        expected = {**variant_attributes(dataset, variant), "shape": [*leading, *dataset.shape]}
+        actual = {**dict(array.attrs), "shape": list(array.shape)}
+        differing = [key for key, value in expected.items() if actual.get(key) != value]
+        if differing:
+            key = differing[0]
+            raise PipelineError(
+                f"{path}/{name}: made with other params ({key} is {actual.get(key)!r}, params.yaml asks for "
+                f"{expected[key]!r}); make it again with `{made_by}`"
+            )
+        arrays.append((variant, array, made_by))
+    return arrays
