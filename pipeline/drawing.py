@@ -52,7 +52,7 @@ def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
     for perturbation in params.perturbations:
         for variant, array, command in open_perturbed(params, dataset, perturbation):
             if variant.split == "test":
-                shown = store.read(array, command, (0, slice(0, params.impact.n_examples)))
+                shown = store.read_part(array, (0, slice(0, params.impact.n_examples)), command)
                 pictures[perturbation, level_name(variant.level)] = shown
     expected = [(name, level) for name, level in pictures for _ in pictures[name, level]]
     found = zip(examples["perturbation"], examples["level"].map(level_name), strict=True)

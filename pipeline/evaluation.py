@@ -81,6 +81,6 @@ def measure_impact(
 
     evaluate(NATURAL, 0, 0, clean)
     for (perturbation, level), (array, made_by) in perturbed.items():
-        for trial in range(array.shape[0]):
-            evaluate(perturbation, level, trial, store.read(array, made_by, trial))
+        for trial, images in enumerate(store.read_trials(array, made_by)):
+            evaluate(perturbation, level, trial, images)
     return cells, examples

@@ -182,13 +182,46 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     return array
 
 
-def read(array: Array, made_by: str, selection: Any = ...) -> NDArray[np.uint8]:
-    """The values of an array, or of a part of it.
+def read(array: Array, made_by: str) -> NDArray[np.uint8]:
+    """All values of an array, its digest checked.
 
     Args:
         array: From `get_array`.
         made_by: As `open_store`.
+
+    Raises:
+        PipelineError: A chunk fails its checksum or cannot be decoded, or the values are not those first written.
+    """
+    values = read_part(array, ..., made_by)
+    _check_digest(array, sha256(values), made_by)
+    return values
+
+
+def read_trials(array: Array, made_by: str) -> Iterator[NDArray[np.uint8]]:
+    """One trial after the other of an array (trials, N, H, W, C), the digest checked after the last.
+
+    Args:
+        array: From `get_array`.
+        made_by: As `open_store`.
+
+    Raises:
+        PipelineError: As `read`.
+    """
+    digest = hashlib.sha256()
+    for trial in range(array.shape[0]):
+        values = read_part(array, trial, made_by)
+        digest.update(values.data)
+        yield values
+    _check_digest(array, digest.hexdigest(), made_by)
+
+
+def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
+    """A part of an array; chunks are checked by their checksums, the whole is not.
+
+    Args:
+        array: From `get_array`.
         selection: Basic index, such as a trial's number or a slice of images.
+        made_by: As `open_store`.
 
     Raises:
         PipelineError: A chunk fails its checksum or cannot be decoded.
@@ -196,8 +229,19 @@ def read(array: Array, made_by: str, selection: Any = ...) -> NDArray[np.uint8]:
     try:
         return np.ascontiguousarray(array[selection], dtype=np.uint8)
     except Exception as error:  # codecs raise what they like
-        where = str(array.store_path).removeprefix("file://")
-        raise PipelineError(f"{where}: damaged data ({error}); make it again with `{made_by}`") from None
+        raise PipelineError(f"{_where(array)}: damaged data ({error}); make it again with `{made_by}`") from None
+
+
+def _check_digest(array: Array, digest: str, made_by: str) -> None:
+    # zarr reads an empty shard as zeros: only the digest tells.
+    if digest != array.attrs.get("sha256"):
+        raise PipelineError(
+            f"{_where(array)}: damaged data (SHA-256 is not that in its attributes); make it again with `{made_by}`"
+        )
+
+
+def _where(array: Array) -> str:
+    return str(array.store_path).removeprefix("file://")
 
 
 def read_clean(dataset: Dataset, split: str, kind: str) -> NDArray[np.uint8]:

@@ -37,9 +37,9 @@ def gaussian_noise(images: Images, sigma: float, rng: np.random.Generator) -> Im
     if not 0 < sigma <= 1:
         raise ValueError(f"sigma: {sigma} is outside (0, 1], fractions of full scale")
     table, thresholds, smallest = _rounded_normal(sigma)
-    flat = np.ascontiguousarray(images).reshape(images.shape[0], -1)
-    if flat.size == 0:
+    if images.size == 0:
         return images.copy()
+    flat = np.ascontiguousarray(images).reshape(images.shape[0], -1)
     words = rng.bit_generator.random_raw(-(-flat.size // 4))
     uniform = words.astype("<u8", copy=False).view("<u2")[: flat.size].reshape(flat.shape)
     noise = cv2.LUT(uniform, table)

@@ -1,0 +1,108 @@
+"""Small synthetic data sets in the place of the real ones, and a folder in which every stage can run."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import datasets, layout, sources, store
+from pipeline.datasets import Dataset
+from pipeline.sources import Arrays
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Not multiples of the block, chunk or shard size.
+N_TRAIN, N_TEST = 1230, 620
+
+
+def make_arrays(shape: tuple[int, int, int], seed: int) -> Arrays:
+    """Images in which each class is bright in a stripe of its own, so that a network can learn them."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for split, n in (("train", N_TRAIN), ("test", N_TEST)):
+        labels = rng.integers(0, 10, n, dtype=np.uint8)
+        images = rng.integers(0, 80, (n, *shape), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label : 2 * label + 6, 4:-4] += 150
+        arrays[split, "images"], arrays[split, "labels"] = images, labels
+    return arrays
+
+
+def tiny_dataset(real: Dataset, arrays: Arrays) -> Dataset:
+    """The data set `real` with these arrays as its content."""
+    return replace(
+        real,
+        n_examples={"train": N_TRAIN, "test": N_TEST},
+        digests={key: store.sha256(values) for key, values in arrays.items()},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_arrays() -> dict[str, Arrays]:
+    """Arrays of tiny stand-ins for both data sets."""
+    return {name: make_arrays(dataset.shape, len(name)) for name, dataset in datasets.DATASETS.items()}
+
+
+@pytest.fixture
+def tiny_datasets(tiny_arrays: dict[str, Arrays], monkeypatch: pytest.MonkeyPatch) -> dict[str, Arrays]:
+    """`DATASETS` describes the tiny stand-ins for the duration of a test."""
+    for name, arrays in tiny_arrays.items():
+        monkeypatch.setitem(datasets.DATASETS, name, tiny_dataset(datasets.DATASETS[name], arrays))
+    return tiny_arrays
+
+
+@pytest.fixture(scope="session")
+def quick_values() -> dict[str, Any]:
+    """The content of profiles/quick.yaml."""
+    values: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "profiles/quick.yaml").read_text())
+    return values
+
+
+@pytest.fixture
+def tiny_values(quick_values: dict[str, Any]) -> dict[str, Any]:
+    """Params with which every stage takes a second on the tiny data sets."""
+    values = copy.deepcopy(quick_values)
+    for subset in values["datasets"].values():
+        subset.update(n_train=1100, n_test=600)
+    values["perturb"]["trials"] = 2
+    for recipe in values["train"]["recipes"].values():
+        recipe.update(epochs=2, batch_size=100, precision="float32")
+        recipe["network"]["convolutions"] = [{"filters": 4, "kernel": 5, "stride": 3, "padding": 0, "pool": 2}]
+    values["device"] = "cpu"
+    return values
+
+
+WriteParams = Callable[[dict[str, Any]], Path]
+
+
+@pytest.fixture
+def write_params() -> WriteParams:
+    """Writes values as params.yaml of the current folder."""
+
+    def write(values: dict[str, Any]) -> Path:
+        with layout.PARAMS.open("w") as file:
+            YAML(typ="safe", pure=True).dump(values, file)
+        return layout.PARAMS
+
+    return write
+
+
+@pytest.fixture
+def study(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_datasets: dict[str, Arrays],
+    tiny_values: dict[str, Any],
+    write_params: WriteParams,
+) -> Path:
+    """The current folder, with params.yaml and the clean stores of the tiny data sets."""
+    monkeypatch.chdir(tmp_path)
+    write_params(tiny_values)
+    for name, arrays in tiny_datasets.items():
+        sources.write_clean(layout.clean_store(name), datasets.DATASETS[name], arrays)
+    return tmp_path

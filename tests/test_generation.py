@@ -1,0 +1,155 @@
+"""The determinism contract: an image depends on its names, and on nothing else."""
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from pipeline import generation, store
+from pipeline.arrays import Images
+from pipeline.datasets import MNIST, Dataset
+from pipeline.perturbations import PERTURBATIONS
+from pipeline.seeding import BLOCK_SIZE
+from pipeline.variants import Variant
+
+LEVELS: dict[str, float] = {"stuck": 3, "hot": 2, "dead": 4, "noise": 0.05, "blur": 0.7}
+N = 2 * BLOCK_SIZE + 130
+GOLDEN = Path(__file__).parent / "golden_perturbations.json"
+
+
+def make_variant(name: str, split: str = "test", **changes: Any) -> Variant:
+    options = {option: values[0] for option, values in PERTURBATIONS[name].options.items()}
+    return replace(Variant(name, LEVELS[name], split, seed=5, options=options), **changes)
+
+
+@pytest.fixture(scope="module")
+def clean() -> Images:
+    # Integer arithmetic, so that the golden digests hang on nothing but the kernels.
+    values = np.arange(N * 28 * 28, dtype=np.uint64) * np.uint64(2654435761) >> np.uint64(13)
+    return (values & np.uint64(255)).astype(np.uint8).reshape(N, 28, 28, 1)
+
+
+@pytest.fixture
+def dataset(clean: Images) -> Dataset:
+    digests = {(split, "images"): store.sha256(clean) for split in ("train", "test")}
+    return replace(MNIST, n_examples={"train": N, "test": N}, digests=digests)
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+class TestContract:
+    def test_an_image_is_the_same_whatever_range_it_is_made_in(self, name: str, clean: Images) -> None:
+        whole = generation.perturb_images(clean, make_variant(name), 1, 0, N)
+        for start, stop in ((0, 1), (499, 501), (3, 777), (N - 7, N), (BLOCK_SIZE, 2 * BLOCK_SIZE)):
+            part = generation.perturb_images(clean, make_variant(name), 1, start, stop)
+            assert np.array_equal(part, whole[start:stop])
+
+    def test_an_image_does_not_depend_on_what_follows_it(self, name: str, clean: Images) -> None:
+        few = generation.perturb_images(clean[: BLOCK_SIZE * 2], make_variant(name), 0, 0, 600)
+        assert np.array_equal(few, generation.perturb_images(clean, make_variant(name), 0, 0, 600))
+
+    def test_every_name_counts(self, name: str, clean: Images) -> None:
+        base = generation.perturb_images(clean, make_variant(name), 0, 0, 50)
+        others = [
+            generation.perturb_images(clean, make_variant(name, seed=6), 0, 0, 50),
+            generation.perturb_images(clean, make_variant(name, split="train"), 0, 0, 50),
+            generation.perturb_images(clean, make_variant(name), 1, 0, 50),
+        ]
+        for other in others:
+            assert np.array_equal(base, other) == (not PERTURBATIONS[name].is_random)
+
+    def test_stores_are_the_same_for_any_number_of_workers(
+        self, name: str, clean: Images, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store, "SHARD_BYTES", 600 * 28 * 28)  # several shards per trial
+        variants: list[tuple[Variant, tuple[int, ...]]] = [
+            (make_variant(name, "train"), (1000,)),
+            (make_variant(name), (2, 1100)),
+        ]
+        contents = []
+        for n_workers in (1, 2, 7):
+            path = tmp_path / f"{n_workers}.zarr"
+            generation.write_perturbed(path, dataset, name, variants, {"train": clean, "test": clean}, n_workers)
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            contents.append({str(file.relative_to(path)): file.read_bytes() for file in files})
+        assert contents[0] == contents[1] == contents[2]
+
+    def test_images_do_not_depend_on_chunks_shards_or_other_levels(
+        self, name: str, clean: Images, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        variant = make_variant(name)
+        other = replace(variant, level=1)
+        found = []
+        for chunk, shard_images, variants in (
+            (500, 5000, [variant]),
+            (130, 260, [other, variant]),
+            (77, 77, [variant, other]),
+        ):
+            monkeypatch.setattr(store, "CHUNK_IMAGES", chunk)
+            monkeypatch.setattr(store, "SHARD_BYTES", shard_images * 28 * 28)
+            path = tmp_path / f"{chunk}.zarr"
+            generation.write_perturbed(path, dataset, name, [(v, (2, 900)) for v in variants], {"test": clean}, 2)
+            array = zarr.open_group(path, mode="r")[f"{LEVELS[name]}/test"]
+            assert isinstance(array, zarr.Array)
+            assert array.chunks[1] == chunk
+            found.append(np.asarray(array[...]))
+        assert np.array_equal(found[0], found[1])
+        assert np.array_equal(found[0], found[2])
+        expected = [generation.perturb_images(clean, variant, trial, 0, 900) for trial in range(2)]
+        assert np.array_equal(found[0], expected)
+
+    def test_the_bytes_are_those_of_the_first_release(self, name: str, clean: Images) -> None:
+        """A library or a change that alters a byte is named here; a new digest is a new data set."""
+        grey = generation.perturb_images(clean, make_variant(name), 0, 0, N)
+        rgb = np.ascontiguousarray(clean.reshape(-1)[: 350 * 28 * 28 * 3].reshape(-1, 28, 28, 3))
+        colour = generation.perturb_images(rgb, make_variant(name), 0, 0, len(rgb))
+        digest = hashlib.sha256(grey.tobytes() + colour.tobytes()).hexdigest()
+        assert digest == json.loads(GOLDEN.read_text())[name]
+
+
+def test_sensor_scope_holds_over_all_blocks_of_a_trial(clean: Images) -> None:
+    variant = make_variant("hot", options={"scope": "sensor"})
+    black = np.zeros_like(clean)
+    first, second = (generation.perturb_images(black, variant, trial, 0, N) for trial in (0, 1))
+    assert (first == first[0]).all()
+    assert not np.array_equal(first[0], second[0])
+
+
+def test_the_first_image_of_two_blocks_is_damaged_differently(clean: Images) -> None:
+    perturbed = generation.perturb_images(np.zeros_like(clean), make_variant("hot"), 0, 0, N)
+    assert not np.array_equal(perturbed[0], perturbed[BLOCK_SIZE])
+
+
+def test_attributes_say_what_is_needed_to_regenerate(clean: Images, dataset: Dataset, tmp_path: Path) -> None:
+    variant = make_variant("stuck")
+    generation.write_perturbed(tmp_path / "stuck.zarr", dataset, "stuck", [(variant, (2, 700))], {"test": clean}, 2)
+    array = zarr.open_group(tmp_path / "stuck.zarr", mode="r")["3/test"]
+    assert isinstance(array, zarr.Array)
+    attributes = dict(array.attrs)
+    assert attributes == {
+        "dataset": "mnist",
+        "split": "test",
+        "perturbation": "stuck",
+        "level": 3,
+        "unit": "n_pixels",
+        "options": {"scope": "image"},
+        "seed": 5,
+        "source_sha256": store.sha256(clean),
+        "sha256": store.sha256(np.asarray(array[...], np.uint8)),
+    }
+
+
+def test_an_error_in_a_worker_leaves_the_previous_store(clean: Images, dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "hot.zarr"
+    generation.write_perturbed(path, dataset, "hot", [(make_variant("hot"), (1, 600))], {"test": clean}, 2)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match="n_pixels"):
+        generation.write_perturbed(
+            path, dataset, "hot", [(make_variant("hot", level=10_000), (1, 600))], {"test": clean}, 2
+        )
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hot.zarr"]

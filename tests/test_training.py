@@ -1,0 +1,111 @@
+"""The training loop learns, is reproducible, and does what the recipe says."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.networks import logits_of
+from pipeline.params import Recipe
+from pipeline.sources import Arrays
+from pipeline.training import Epoch, Examples, train_natural
+
+CPU = torch.device("cpu")
+
+
+def make_recipe(**changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "network": {
+            "convolutions": [{"filters": 6, "kernel": 5, "stride": 2, "padding": 0, "pool": 2}],
+            "fully_connected": [],
+            "activation": "relu",
+            "batch_norm": True,
+            "dropout": 0.2,
+        },
+        "standardize": "channel",
+        "adam": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999},
+        "epochs": 3,
+        "batch_size": 100,
+        "shuffle": True,
+        "drop_last": True,
+        "precision": "float32",
+    }
+    return Recipe.model_validate({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
+    arrays = tiny_arrays["cifar10"]
+    train, test = (Examples(arrays[split, "images"], arrays[split, "labels"]) for split in ("train", "test"))
+    return train, test
+
+
+def train_weights(splits: tuple[Examples, Examples], recipe: Recipe, seed: int = 1) -> dict[str, torch.Tensor]:
+    return train_natural(recipe, *splits, seed, CPU)[0].state_dict()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_learns_and_reports_what_the_model_then_does(splits: tuple[Examples, Examples], precision: str) -> None:
+    reported: list[Epoch] = []
+    seen: list[int] = []
+    recipe = make_recipe(precision=precision)
+    classifier, curve = train_natural(recipe, *splits, 1, CPU, reported.append, seen.append)
+    assert reported == curve
+    assert [row.epoch for row in curve] == [1, 2, 3]
+    assert sum(seen) == 3 * 1200  # 1,230 images, the last partial batch dropped
+    assert curve[-1].train_loss < curve[0].train_loss
+    assert curve[-1].test_accuracy > 0.9
+    test = splits[1]
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    predicted = logits_of(classifier, test.images, CPU, dtype, 500).argmax(1)
+    assert curve[-1].test_accuracy == np.mean(predicted == test.labels)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(splits: tuple[Examples, Examples]) -> None:
+    recipe = make_recipe(epochs=1)
+    first = train_weights(splits, recipe)
+    torch.rand(7)  # the state of the global generator does not matter
+    assert same(first, train_weights(splits, recipe))
+    assert not same(first, train_weights(splits, recipe, seed=2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shuffle": False},
+        {"drop_last": False},
+        {"standardize": "pixel"},
+        {"batch_size": 50},
+        {"adam": {"learning_rate": 0.02, "beta1": 0.9, "beta2": 0.999}},
+        {"adam": {"learning_rate": 0.01, "beta1": 0.5, "beta2": 0.999}},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_every_entry_of_the_recipe_counts(splits: tuple[Examples, Examples], changes: dict[str, Any]) -> None:
+    base, changed = (train_weights(splits, make_recipe(epochs=1, **change)) for change in ({}, changes))
+    assert not same(base, changed)
+
+
+def test_it_equals_a_plain_loop_over_the_images_in_order(splits: tuple[Examples, Examples]) -> None:
+    train, test = splits
+    # No BatchNorm: before one, a bias has no gradient but rounding, which Adam blows up.
+    network = {**make_recipe().network.model_dump(), "dropout": 0.0, "batch_norm": False}
+    found = train_natural(make_recipe(epochs=1, shuffle=False, network=network), train, test, 3, CPU)[0]
+
+    frozen = {"learning_rate": 1e-30, "beta1": 0.9, "beta2": 0.999}  # leaves the initial weights
+    model = train_natural(make_recipe(epochs=1, network=network, adam=frozen), train, test, 3, CPU)[0].train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.999))
+    for start in range(0, 1200, 100):
+        images = torch.from_numpy(train.images[start : start + 100])
+        labels = torch.from_numpy(train.labels[start : start + 100]).long()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    for name, weights in model.state_dict().items():
+        assert torch.allclose(weights, found.state_dict()[name], atol=1e-4), name
