@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.seeding import level_name
+
 # The row of the clean test images among the cells.
 NATURAL = "natural"
 
@@ -33,6 +35,11 @@ class Cell:
 def to_frame(cells: list[Cell]) -> pd.DataFrame:
     """One row per cell, columns as the fields of `Cell`."""
     return pd.DataFrame([asdict(cell) for cell in cells])
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """The table as CSV, levels written as the stores name them: the shortest decimal."""
+    return table.assign(level=table["level"].map(level_name)).to_csv(index=False)
 
 
 def aggregate_trials(cells: pd.DataFrame) -> pd.DataFrame:

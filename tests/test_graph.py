@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "pipeline"
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
-    {"", "arrays", "datasets", "errors", "files", "layout", "metrics", "perturbations", "seeding"},
+    {"", "arrays", "datasets", "errors", "files", "layout", "seeding"},
+    {"metrics", "perturbations"},
     {"params", "store"},
     {"devices", "networks", "sources", "variants"},
     {"drawing", "evaluation", "generation", "training"},

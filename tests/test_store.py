@@ -127,12 +127,17 @@ def test_every_flipped_bit_in_a_shard_is_detected(tmp_path: Path) -> None:
     assert np.array_equal(store.read(store.get_array(store.open_store(path, "x"), "images", "x"), "x"), values)
 
 
+def write_half(path: Path) -> None:
+    with store.replacing_store(path, {}) as root:
+        store.create_labels(root, "labels", np.zeros(3, np.uint8))
+        raise RuntimeError
+
+
 def test_an_error_while_writing_leaves_the_previous_store(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     write(path, make_values((40, 8, 8, 1)))
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(RuntimeError), store.replacing_store(path, {}) as root:
-        store.create_labels(root, "labels", np.zeros(3, np.uint8))
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half(path)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.zarr"]

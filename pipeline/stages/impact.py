@@ -64,8 +64,8 @@ def impact(dataset: str, params_path: Path) -> None:
         )
     frame = metrics.to_frame(cells)
     summary = metrics.summarize(frame)
-    write_text(layout.impact_cells(dataset), frame.to_csv(index=False))
-    write_text(layout.impact_examples(dataset), pd.DataFrame([asdict(row) for row in examples]).to_csv(index=False))
+    write_text(layout.impact_cells(dataset), metrics.to_csv(frame))
+    write_text(layout.impact_examples(dataset), metrics.to_csv(pd.DataFrame([asdict(row) for row in examples])))
     write_text(layout.impact_metrics(dataset), json.dumps(summary, indent=2) + "\n")
     for name, value in summary.items():
         click.echo(f"{dataset} {name}: {value:.4f}")

@@ -1,0 +1,78 @@
+"""`dvc repro` as a user runs it, on real MNIST at a small size: reproducible, and idle when nothing changed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import ROOT
+
+
+def run(folder: Path, *command: str, status: int = 0) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the working tree after its first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("checkout")
+    listed = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, listed.split("\0")):
+        source = ROOT / name
+        if source.is_file() and name != "dvc.lock" and not name.startswith("metrics/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+    yaml = YAML()
+    values = yaml.load(folder / "params.yaml")
+    del values["datasets"]["cifar10"]
+    values["datasets"]["mnist"].update(n_train=2000, n_test=600)
+    values["train"]["recipes"]["mnist"].update(epochs=2)
+    values["prepare"]["download_folder"] = str(ROOT / "data/downloads")  # fetched once, for all test runs
+    yaml.dump(values, folder / "params.yaml")
+    run(folder, "git", "init", "-q")
+    run(folder, "dvc", "repro")
+    return folder
+
+
+def test_a_second_repro_has_nothing_to_do(checkout: Path) -> None:
+    output = run(checkout, "dvc", "repro")
+    assert "Data and pipelines are up to date." in output
+    assert "Running stage" not in output
+
+
+def test_a_forced_repro_leaves_the_lock_file_as_it_was(checkout: Path) -> None:
+    before = (checkout / "dvc.lock").read_bytes()
+    assert run(checkout, "dvc", "repro", "--force").count("Running stage") == 9
+    assert (checkout / "dvc.lock").read_bytes() == before
+
+
+def test_another_level_reruns_its_perturbation_and_what_depends_on_it_only(checkout: Path) -> None:
+    params = checkout / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("[0.01325, 0.0255, 0.05]", "[0.01325, 0.05]"))
+    try:
+        lines = run(checkout, "dvc", "status").splitlines()
+        changed = {line.removesuffix(":") for line in lines if "@" in line}
+        assert {"perturb@mnist-noise", "impact@mnist", "figures@mnist"} <= changed
+        assert not {"prepare@mnist", "train@mnist", "perturb@mnist-blur"} & changed
+    finally:
+        params.write_text(before)
+
+
+def test_a_failing_stage_says_why_and_stops_the_run(checkout: Path) -> None:
+    params = checkout / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("trials: 3", "trials: 0"))
+    try:
+        output = run(checkout, "dvc", "repro", status=255)
+        assert "perturb.trials: 0: Input should be greater than or equal to 1" in output
+        assert "Traceback" not in output
+    finally:
+        params.write_text(before)
