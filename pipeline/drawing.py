@@ -1,5 +1,6 @@
 """The paper's figures 3 to 8 as PNG, drawn from metric files and stores."""
 
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pipeline.arrays import Images
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_folder
-from pipeline.metrics import NATURAL, aggregate_trials
+from pipeline.metrics import NATURAL, Cell, Example, aggregate_trials
 from pipeline.params import Params
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.seeding import level_name
@@ -44,8 +45,8 @@ def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
         PipelineError: Metric files or stores are missing, or do not fit params.
     """
     made_by = f"python -m pipeline impact {dataset.name}"
-    cells = _read_csv(layout.impact_cells(dataset.name), made_by)
-    examples = _read_csv(layout.impact_examples(dataset.name), made_by)
+    cells = _read_csv(layout.impact_cells(dataset.name), Cell, made_by)
+    examples = _read_csv(layout.impact_examples(dataset.name), Example, made_by)
     pictures: Pictures = {
         (NATURAL, "0"): read_clean(dataset, "test", "images")[: params.impact.n_examples],
     }
@@ -88,7 +89,7 @@ def draw_accuracy(cells: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
     """
     table = aggregate_trials(cells)
     natural = float(table.loc[table["perturbation"] == NATURAL, "mean"].iloc[0])
-    authors = _authors_impact(dataset)
+    authors = authors_impact(dataset)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(100 * natural, color="0.45", linewidth=1, linestyle=":", label=f"natural images {100 * natural:.1f} %")
@@ -209,17 +210,22 @@ def _hardest_levels(pictures: Pictures, family: str) -> list[tuple[str, str]]:
     return [hardest[name] for name in dict.fromkeys(name for name, _ in pictures) if name in hardest]
 
 
-def _authors_impact(dataset: Dataset) -> pd.DataFrame:
+def authors_impact(dataset: Dataset) -> pd.DataFrame:
     """The authors' values of one data set: columns kind, level, trials, mean, std, natural; percent."""
     with resources.files("pipeline").joinpath("reference/impact.csv").open() as file:
         table = pd.read_csv(file)
     return table[table["dataset"] == {"cifar10": "cifar"}.get(dataset.name, dataset.name)]
 
 
-def _read_csv(path: Path, made_by: str) -> pd.DataFrame:
+def _read_csv(path: Path, row: type[Cell | Example], made_by: str) -> pd.DataFrame:
+    """A table of rows that were written as `row`."""
     try:
-        return pd.read_csv(path)
+        table = pd.read_csv(path)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
     except ValueError as error:  # pandas' parser errors are ValueErrors
         raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
+    missing = [field.name for field in fields(row) if field.name not in table]
+    if missing:
+        raise PipelineError(f"{path}: damaged (no column {', '.join(missing)}); make it again with `{made_by}`")
+    return table

@@ -1,7 +1,6 @@
 """The impact study: a natural model on clean test images and on every level and trial of every perturbation."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,29 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline import store
 from pipeline.arrays import Images
-from pipeline.metrics import NATURAL, Cell
+from pipeline.metrics import NATURAL, Cell, Example
 from pipeline.networks import Classifier, logits_of
-
-
-@dataclass(frozen=True)
-class Example:
-    """What a model says of one pictured test image.
-
-    Attributes:
-        perturbation: Name of the perturbation, or `natural`.
-        level: Its physical value; 0 for `natural`.
-        index: Index of the image in the test split; the perturbed version is that of trial 0.
-        label: The right class.
-        predicted: The model's class.
-        confidence: Its softmax probability, in [0, 1].
-    """
-
-    perturbation: str
-    level: float
-    index: int
-    label: int
-    predicted: int
-    confidence: float
 
 
 def measure_impact(

@@ -52,7 +52,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         yield partial
         if path.exists():
             path.rename(previous)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except OSError:
+            if previous.exists():
+                previous.rename(path)
+            raise
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,5 +1,6 @@
-"""Metric arithmetic: raw cells in, aggregates out. Accuracies are numbers in [0, 1]."""
+"""What is measured, and metric arithmetic: raw cells in, aggregates out. Accuracies are numbers in [0, 1]."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,9 +33,30 @@ class Cell:
     n_examples: int
 
 
-def to_frame(cells: list[Cell]) -> pd.DataFrame:
-    """One row per cell, columns as the fields of `Cell`."""
-    return pd.DataFrame([asdict(cell) for cell in cells])
+@dataclass(frozen=True)
+class Example:
+    """What a model says of one pictured test image.
+
+    Attributes:
+        perturbation: Name of the perturbation, or `natural`.
+        level: Its physical value; 0 for `natural`.
+        index: Index of the image in the test split; the perturbed version is that of trial 0.
+        label: The right class.
+        predicted: The model's class.
+        confidence: Its softmax probability, in [0, 1].
+    """
+
+    perturbation: str
+    level: float
+    index: int
+    label: int
+    predicted: int
+    confidence: float
+
+
+def to_frame(rows: Sequence[Cell | Example]) -> pd.DataFrame:
+    """A table with the fields as columns."""
+    return pd.DataFrame([asdict(row) for row in rows])
 
 
 def to_csv(table: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.seeding import level_name
 
-Levels = Annotated[tuple[int | float, ...], Field(strict=False)]
+Levels = Annotated[tuple[float, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -34,7 +34,7 @@ class Subset(Block):
 class Prepare(Block):
     """Where the original data come from."""
 
-    sources: Annotated[tuple[Literal["local", "torchvision", "npm"], ...], Field(strict=False, min_length=1)]
+    sources: Annotated[tuple[Literal["local", "torchvision", "npm"], ...], Field(strict=False)]
     local_folder: str | None
     download_folder: str
 
@@ -156,6 +156,8 @@ class Params(Block):
     @model_validator(mode="after")
     def _check_names_and_levels(self) -> "Params":
         problems: list[str] = []
+        if not self.prepare.sources:
+            problems.append("prepare.sources: empty; name at least one of local, torchvision, npm")
         for name, subset in self.datasets.items():
             problems += _dataset_problems(name, subset)
             if name in DATASETS and name not in self.train.recipes:
@@ -213,8 +215,8 @@ def _perturbation_problems(
     problems += [f"{key}.{option}: unknown key" for option in levels.options if option not in perturbation.options]
     for list_name, values in (("train_levels", levels.train_levels), ("test_levels", levels.test_levels)):
         for level in values:
-            if perturbation.unit == "n_pixels" and not isinstance(level, int):
-                problems.append(f"{key}.{list_name}: {level} is not a whole number of pixels")
+            if perturbation.unit == "n_pixels" and not level.is_integer():
+                problems.append(f"{key}.{list_name}: {level_name(level)} is not a whole number of pixels")
             for dataset, (height, width, _) in shapes.items():
                 limit = perturbation.max_level(height, width)
                 if not 0 < level <= limit:
@@ -255,7 +257,7 @@ def read(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; run in the repository root, or name one with --params") from None
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # a date or number can be wrong without being wrong YAML
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path}: expected keys and values, found {type(values).__name__}")
@@ -280,8 +282,7 @@ def validate(values: dict[str, Any], path: Path) -> Params:
 
 
 def _explain(detail: Any) -> list[str]:
-    # Union members and mapping keys get extra entries in `loc`; both are dropped from the dotted key.
-    key = ".".join(str(part) for part in detail["loc"] if part not in ("int", "float", "[key]"))
+    key = ".".join(str(part) for part in detail["loc"])
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "value_error":
         return str(context["error"]).splitlines()

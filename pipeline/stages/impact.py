@@ -17,9 +17,6 @@ def impact(dataset: str, params_path: Path) -> None:
     metrics/impact/DATASET/.
     """
     import json
-    from dataclasses import asdict
-
-    import pandas as pd
 
     from pipeline import layout, metrics
     from pipeline.files import write_text
@@ -65,7 +62,7 @@ def impact(dataset: str, params_path: Path) -> None:
     frame = metrics.to_frame(cells)
     summary = metrics.summarize(frame)
     write_text(layout.impact_cells(dataset), metrics.to_csv(frame))
-    write_text(layout.impact_examples(dataset), metrics.to_csv(pd.DataFrame([asdict(row) for row in examples])))
+    write_text(layout.impact_examples(dataset), metrics.to_csv(metrics.to_frame(examples)))
     write_text(layout.impact_metrics(dataset), json.dumps(summary, indent=2) + "\n")
     for name, value in summary.items():
         click.echo(f"{dataset} {name}: {value:.4f}")

@@ -23,7 +23,10 @@ def profile(name: str, params_path: Path) -> None:
         raise PipelineError(f"profile: unknown '{name}'; choose from {', '.join(known) or 'none (no profiles/ here)'}")
     new = read(path)
     validate(new, path)
-    old = read(params_path) if params_path.exists() else {}
+    try:
+        old = read(params_path)
+    except PipelineError:  # missing or damaged: all of the profile is news
+        old = {}
     changes = changed_keys(old, new)
     for key, before, after in changes:
         click.echo(f"{key}: {before} -> {after}")

@@ -1,0 +1,71 @@
+"""How much of an impact number is the seed of the network: several natural models on the same perturbed images.
+
+Prints a Markdown table of the authors' values beside ours, mean and standard deviation over seeds. Needs the clean and
+perturbed stores of the data set (`dvc repro` up to `perturb`).
+"""
+
+from pathlib import Path
+
+import click
+import pandas as pd
+
+from pipeline import layout, store
+from pipeline.devices import select_device, select_precision
+from pipeline.drawing import authors_impact
+from pipeline.evaluation import measure_impact
+from pipeline.metrics import NATURAL, aggregate_trials, to_frame
+from pipeline.params import load
+from pipeline.seeding import level_name
+from pipeline.training import Examples, train_natural
+from pipeline.variants import open_perturbed
+
+
+@click.command()
+@click.argument("dataset")
+@click.option("--seeds", type=click.IntRange(min=2), default=6, show_default=True, help="Seeds 1 to this number.")
+@click.option("--params", "params_path", type=click.Path(path_type=Path), default=layout.PARAMS, show_default=True)
+def main(dataset: str, seeds: int, params_path: Path) -> None:
+    """Train the natural model of DATASET with several seeds and compare every impact cell with the authors'."""
+    params = load(params_path)
+    spec = params.dataset(dataset)
+    subset, recipe = params.datasets[dataset], params.train.recipes[dataset]
+    device = select_device(params.device)
+    train, test = (
+        Examples(store.read_clean(spec, split, "images")[:n], store.read_clean(spec, split, "labels")[:n])
+        for split, n in (("train", subset.n_train), ("test", subset.n_test))
+    )
+    perturbed = {
+        (variant.perturbation, variant.level): (array, made_by)
+        for name in params.perturbations
+        for variant, array, made_by in open_perturbed(params, spec, name)
+        if variant.split == "test"
+    }
+    tables = []
+    for seed in range(1, seeds + 1):
+        classifier, _ = train_natural(recipe, train, test, seed, device)
+        precision = select_precision(recipe.precision, device)
+        cells, _ = measure_impact(
+            dataset, classifier, test.images, test.labels, perturbed, device, precision, params.impact.batch_size, 1
+        )
+        tables.append(aggregate_trials(to_frame(cells)).assign(seed=seed))
+        click.echo(f"seed {seed}: clean accuracy {100 * tables[-1]['mean'].iloc[0]:.2f} %", err=True)
+    table = pd.concat(tables)
+    authors = authors_impact(spec)
+    click.echo(
+        f"| cell | authors | ours, mean of {seeds} seeds | sd over seeds | sd over trials | authors - ours, in sd |"
+    )
+    click.echo("|---|---|---|---|---|---|")
+    for (name, level), rows in table.groupby(["perturbation", "level"], sort=False):
+        ours, spread, trials = 100 * rows["mean"].mean(), 100 * rows["mean"].std(), 100 * rows["std"].mean()
+        if name == NATURAL:
+            theirs = authors["natural"].iloc[:1]
+        else:
+            theirs = authors.loc[(authors["kind"] == name) & (authors["level"] == level), "mean"]
+        published = f"{theirs.iloc[0]:.2f} | " if len(theirs) else "| "
+        distance = f"{(theirs.iloc[0] - ours) / spread:+.1f}" if len(theirs) else ""
+        label = name if name == NATURAL else f"{name} {level_name(level)}"
+        click.echo(f"| {label} | {published}{ours:.2f} | {spread:.2f} | {trials:.2f} | {distance} |")
+
+
+if __name__ == "__main__":
+    main()
