@@ -34,10 +34,8 @@ class _Group(click.Group):
         except PipelineError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
-            if error.errno not in _ADVICE:
-                raise
-            where = error.filename or "output"
-            raise click.ClickException(f"{where}: {error.strerror}; {_ADVICE[error.errno]}") from None
+            advice = _ADVICE.get(error.errno or 0, "check that path")
+            raise click.ClickException(f"{error.filename or 'output'}: {error.strerror or error}; {advice}") from None
 
 
 @click.group(cls=_Group)

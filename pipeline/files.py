@@ -24,6 +24,8 @@ def replacing_file(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        raise _named(error, path) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -46,7 +48,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     if previous.exists() and not path.exists():
         previous.rename(path)  # killed between the two renames below
     for leftover in (partial, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
+        _remove(leftover)
     partial.mkdir()
     try:
         yield partial
@@ -58,12 +60,28 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             if previous.exists():
                 previous.rename(path)
             raise
-        shutil.rmtree(previous, ignore_errors=True)
+        _remove(previous)
+    except OSError as error:
+        raise _named(error, path) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
     with replacing_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    # A full disk is reported by a write, which does not know the file's name.
+    if error.errno is not None and error.filename is None:
+        error.filename = str(path)
+    return error

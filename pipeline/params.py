@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline import layout
 from pipeline.datasets import DATASETS, Dataset
 from pipeline.errors import PipelineError
-from pipeline.perturbations import PERTURBATIONS, Perturbation
+from pipeline.perturbations import PERTURBATIONS
 from pipeline.seeding import level_name
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
@@ -153,26 +153,48 @@ class Params(Block):
             raise PipelineError(f"data set: unknown '{name}'; params.yaml has {', '.join(self.datasets)}")
         return DATASETS[name]
 
-    @model_validator(mode="after")
-    def _check_names_and_levels(self) -> "Params":
-        problems: list[str] = []
-        if not self.prepare.sources:
-            problems.append("prepare.sources: empty; name at least one of local, torchvision, npm")
-        for name, subset in self.datasets.items():
-            problems += _dataset_problems(name, subset)
-            if name in DATASETS and name not in self.train.recipes:
-                problems.append(f"train.recipes: no recipe for '{name}'")
-        for name, recipe in self.train.recipes.items():
-            problems += _recipe_problems(name, recipe, self.datasets.get(name))
-        shapes = {name: DATASETS[name].shape for name in self.datasets if name in DATASETS}
-        for name, levels in self.perturbations.items():
-            if name not in PERTURBATIONS:
-                problems.append(f"perturbations: unknown '{name}'; choose from {', '.join(PERTURBATIONS)}")
-            else:
-                problems += _perturbation_problems(PERTURBATIONS[name], levels, shapes)
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+    # Per field, so that what is wrong in one block does not hide what is wrong in another.
+    @field_validator("datasets")
+    @classmethod
+    def _check_datasets(cls, datasets: Mapping[str, Subset]) -> Mapping[str, Subset]:
+        _raise([problem for name, subset in datasets.items() for problem in _dataset_problems(name, subset)])
+        return datasets
+
+    @field_validator("prepare")
+    @classmethod
+    def _check_prepare(cls, prepare: Prepare) -> Prepare:
+        _raise([] if prepare.sources else ["prepare.sources: empty; name at least one of local, torchvision, npm"])
+        return prepare
+
+    @field_validator("perturbations")
+    @classmethod
+    def _check_perturbations(
+        cls, perturbations: Mapping[str, PerturbationLevels], info: ValidationInfo
+    ) -> Mapping[str, PerturbationLevels]:
+        shapes = {name: DATASETS[name].shape for name in info.data.get("datasets", DATASETS)}
+        _raise(
+            [
+                problem
+                for name, levels in perturbations.items()
+                for problem in _perturbation_problems(name, levels, shapes)
+            ]
+        )
+        return perturbations
+
+    @field_validator("train")
+    @classmethod
+    def _check_train(cls, train: Train, info: ValidationInfo) -> Train:
+        datasets = info.data.get("datasets", {})
+        problems = [f"train.recipes: no recipe for '{name}'" for name in datasets if name not in train.recipes]
+        for name, recipe in train.recipes.items():
+            problems += _recipe_problems(name, recipe, datasets.get(name))
+        _raise(problems)
+        return train
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _dataset_problems(name: str, subset: Subset) -> list[str]:
@@ -194,17 +216,22 @@ def _recipe_problems(name: str, recipe: Recipe, subset: Subset | None) -> list[s
         recipe.network.n_features(DATASETS[name].shape)
     except ValueError as error:
         problems.append(f"train.recipes.{name}.network: {error}")
-    if subset is not None and recipe.batch_size > subset.n_train:
-        problems.append(
-            f"train.recipes.{name}.batch_size: {recipe.batch_size} is more than the {subset.n_train} training images"
-        )
+    if subset is not None:
+        key, n_train = f"train.recipes.{name}.batch_size", subset.n_train
+        if recipe.batch_size > n_train:
+            problems.append(f"{key}: {recipe.batch_size} is more than the {n_train} training images")
+        if not recipe.drop_last and recipe.network.batch_norm and n_train % recipe.batch_size == 1:
+            problems.append(f"{key}: leaves a last batch of one image, too few for BatchNorm")
     return problems
 
 
 def _perturbation_problems(
-    perturbation: Perturbation, levels: PerturbationLevels, shapes: Mapping[str, tuple[int, int, int]]
+    name: str, levels: PerturbationLevels, shapes: Mapping[str, tuple[int, int, int]]
 ) -> list[str]:
-    key = f"perturbations.{perturbation.name}"
+    if name not in PERTURBATIONS:
+        return [f"perturbations: unknown '{name}'; choose from {', '.join(PERTURBATIONS)}"]
+    perturbation = PERTURBATIONS[name]
+    key = f"perturbations.{name}"
     problems = []
     for option, choices in perturbation.options.items():
         value = levels.options.get(option)
@@ -282,7 +309,7 @@ def validate(values: dict[str, Any], path: Path) -> Params:
 
 
 def _explain(detail: Any) -> list[str]:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(str(part) for part in detail["loc"] if part != "[key]")  # "[key]": the name itself is wrong
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "value_error":
         return str(context["error"]).splitlines()

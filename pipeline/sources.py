@@ -191,13 +191,15 @@ def _tar_reader(archive: Path, prefix: str) -> ReadFile:
 
     def read(name: str) -> bytes:
         if not wanted:
+            n_bytes = 0
             try:
                 with tarfile.open(archive, "r:gz") as tar:
                     for member in tar:
                         file = tar.extractfile(member) if member.isreg() else None
                         if file is not None and member.size <= _MAX_FILE_BYTES:
                             wanted[member.name] = file.read()
-                        if sum(map(len, wanted.values())) > _MAX_ARCHIVE_BYTES:
+                            n_bytes += member.size
+                        if n_bytes > _MAX_ARCHIVE_BYTES:
                             raise PipelineError(f"{archive}: holds more than the data set")
             except _DECODING_ERRORS as error:
                 raise PipelineError(f"{archive}: truncated or damaged archive: {error}") from None

@@ -1,0 +1,187 @@
+"""Files and folders appear whole or not at all, whatever happens while they are written."""
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from pipeline.files import replacing_file, replacing_folder, write_text
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below `folder`: relative path to content, None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def make_folder(path: Path, text: str) -> None:
+    path.mkdir(parents=True)
+    (path / "a.txt").write_text(text)
+
+
+@pytest.mark.parametrize("previous", [None, b"old"], ids=["new", "replaced"])
+def test_a_file_takes_its_place_when_the_block_ends(previous: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.bin"
+    if previous is not None:
+        path.parent.mkdir()
+        path.write_bytes(previous)
+    with replacing_file(path) as partial:
+        partial.write_bytes(b"new")
+        assert partial.parent == path.parent  # on the same file system: the rename cannot become a copy
+        assert partial.name.endswith(".partial")
+        assert (path.read_bytes() if path.exists() else None) == previous
+    assert tree(tmp_path) == {"deep": None, "deep/a.bin": b"new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("previous", [None, b"old"], ids=["new", "existing"])
+def test_an_error_while_a_file_is_written_leaves_everything_as_it_was(
+    previous: bytes | None, error: type[BaseException], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.bin"
+    if previous is not None:
+        path.write_bytes(previous)
+
+    def write_half() -> None:
+        with replacing_file(path) as partial:
+            partial.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert tree(tmp_path) == ({} if previous is None else {"a.bin": previous})
+
+
+@pytest.mark.parametrize("replacing", [replacing_file, replacing_folder])
+def test_the_words_of_an_error_are_kept(
+    replacing: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    with pytest.raises(OSError, match="not a gzipped file"), replacing(tmp_path / "a"):
+        raise OSError("not a gzipped file")
+
+
+def test_a_file_that_was_never_written_leaves_the_previous_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError), replacing_file(path):
+        pass
+    assert tree(tmp_path) == {"a.bin": b"old"}
+
+
+def test_the_half_made_file_of_a_killed_run_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    with replacing_file(path) as partial:
+        name = partial.name
+        partial.write_bytes(b"first")
+    (tmp_path / name).write_bytes(b"a longer leftover of a killed run")
+    with replacing_file(path) as partial:
+        partial.write_bytes(b"second")
+    assert tree(tmp_path) == {"a.bin": b"second"}
+
+
+@pytest.mark.parametrize("text", ["", "one\ntwo\n", "σ = 0.05\n"], ids=["empty", "lines", "not-ascii"])
+def test_text_is_written_as_utf8_with_unix_line_ends(text: str, tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a.txt", text)
+    assert tree(tmp_path) == {"new": None, "new/a.txt": text.encode("utf-8")}
+
+
+def test_text_that_cannot_be_encoded_leaves_the_previous_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \udc80")
+    assert tree(tmp_path) == {"a.txt": b"old"}
+
+
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "replaced"])
+def test_a_folder_takes_its_place_as_a_whole(existing: bool, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "out"
+    if existing:
+        make_folder(path, "old")
+        (path / "gone.txt").write_text("not in the new one")
+    with replacing_folder(path) as partial:
+        assert list(partial.iterdir()) == []
+        assert partial.parent == path.parent
+        assert partial.name.endswith(".partial")
+        (partial / "a.txt").write_text("new")
+        assert path.exists() == existing
+    assert tree(tmp_path) == {"deep": None, "deep/out": None, "deep/out/a.txt": b"new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
+def test_an_error_while_a_folder_is_written_leaves_everything_as_it_was(
+    existing: bool, error: type[BaseException], tmp_path: Path
+) -> None:
+    path = tmp_path / "out"
+    if existing:
+        make_folder(path, "old")
+    before = tree(tmp_path)
+
+    def write_half() -> None:
+        with replacing_folder(path) as partial:
+            make_folder(partial / "inner", "half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert tree(tmp_path) == before
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    make_folder(path, "old")
+    make_folder(tmp_path / ".out.partial" / "inner", "half")
+    make_folder(tmp_path / ".out.previous.partial", "older")
+    with replacing_folder(path) as partial:
+        assert list(partial.iterdir()) == []
+        (partial / "a.txt").write_text("new")
+    assert tree(tmp_path) == {"out": None, "out/a.txt": b"new"}
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["next-run-succeeds", "next-run-fails"])
+def test_a_folder_killed_between_its_two_renames_is_recovered(fails: bool, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    make_folder(tmp_path / ".out.previous.partial", "old")
+    make_folder(tmp_path / ".out.partial", "complete, but not yet in place")
+
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext(), replacing_folder(path) as partial:
+        (partial / "a.txt").write_text("new")
+        if fails:
+            raise KeyboardInterrupt
+    assert tree(tmp_path) == {"out": None, "out/a.txt": b"old" if fails else b"new"}
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_previous_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    make_folder(path, "old")
+    for function in (os.rename, os.replace):
+
+        def refuse_the_new_one(source: Path, target: Path, move: Callable[[Path, Path], None] = function) -> None:
+            if source.name == ".out.partial":
+                raise PermissionError(errno.EACCES, "refused", str(source), None, str(target))
+            move(source, target)
+
+        monkeypatch.setattr(os, function.__name__, refuse_the_new_one)
+    with pytest.raises(PermissionError, match="refused"), replacing_folder(path) as partial:
+        (partial / "a.txt").write_text("new")
+    assert tree(tmp_path) == {"out": None, "out/a.txt": b"old"}
+
+
+@pytest.mark.parametrize("replacing", [replacing_file, replacing_folder])
+def test_a_place_that_cannot_be_written_is_an_os_error(
+    replacing: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("old")
+    entered = False
+    with pytest.raises(NotADirectoryError), replacing(tmp_path / "file" / "below" / "a"):
+        entered = True
+    assert not entered
+    assert tree(tmp_path) == {"file": b"old"}

@@ -1,0 +1,438 @@
+"""The committed params files hold what they promise, and every mistake in one is a message that names its key."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import params
+from pipeline.datasets import DATASETS
+from pipeline.errors import PipelineError
+from pipeline.params import Params
+from tests.conftest import ROOT
+
+PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+WHERE = Path("params.yaml")
+REMOVED = object()
+
+FIRST_CONVOLUTION = "train.recipes.mnist.network.convolutions.0"
+
+
+def change(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set, add or (with `REMOVED`) delete the value at a dotted key; numbers in it are indices of lists."""
+    *parents, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    block: Any = values
+    for part in parents:
+        block = block[part]
+    if value is REMOVED:
+        del block[last]
+    else:
+        block[last] = value
+
+
+def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    values = copy.deepcopy(values)
+    for key, value in changes.items():
+        change(values, key, value)
+    return values
+
+
+def problems_of(values: dict[str, Any]) -> list[str]:
+    """The lines of the message, its heading aside, checked for their number."""
+    with pytest.raises(PipelineError) as caught:
+        params.validate(values, WHERE)
+    heading, *problems = str(caught.value).splitlines()
+    assert heading == f"{WHERE}: {len(problems)} problem(s)"
+    return [problem.strip() for problem in problems]
+
+
+def test_the_committed_params_are_profile_quick() -> None:
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "profiles/quick.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_profile_is_valid_and_complete(path: Path) -> None:
+    values = params.read(path)
+    loaded = params.load(path)
+    assert list(loaded.datasets) == list(DATASETS)
+    # Nothing was converted, filled in or dropped on the way.
+    assert params.changed_keys(values, loaded.model_dump(mode="json")) == []
+
+
+@pytest.fixture(scope="module")
+def paper() -> Params:
+    return params.load(ROOT / "profiles/paper.yaml")
+
+
+@pytest.mark.parametrize("name", ["stuck", "hot", "dead"])
+def test_the_paper_has_pixel_levels_1_to_5_and_trains_one_pixel_more_than_its_label(paper: Params, name: str) -> None:
+    levels = paper.perturbations[name]
+    assert levels.test_levels == tuple(range(1, 6))
+    assert levels.train_levels == tuple(range(1, 12))
+    assert levels.options == {"scope": "image"}
+
+
+def test_the_paper_has_five_noise_levels_evenly_spaced(paper: Params) -> None:
+    expected = pytest.approx(np.linspace(0.001, 0.05, 5))
+    assert paper.perturbations["noise"].test_levels == expected
+    assert paper.perturbations["noise"].train_levels == expected
+    assert paper.perturbations["noise"].options == {}
+
+
+def test_the_paper_has_blur_levels_of_the_impact_and_of_the_trained_models(paper: Params) -> None:
+    blur = paper.perturbations["blur"]
+    assert blur.test_levels == pytest.approx(sorted({*np.linspace(0.4, 1.0, 5).round(6).tolist(), 0.5, 0.75, 1.0}))
+    assert blur.train_levels == pytest.approx(np.linspace(0.04, 1.0, 5))
+    assert blur.options == {"mix_channels": True}
+
+
+def test_the_paper_uses_all_images_but_10000_of_mnist(paper: Params) -> None:
+    sizes = {name: (subset.n_train, subset.n_test) for name, subset in paper.datasets.items()}
+    assert sizes == {"mnist": (50_000, 10_000), "cifar10": (50_000, 10_000)}
+    assert paper.perturb.trials == 25
+
+
+@pytest.mark.parametrize(
+    ("name", "filters", "learning_rate", "epochs", "batch_size"),
+    [
+        pytest.param("mnist", [10], 0.05, 50, 1500, id="mnist"),
+        pytest.param("cifar10", [64, 64, 128, 128, 256, 256, 512, 512], 0.0005, 20, 100, id="cifar10"),
+    ],
+)
+def test_the_paper_trains_as_its_authors_did(
+    paper: Params, name: str, filters: list[int], learning_rate: float, epochs: int, batch_size: int
+) -> None:
+    recipe = paper.train.recipes[name]
+    assert [layer.filters for layer in recipe.network.convolutions] == filters
+    assert (recipe.adam.learning_rate, recipe.epochs, recipe.batch_size) == (learning_rate, epochs, batch_size)
+    assert (recipe.adam.beta1, recipe.adam.beta2) == (0.9, 0.999)
+    assert recipe.standardize == "pixel"
+    assert not recipe.shuffle
+    assert recipe.drop_last
+    assert recipe.precision == "float32"
+    network = recipe.network
+    assert (network.activation, network.batch_norm, network.dropout) == ("relu", True, 0.2)
+    assert network.fully_connected == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "geometry", "n_features"),
+    [
+        pytest.param("mnist", [(7, 3, 0, 2)], 160, id="mnist"),
+        pytest.param("cifar10", [(3, 1, 1, 1), (3, 1, 1, 2)] * 4, 2048, id="cifar10"),
+    ],
+)
+def test_the_papers_convolutions_leave_as_many_features_as_it_says(
+    paper: Params, name: str, geometry: list[tuple[int, int, int, int]], n_features: int
+) -> None:
+    network = paper.train.recipes[name].network
+    assert [(layer.kernel, layer.stride, layer.padding, layer.pool) for layer in network.convolutions] == geometry
+    assert network.n_features(DATASETS[name].shape) == n_features
+
+
+BAD = [
+    # id, changes, expected in one line of the message
+    ("unknown-key", {"extra": 1}, "extra: unknown key"),
+    ("unknown-key-in-block", {"perturb.extra": 1}, "perturb.extra: unknown key"),
+    ("unknown-key-in-data-set", {"datasets.mnist.n_val": 1}, "datasets.mnist.n_val: unknown key"),
+    ("unknown-key-in-adam", {"train.recipes.mnist.adam.eps": 1.0}, "train.recipes.mnist.adam.eps: unknown key"),
+    ("unknown-key-in-layer", {f"{FIRST_CONVOLUTION}.dilation": 2}, f"{FIRST_CONVOLUTION}.dilation: unknown key"),
+    ("unknown-option", {"perturbations.noise.scope": "image"}, "perturbations.noise.scope: unknown key"),
+    ("missing-block", {"impact": REMOVED}, "impact: missing"),
+    ("missing-key", {"perturb.seed": REMOVED}, "perturb.seed: missing"),
+    ("missing-key-in-layer", {f"{FIRST_CONVOLUTION}.pool": REMOVED}, f"{FIRST_CONVOLUTION}.pool: missing"),
+    ("missing-levels", {"perturbations.noise.test_levels": REMOVED}, "perturbations.noise.test_levels: missing"),
+    (
+        "missing-scope",
+        {"perturbations.hot.scope": REMOVED},
+        "perturbations.hot.scope: missing; choose from image, sensor",
+    ),
+    ("missing-mix", {"perturbations.blur.mix_channels": REMOVED}, "perturbations.blur.mix_channels: missing"),
+    ("missing-recipe", {"train.recipes.cifar10": REMOVED}, "train.recipes: no recipe for 'cifar10'"),
+    ("null-block", {"perturb": None}, "perturb: None: "),
+    ("null-data-set", {"datasets.mnist": None}, "datasets.mnist: None: "),
+    ("text-for-int", {"perturb.trials": "3"}, "perturb.trials: '3': Input should be a valid integer"),
+    ("bool-for-int", {"perturb.trials": True}, "perturb.trials: True: Input should be a valid integer"),
+    ("float-for-int", {"perturb.trials": 3.0}, "perturb.trials: 3.0: Input should be a valid integer"),
+    ("float-for-n-train", {"datasets.mnist.n_train": 1e3}, "datasets.mnist.n_train: 1000.0: "),
+    ("int-for-bool", {"train.recipes.mnist.shuffle": 1}, "train.recipes.mnist.shuffle: 1: "),
+    ("int-for-text", {"prepare.download_folder": 5}, "prepare.download_folder: 5: Input should be a valid string"),
+    ("text-for-list", {"prepare.sources": "npm"}, "prepare.sources: 'npm': "),
+    ("number-for-levels", {"perturbations.hot.test_levels": 3}, "perturbations.hot.test_levels: 3: "),
+    ("text-for-level", {"perturbations.hot.test_levels": ["3"]}, "perturbations.hot.test_levels.0: '3': "),
+    ("bool-for-level", {"perturbations.noise.test_levels": [True]}, "perturbations.noise.test_levels.0: True: "),
+    ("null-for-level", {"perturbations.noise.train_levels": [0.1, None]}, "perturbations.noise.train_levels.1: None: "),
+    ("no-pixels", {"perturbations.dead.test_levels": [0]}, "perturbations.dead.test_levels: n_pixels 0 is out"),
+    ("fewer-pixels", {"perturbations.dead.test_levels": [-1]}, "perturbations.dead.test_levels: n_pixels -1 is out"),
+    (
+        "more-pixels-than-mnist-has",
+        {"perturbations.stuck.train_levels": [785]},
+        "perturbations.stuck.train_levels: n_pixels 785 is out of range for mnist; give a value above 0 and at most",
+    ),
+    (
+        "more-pixels-than-cifar10-has",
+        {"perturbations.stuck.train_levels": [1025]},
+        "perturbations.stuck.train_levels: n_pixels 1025 is out of range for cifar10; give",
+    ),
+    (
+        "more-pixels-than-a-float-holds",
+        {"perturbations.stuck.train_levels": [10**400]},
+        "perturbations.stuck.train_levels",
+    ),
+    ("half-a-pixel", {"perturbations.hot.test_levels": [2.5]}, "perturbations.hot.test_levels: 2.5 is not a whole"),
+    ("no-noise", {"perturbations.noise.test_levels": [0]}, "perturbations.noise.test_levels: sigma 0 is out"),
+    ("negative-noise", {"perturbations.noise.test_levels": [-0.1]}, "perturbations.noise.test_levels: sigma -0.1 is"),
+    (
+        "noise-above-1",
+        {"perturbations.noise.train_levels": [1.001]},
+        "perturbations.noise.train_levels: sigma 1.001 is",
+    ),
+    ("no-blur", {"perturbations.blur.test_levels": [0]}, "perturbations.blur.test_levels: sigma 0 is out"),
+    ("negative-blur", {"perturbations.blur.test_levels": [-1]}, "perturbations.blur.test_levels: sigma -1 is out"),
+    (
+        "blur-wider-than-mnist",
+        {"perturbations.blur.test_levels": [7.1]},
+        "perturbations.blur.test_levels: sigma 7.1 is out of range for mnist; give a value above 0 and at most 7",
+    ),
+    ("nan-level", {"perturbations.noise.test_levels": [float("nan")]}, "perturbations.noise.test_levels.0: nan: "),
+    ("inf-level", {"perturbations.blur.test_levels": [float("inf")]}, "perturbations.blur.test_levels.0: inf: "),
+    (
+        "nan-rate",
+        {"train.recipes.mnist.adam.learning_rate": float("nan")},
+        "train.recipes.mnist.adam.learning_rate: nan",
+    ),
+    (
+        "inf-rate",
+        {"train.recipes.mnist.adam.learning_rate": float("inf")},
+        "train.recipes.mnist.adam.learning_rate: inf",
+    ),
+    (
+        "level-twice",
+        {"perturbations.hot.test_levels": [3, 1, 3]},
+        "perturbations.hot.test_levels: a level",
+    ),
+    ("level-twice-as-float", {"perturbations.blur.train_levels": [1, 1.0]}, "perturbations.blur.train_levels: a level"),
+    (
+        "unknown-perturbation",
+        {"perturbations.fog": {"train_levels": [], "test_levels": [1]}},
+        "perturbations: unknown 'fog'; choose from stuck, hot, dead, noise, blur",
+    ),
+    (
+        "unknown-data-set",
+        {"datasets.svhn": {"n_train": 1000, "n_test": 1000}},
+        "datasets: unknown 'svhn'; choose from mnist, cifar10",
+    ),
+    ("number-as-name", {"datasets.1": {"n_train": 1000, "n_test": 1000}}, "datasets.1: "),
+    ("unknown-source", {"prepare.sources": ["web"]}, "prepare.sources.0: unknown 'web'; choose from 'local'"),
+    ("no-source", {"prepare.sources": []}, "prepare.sources: "),
+    (
+        "unknown-standardize",
+        {"train.recipes.mnist.standardize": "x"},
+        "train.recipes.mnist.standardize: unknown 'x'",
+    ),
+    (
+        "unknown-activation",
+        {"train.recipes.mnist.network.activation": "gelu"},
+        "network.activation: unknown 'gelu'",
+    ),
+    (
+        "unknown-precision",
+        {"train.recipes.cifar10.precision": "float16"},
+        "train.recipes.cifar10.precision: unknown",
+    ),
+    (
+        "unknown-scope",
+        {"perturbations.dead.scope": "lens"},
+        "perturbations.dead.scope: unknown 'lens'; choose from",
+    ),
+    ("scope-as-bool", {"perturbations.dead.scope": True}, "perturbations.dead.scope: unknown True; choose from"),
+    (
+        "unknown-mix",
+        {"perturbations.blur.mix_channels": "yes"},
+        "perturbations.blur.mix_channels: unknown 'yes'; choose",
+    ),
+    ("mix-as-int", {"perturbations.blur.mix_channels": 1}, "perturbations.blur.mix_channels: unknown 1; choose from"),
+    ("mix-as-list", {"perturbations.blur.mix_channels": [True]}, "perturbations.blur.mix_channels: unknown [True]"),
+    ("no-training-images", {"datasets.mnist.n_train": 0}, "datasets.mnist.n_train: 0: "),
+    (
+        "more-training-images",
+        {"datasets.mnist.n_train": 60_001},
+        "datasets.mnist.n_train: 60001 is more than",
+    ),
+    ("more-test-images", {"datasets.cifar10.n_test": 10_001}, "datasets.cifar10.n_test: 10001 is more than"),
+    (
+        "kernel-larger-than-the-image",
+        {f"{FIRST_CONVOLUTION}.kernel": 29, f"{FIRST_CONVOLUTION}.padding": 0},
+        "train.recipes.mnist.network: convolution 1 leaves nothing of a 28x28 image",
+    ),
+    (
+        "pool-larger-than-what-is-left",
+        {f"{FIRST_CONVOLUTION}.pool": 29},
+        "train.recipes.mnist.network: convolution 1 leaves nothing of a 28x28 image",
+    ),
+    ("no-filters", {f"{FIRST_CONVOLUTION}.filters": 0}, f"{FIRST_CONVOLUTION}.filters: 0: "),
+    ("no-width", {"train.recipes.mnist.network.fully_connected": [64, 0]}, "network.fully_connected.1: 0: "),
+    ("dropout-of-all", {"train.recipes.mnist.network.dropout": 1.0}, "train.recipes.mnist.network.dropout: 1.0: "),
+    (
+        "batch-larger-than-the-set",
+        {"datasets.mnist.n_train": 499, "train.recipes.mnist.batch_size": 500},
+        "train.recipes.mnist.batch_size: 500 is more than the 499 training images",
+    ),
+    ("batch-of-one", {"train.recipes.mnist.batch_size": 1}, "train.recipes.mnist.batch_size: 1: "),
+    ("no-epochs", {"train.recipes.mnist.epochs": 0}, "train.recipes.mnist.epochs: 0: "),
+    ("no-learning", {"train.recipes.mnist.adam.learning_rate": 0.0}, "train.recipes.mnist.adam.learning_rate: 0.0: "),
+    ("beta-of-one", {"train.recipes.mnist.adam.beta1": 1.0}, "train.recipes.mnist.adam.beta1: 1.0: "),
+    ("no-trials", {"perturb.trials": 0}, "perturb.trials: 0: "),
+    ("negative-seed", {"perturb.seed": -1}, "perturb.seed: -1: "),
+    ("negative-training-seed", {"train.seed": -1}, "train.seed: -1: "),
+    ("too-many-examples", {"impact.n_examples": 21}, "impact.n_examples: 21: "),
+    ("unknown-device", {"device": "gpu"}, "device: 'gpu': "),
+    ("device-with-more-behind-it", {"device": "cuda:1\n"}, r"device: 'cuda:1\n': "),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), [pytest.param(*case, id=name) for name, *case in BAD])
+def test_a_bad_value_is_refused_with_its_key(
+    changes: dict[str, Any], expected: str, quick_values: dict[str, Any]
+) -> None:
+    problems = problems_of(changed(quick_values, changes))
+    assert [problem for problem in problems if expected in problem], problems
+
+
+GOOD = [
+    ("whole-sigma", {"perturbations.noise.test_levels": [1], "perturbations.blur.test_levels": [1, 2]}),
+    ("whole-pixels-as-float", {"perturbations.hot.test_levels": [2.0]}),
+    ("largest-levels", {"perturbations.hot.test_levels": [784], "perturbations.blur.test_levels": [7.0]}),
+    ("no-train-levels", {"perturbations.noise.train_levels": []}),
+    ("no-levels", {"perturbations.noise.train_levels": [], "perturbations.noise.test_levels": []}),
+    ("levels-in-any-order", {"perturbations.stuck.test_levels": [5, 1, 3]}),
+    ("sensor-scope", {"perturbations.stuck.scope": "sensor", "perturbations.dead.scope": "sensor"}),
+    ("mix-channels", {"perturbations.blur.mix_channels": True}),
+    ("one-data-set", {"datasets.mnist": REMOVED}),
+    (
+        "levels-that-only-the-other-data-set-refuses",
+        {"datasets.mnist": REMOVED, "perturbations.hot.test_levels": [900]},
+    ),
+    ("one-perturbation-fewer", {"perturbations.stuck": REMOVED}),
+    ("one-source", {"prepare.sources": ["local"], "prepare.local_folder": "/somewhere"}),
+    ("second-gpu", {"device": "cuda:1"}),
+    ("any-gpu", {"device": "cuda"}),
+    ("large-seed", {"perturb.seed": 2**200, "train.seed": 0}),
+    ("whole-rate", {"train.recipes.mnist.adam.learning_rate": 1, "train.recipes.mnist.adam.beta1": 0}),
+    ("no-convolutions", {"train.recipes.mnist.network.convolutions": []}),
+    ("hidden-layers", {"train.recipes.mnist.network.fully_connected": [256, 512]}),
+    ("all-images", {"datasets.mnist.n_train": 60_000, "datasets.mnist.n_test": 10_000}),
+    ("batch-of-the-whole-set", {"datasets.mnist.n_train": 500, "train.recipes.mnist.batch_size": 500}),
+]
+
+
+@pytest.mark.parametrize("changes", [pytest.param(changes, id=name) for name, changes in GOOD])
+def test_a_good_value_is_taken_as_it_is(changes: dict[str, Any], quick_values: dict[str, Any]) -> None:
+    values = changed(quick_values, changes)
+    assert params.changed_keys(values, params.validate(values, WHERE).model_dump(mode="json")) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"perturb.seed": "x", "impact": REMOVED, "extra": 1}, id="of-type"),
+        pytest.param(
+            {"datasets.mnist.n_train": 70_000, "perturbations.hot.scope": "lens", f"{FIRST_CONVOLUTION}.kernel": 99},
+            id="of-meaning",
+        ),
+        pytest.param(
+            {"perturb.seed": "x", "perturbations.hot.scope": "lens", "datasets.mnist.n_train": 70_000}, id="of-both"
+        ),
+    ],
+)
+def test_all_problems_are_listed_at_once(changes: dict[str, Any], quick_values: dict[str, Any]) -> None:
+    problems = problems_of(changed(quick_values, changes))
+    keys = [key.removesuffix(".convolutions.0.kernel") for key in changes]
+    assert sorted(problem.split(":")[0] for problem in problems) == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"perturbations.noise.test_levels": ["5"]}, id="level-as-text"),
+        pytest.param({"perturbations.noise.test_levels": [float("nan")]}, id="level-that-is-no-number"),
+        pytest.param({"prepare.sources": ["web"]}, id="unknown-source"),
+    ],
+)
+def test_one_mistake_is_one_problem(changes: dict[str, Any], quick_values: dict[str, Any]) -> None:
+    assert len(problems_of(changed(quick_values, changes))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(None, "no such file", id="missing"),
+        pytest.param(b"a: [1, 2\nb: 3\n", "not valid YAML", id="unclosed-list"),
+        pytest.param(b"seed: 1\nseed: 2\n", "duplicate key", id="key-twice"),
+        pytest.param(b"seed: 2004-13-01\n", "not valid YAML", id="date-that-does-not-exist"),
+        pytest.param(b"seed: !!int many\n", "not valid YAML", id="tag-that-does-not-fit"),
+        pytest.param(b"seed: !!python/object/apply:os.getpid []\n", "not valid YAML", id="tag-that-runs-code"),
+        pytest.param(b"a: " + b"[" * 1200, "recursion depth", id="nested-too-deeply"),
+        pytest.param(b"a: &a [*a]\n", "a: unknown key", id="list-that-contains-itself"),
+        pytest.param(b"- device\n- auto\n", "expected keys and values, found list", id="list"),
+        pytest.param(b"auto\n", "expected keys and values, found str", id="text"),
+        pytest.param(b"", "expected keys and values, found NoneType", id="empty"),
+        pytest.param(bytes(range(256)), "not valid YAML", id="binary"),
+        pytest.param(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not valid YAML", id="picture"),
+        pytest.param("device: auto\n".encode("utf-16"), "not valid YAML", id="utf-16"),
+    ],
+)
+def test_a_file_that_holds_no_params_is_refused_by_name(content: bytes | None, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PipelineError) as caught:
+        params.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert expected in str(caught.value)
+
+
+def test_the_current_folders_params_are_read_by_default(
+    tiny_values: dict[str, Any],
+    write_params: Callable[[dict[str, Any]], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params(changed(tiny_values, {"perturb.seed": 77}))
+    assert params.load().perturb.seed == 77
+
+
+def test_params_cannot_be_changed_after_loading(paper: Params) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        paper.perturb.seed = 3  # type: ignore[misc]
+
+
+def test_a_data_set_that_params_do_not_have_is_refused_with_the_choices(quick_values: dict[str, Any]) -> None:
+    loaded = params.validate(changed(quick_values, {"datasets.mnist": REMOVED}), WHERE)
+    assert loaded.dataset("cifar10") is DATASETS["cifar10"]
+    with pytest.raises(PipelineError, match=r"data set: unknown 'mnist'; params\.yaml has cifar10$"):
+        loaded.dataset("mnist")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        pytest.param({"a": 1, "b": {"c": [2]}}, {"b": {"c": [2]}, "a": 1}, [], id="same-in-another-order"),
+        pytest.param({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, [("a.b.c", 1, 2)], id="deep"),
+        pytest.param({"a": [1, 2]}, {"a": [2, 1]}, [("a", [1, 2], [2, 1])], id="order-of-a-list"),
+        pytest.param({"a": {"b": 1}}, {"a": {}}, [("a.b", 1, None)], id="removed"),
+        pytest.param({}, {"a": {"b": 1}}, [("a", None, {"b": 1})], id="added-block"),
+        pytest.param({"a": {"b": 1}}, {"a": 5}, [("a", {"b": 1}, 5)], id="block-becomes-value"),
+        pytest.param({"a": 1, "b": 2}, {"c": 3, "b": 4}, [("a", 1, None), ("b", 2, 4), ("c", None, 3)], id="several"),
+    ],
+)
+def test_changed_keys_are_those_whose_values_differ(
+    old: dict[str, Any], new: dict[str, Any], expected: list[tuple[str, Any, Any]]
+) -> None:
+    before = copy.deepcopy((old, new))
+    assert params.changed_keys(old, new) == expected
+    assert (old, new) == before

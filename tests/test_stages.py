@@ -1,0 +1,680 @@
+"""Every stage from the command line, on tiny data: what it writes, and what it says and leaves alone when it cannot."""
+
+import csv
+import errno
+import itertools
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import zarr
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from ruamel.yaml import YAML
+
+from pipeline import drawing, evaluation, generation, layout, networks, params, store, training
+from pipeline.__main__ import main
+from pipeline.perturbations import PERTURBATIONS
+from pipeline.sources import Arrays
+from tests.conftest import ROOT, WriteParams
+
+# Harsh ones among them: the bright stripes of the tiny images are easy to tell apart.
+TEST_LEVELS: dict[str, list[float]] = {
+    "stuck": [1, 300],
+    "hot": [200],
+    "dead": [200],
+    "noise": [0.05, 0.8],
+    "blur": [0.4, 4.0],
+}
+N_TEST, N_EXAMPLES = 600, 4
+COMMANDS = [
+    ["prepare", "mnist"],
+    *(["perturb", "mnist", name] for name in PERTURBATIONS),
+    ["train", "mnist"],
+    ["impact", "mnist"],
+    ["figures", "mnist"],
+]
+FAMILIES = {perturbation.family for perturbation in PERTURBATIONS.values()}
+CELLS, EXAMPLES = layout.impact_cells("mnist"), layout.impact_examples("mnist")
+METRICS, CURVE = layout.impact_metrics("mnist"), layout.learning_curve("mnist")
+MODEL = layout.natural_model("mnist")
+NOISE, CLEAN = layout.perturbed_store("mnist", "noise"), layout.clean_store("mnist")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads would wait for each other longer than these networks compute."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def succeed(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below `folder`: relative path to content, None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def differing(before: dict[str, bytes | None], after: dict[str, bytes | None]) -> list[str]:
+    missing = object()
+    return [path for path in sorted({*before, *after}) if before.get(path, missing) != after.get(path, missing)]
+
+
+def write_originals(folder: Path, arrays: Arrays) -> None:
+    """The four IDX files of MNIST."""
+    folder.mkdir()
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        for kind, n_dimensions in (("images", 3), ("labels", 1)):
+            values = arrays[split, kind]
+            header = struct.pack(f">HBB{n_dimensions}I", 0, 8, n_dimensions, *values.shape[:n_dimensions])
+            (folder / f"{stem}-{kind}-idx{n_dimensions}-ubyte").write_bytes(header + values.tobytes())
+
+
+@dataclass
+class Finished:
+    """A finished study, made once, and what it holds, by which it is mended after every test."""
+
+    folder: Path
+    content: dict[str, bytes | None] = field(default_factory=dict)
+
+    def mend(self) -> None:
+        for name in sorted(tree(self.folder).keys() - self.content.keys(), reverse=True):
+            path = self.folder / name
+            if path.is_dir():
+                path.rmdir()  # emptied before: its content sorts behind it
+            else:
+                path.unlink()
+        for name, content in self.content.items():
+            path = self.folder / name
+            if content is None:
+                path.mkdir(exist_ok=True)
+            elif not path.exists() or path.read_bytes() != content:
+                path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return Finished(tmp_path_factory.mktemp("finished") / "study")
+
+
+@pytest.fixture
+def finished(
+    request: pytest.FixtureRequest,
+    finished_once: Finished,
+    tiny_values: dict[str, Any],
+    tiny_datasets: dict[str, Arrays],
+    write_params: WriteParams,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Path]:
+    """The current folder, with everything that the stages make of the tiny MNIST, originals on."""
+    if not finished_once.content:
+        study = request.getfixturevalue("study")
+        shutil.rmtree("data")
+        write_originals(Path("originals"), tiny_datasets["mnist"])
+        tiny_values["prepare"].update(sources=["local"], local_folder="originals")
+        tiny_values["datasets"]["mnist"]["n_test"] = N_TEST
+        tiny_values["perturb"].update(seed=2004, trials=2)
+        tiny_values["impact"]["n_examples"] = N_EXAMPLES
+        for name, levels in TEST_LEVELS.items():
+            tiny_values["perturbations"][name]["test_levels"] = levels
+        write_params(tiny_values)
+        for command in COMMANDS:
+            succeed(*command)
+        study.rename(finished_once.folder)
+        study.mkdir()
+        finished_once.content = tree(finished_once.folder)
+    monkeypatch.chdir(finished_once.folder)
+    yield finished_once.folder
+    finished_once.mend()
+    assert differing(finished_once.content, tree(finished_once.folder)) == []
+
+
+def read_cells() -> list[dict[str, str]]:
+    with CELLS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# What the stages write.
+
+
+def test_the_stages_write_the_files_that_layout_names_and_no_others(finished: Path) -> None:
+    expected = {layout.PARAMS, CELLS, EXAMPLES, METRICS, CURVE, MODEL, MODEL.with_suffix(".json")}
+    pictures = {
+        layout.figures("mnist") / f"{kind}_{family}.png"
+        for kind in ("accuracy", "examples", "levels")
+        for family in FAMILIES
+    }
+    stores = {CLEAN, *(layout.perturbed_store("mnist", name) for name in PERTURBATIONS)}
+    assert all(path.is_dir() for path in stores)
+    found = {path.relative_to(finished) for path in finished.rglob("*") if path.is_file()}
+    outside = {path for path in found if not stores & set(path.parents) and path.parts[0] != "originals"}
+    assert outside == expected | pictures
+
+
+def test_there_is_a_cell_for_every_level_and_trial(finished: Path) -> None:
+    expected = {("natural", 0.0, 0)}
+    for name, levels in TEST_LEVELS.items():
+        expected |= {(name, level, trial) for level in levels for trial in range(1 if name == "blur" else 2)}
+    cells = read_cells()
+    assert {(cell["perturbation"], float(cell["level"]), int(cell["trial"])) for cell in cells} == expected
+    assert len(cells) == len(expected)
+    assert {(cell["dataset"], cell["n_examples"]) for cell in cells} == {("mnist", str(N_TEST))}
+
+
+def stored(path: Path, name: str) -> NDArray[np.uint8]:
+    """An array as anyone reads it, without this project."""
+    array = zarr.open_group(path, mode="r")[name]
+    assert isinstance(array, zarr.Array)
+    return np.array(array[...], np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("perturbation", "level", "trial"),
+    [("natural", 0, 0), ("stuck", 300, 1), ("noise", 0.05, 0), ("noise", 0.8, 1), ("blur", 4, 0)],
+    ids=str,
+)
+def test_cells_are_what_the_saved_model_says_of_the_stored_images(
+    perturbation: str, level: float, trial: int, finished: Path
+) -> None:
+    labels = stored(CLEAN, "test/labels")[:N_TEST]
+    if perturbation == "natural":
+        images = stored(CLEAN, "test/images")[:N_TEST]
+    else:
+        images = stored(layout.perturbed_store("mnist", perturbation), f"{level:g}/test")[trial]
+    with torch.no_grad():
+        predicted = networks.load(MODEL, "train it")(torch.from_numpy(images)).argmax(1).numpy()
+    (cell,) = [
+        cell
+        for cell in read_cells()
+        if (cell["perturbation"], float(cell["level"]), int(cell["trial"])) == (perturbation, level, trial)
+    ]
+    assert int(cell["n_correct"]) == int((predicted == labels).sum())
+
+
+def test_metrics_are_means_over_trials_then_over_levels(finished: Path) -> None:
+    accuracies: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in read_cells():
+        accuracies[cell["perturbation"]][cell["level"]].append(int(cell["n_correct"]) / int(cell["n_examples"]))
+    by_level = {name: [fmean(trials) for trials in levels.values()] for name, levels in accuracies.items()}
+    (clean,) = by_level.pop("natural")
+    every = [accuracy for levels in by_level.values() for accuracy in levels]
+    expected = {
+        "clean_accuracy": clean,
+        "robust_accuracy": fmean(every),
+        "worst_accuracy": min(every),
+        **{f"{name}_accuracy": fmean(levels) for name, levels in by_level.items()},
+    }
+    assert json.loads(METRICS.read_text()) == pytest.approx(expected, abs=1e-6)
+    assert expected["clean_accuracy"] > 0.5  # the model has learned, so that the numbers above mean something
+    assert expected["worst_accuracy"] < 0.8
+    assert len(set(expected.values())) > 5
+
+
+def test_examples_are_the_first_test_images_at_every_level(finished: Path, tiny_datasets: dict[str, Arrays]) -> None:
+    with EXAMPLES.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    shown = list(dict.fromkeys((cell["perturbation"], cell["level"]) for cell in read_cells()))
+    labels = tiny_datasets["mnist"]["test", "labels"]
+    assert [(row["perturbation"], row["level"]) for row in rows] == [key for key in shown for _ in range(N_EXAMPLES)]
+    expected = list(enumerate(labels[:N_EXAMPLES].tolist()))
+    assert [(int(row["index"]), int(row["label"])) for row in rows] == expected * len(shown)
+    assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_the_learning_curve_ends_with_the_accuracy_of_the_saved_model(finished: Path) -> None:
+    with CURVE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    natural = read_cells()[0]
+    assert float(rows[-1]["test_accuracy"]) == pytest.approx(int(natural["n_correct"]) / N_TEST, abs=1e-6)
+
+
+def test_figures_are_pictures_with_something_on_them(finished: Path) -> None:
+    pictures = sorted(layout.figures("mnist").glob("*.png"))
+    assert len(pictures) == 9
+    for path in pictures:
+        picture = cv2.imread(str(path))
+        assert picture is not None
+        assert min(picture.shape[:2]) > 200
+        assert (picture < 128).any(axis=2).mean() > 0.002  # ink
+        assert (picture > 250).all(axis=2).mean() > 0.1  # paper
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids="-".join)
+def test_a_stage_run_again_writes_the_same_bytes(command: list[str], finished: Path) -> None:
+    before = tree(finished)
+    succeed(*command)
+    assert differing(before, tree(finished)) == []
+
+
+def test_a_store_is_the_same_whatever_the_number_of_workers(finished: Path) -> None:
+    before = tree(finished)
+    shutil.rmtree(NOISE)
+    succeed("perturb", "mnist", "noise", "--workers", "3")
+    assert differing(before, tree(finished)) == []
+
+
+def test_params_may_lie_elsewhere(finished: Path, tiny_values: dict[str, Any]) -> None:
+    before = tree(finished)
+    elsewhere = finished / "elsewhere.yaml"
+    layout.PARAMS.rename(elsewhere)
+    succeed("perturb", "mnist", "noise", "--params", str(elsewhere))
+    elsewhere.rename(layout.PARAMS)
+    assert differing(before, tree(finished)) == []
+
+
+# What they say of bad input.
+
+Mend = Callable[[Path], object]
+
+
+def with_params(**changes: Any) -> Mend:
+    """Params with other values; `__` stands for the dot of a key."""
+
+    def edit(folder: Path) -> None:
+        yaml = YAML(typ="safe", pure=True)
+        values = yaml.load((folder / "params.yaml").read_text())
+        for key, value in changes.items():
+            *parents, last = key.split("__")
+            block = values
+            for part in parents:
+                block = block[part]
+            block[last] = value
+        with (folder / "params.yaml").open("w") as file:
+            yaml.dump(values, file)
+
+    return edit
+
+
+def without(path: Path) -> Mend:
+    def delete(folder: Path) -> None:
+        if (folder / path).is_dir():
+            shutil.rmtree(folder / path)
+        else:
+            (folder / path).unlink()
+
+    return delete
+
+
+def with_bytes(path: Path, content: bytes) -> Mend:
+    return lambda folder: (folder / path).write_bytes(content)
+
+
+def shard(path: Path, array: str) -> Path:
+    """The only shard of an array of a tiny store."""
+    rank = {"images": "c/0/0/0/0", "labels": "c/0", "train": "c/0/0/0/0", "test": "c/0/0/0/0/0"}
+    return path / array / rank[array.split("/")[1]]
+
+
+def with_flipped_byte(path: Path) -> Mend:
+    def flip(folder: Path) -> None:
+        content = bytearray((folder / path).read_bytes())
+        content[len(content) // 2] ^= 0x10
+        (folder / path).write_bytes(content)
+
+    return flip
+
+
+def with_attribute(path: Path, name: str, value: Any) -> Mend:
+    def edit(folder: Path) -> None:
+        metadata = json.loads((folder / path / "zarr.json").read_text())
+        assert name in metadata["attributes"]
+        metadata["attributes"][name] = value
+        (folder / path / "zarr.json").write_text(json.dumps(metadata))
+
+    return edit
+
+
+def with_other_images(path: Path, name: str, digest_too: bool) -> Mend:
+    """A store whose checksums are right, but which holds other images."""
+
+    def edit(folder: Path) -> None:
+        array = zarr.open_group(folder / path, mode="r+")[name]
+        assert isinstance(array, zarr.Array)
+        values: NDArray[np.uint8] = np.array(array[...])
+        values.flat[12345] ^= 1
+        array[...] = values
+        if digest_too:
+            store.finish(array, store.sha256(values))
+
+    return edit
+
+
+def with_other_weights(folder: Path) -> None:
+    """Weights of a model like the right one, but not it."""
+    tensors = safetensors.torch.load((folder / MODEL).read_bytes())
+    tensors["network.output.bias"] += 1
+    (folder / MODEL).write_bytes(safetensors.torch.save(tensors))
+
+
+def with_header(path: Path, old: str, new: str) -> Mend:
+    def edit(folder: Path) -> None:
+        text = (folder / path).read_text()
+        assert old in text.splitlines()[0]
+        (folder / path).write_text(text.replace(old, new, 1))
+
+    return edit
+
+
+BAD = [
+    # id, what is wrong, command, expected in the message
+    ("prepare-unknown-data-set", None, "prepare svhn", "data set: unknown 'svhn'; params.yaml has "),
+    ("perturb-unknown-data-set", None, "perturb svhn noise", "data set: unknown 'svhn'"),
+    ("train-unknown-data-set", None, "train svhn", "data set: unknown 'svhn'"),
+    ("impact-unknown-data-set", None, "impact svhn", "data set: unknown 'svhn'"),
+    ("figures-unknown-data-set", None, "figures svhn", "data set: unknown 'svhn'"),
+    (
+        "unknown-perturbation",
+        None,
+        "perturb mnist fog",
+        "perturbation: unknown 'fog'; params.yaml has ",
+    ),
+    ("no-params", without(layout.PARAMS), "prepare mnist", "params.yaml: no such file"),
+    ("other-params-missing", None, "train mnist --params mine.yaml", "mine.yaml: no such file"),
+    ("bad-params", with_params(perturb__trials=0), "impact mnist", "perturb.trials: 0"),
+    ("params-no-yaml", with_bytes(layout.PARAMS, b"a: [1"), "figures mnist", "params.yaml: not valid YAML"),
+    ("no-source", with_params(prepare__local_folder=None), "prepare mnist", "mnist: no source gave the data set"),
+    (
+        "bad-originals",
+        with_flipped_byte(Path("originals/train-images-idx3-ubyte")),
+        "prepare mnist",
+        "wrong content: train images",
+    ),
+    ("perturb-before-prepare", without(CLEAN), "perturb mnist noise", "python -m pipeline prepare mnist"),
+    ("train-before-prepare", without(CLEAN), "train mnist", "python -m pipeline prepare mnist"),
+    ("impact-before-prepare", without(CLEAN), "impact mnist", "python -m pipeline prepare mnist"),
+    ("impact-before-perturb", without(NOISE), "impact mnist", "python -m pipeline perturb mnist noise"),
+    ("figures-before-perturb", without(NOISE), "figures mnist", "python -m pipeline perturb mnist noise"),
+    ("impact-before-train", without(MODEL), "impact mnist", f"{MODEL}: no such model; make it with"),
+    ("figures-before-impact", without(CELLS), "figures mnist", f"{CELLS}: no such file; make it with"),
+    ("figures-without-examples", without(EXAMPLES), "figures mnist", f"{EXAMPLES}: no such file; make it with"),
+    ("flipped-byte-in-images", with_flipped_byte(shard(CLEAN, "train/images")), "perturb mnist noise", "damaged data"),
+    ("flipped-byte-in-labels", with_flipped_byte(shard(CLEAN, "train/labels")), "train mnist", "damaged data"),
+    ("flipped-byte-in-perturbed", with_flipped_byte(shard(NOISE, "0.05/test")), "impact mnist", "damaged data"),
+    ("shard-of-clean-deleted", without(shard(CLEAN, "test/images")), "train mnist", "1 shard(s) are missing"),
+    ("shard-of-perturbed-deleted", without(shard(NOISE, "0.05/test")), "impact mnist", "1 shard(s) are missing"),
+    ("array-deleted", without(CLEAN / "test/labels"), "train mnist", "test/labels: not in the store"),
+    (
+        "other-clean-images",
+        with_other_images(CLEAN, "test/images", digest_too=True),
+        "impact mnist",
+        "test/images: not the mnist data",
+    ),
+    (
+        "other-perturbed-images",
+        with_other_images(NOISE, "0.8/test", digest_too=False),
+        "impact mnist",
+        "0.8/test: damaged data (SHA-256",
+    ),
+    ("clean-of-another-version", with_attribute(CLEAN, "schema_version", 99), "train mnist", "schema version 99"),
+    ("perturbed-of-another-version", with_attribute(NOISE, "schema_version", 99), "impact mnist", "schema version 99"),
+    (
+        "level-edited-by-hand",
+        with_attribute(NOISE / "0.05/test", "level", 0.06),
+        "impact mnist",
+        "0.05/test: made with other params (level is 0.06, params.yaml asks for 0.05)",
+    ),
+    (
+        "perturbed-from-other-images",
+        with_attribute(NOISE / "0.05/test", "source_sha256", "0" * 64),
+        "figures mnist",
+        "0.05/test: made with other params (source_sha256 is",
+    ),
+    ("root-metadata-damaged", with_bytes(CLEAN / "zarr.json", b"{"), "perturb mnist noise", "damaged metadata"),
+    ("root-metadata-of-nothing", with_bytes(CLEAN / "zarr.json", b"{}"), "train mnist", "schema version None"),
+    ("array-metadata-damaged", with_bytes(NOISE / "0.05/test/zarr.json", b"\0\1"), "impact mnist", "damaged metadata"),
+    ("metadata-missing", without(CLEAN / "zarr.json"), "train mnist", "damaged metadata"),
+    ("other-seed", with_params(perturb__seed=5), "impact mnist", "made with other params (seed is 2004"),
+    ("other-trials", with_params(perturb__trials=3), "impact mnist", "made with other params (shape is [2, 600, 28"),
+    ("other-n-test", with_params(datasets__mnist__n_test=500), "figures mnist", "made with other params (shape is"),
+    (
+        "other-scope",
+        with_params(perturbations__hot__scope="sensor"),
+        "impact mnist",
+        "made with other params (options is {'scope': 'image'}, params.yaml asks for {'scope': 'sensor'})",
+    ),
+    (
+        "level-not-generated",
+        with_params(perturbations__noise__test_levels=[0.03, 0.05]),
+        "impact mnist",
+        "0.03/test: not in the store; make it again with `python -m pipeline perturb mnist noise`",
+    ),
+    ("description-missing", without(MODEL.with_suffix(".json")), "impact mnist", "natural.json: no such model"),
+    ("description-damaged", with_bytes(MODEL.with_suffix(".json"), b"{"), "impact mnist", "damaged model"),
+    ("description-of-nothing", with_bytes(MODEL.with_suffix(".json"), b"[]"), "impact mnist", "damaged model"),
+    ("weights-damaged", with_flipped_byte(MODEL), "impact mnist", "damaged model"),
+    ("weights-empty", with_bytes(MODEL, b""), "impact mnist", "damaged model"),
+    ("weights-swapped", with_other_weights, "impact mnist", "the weights are not those that natural.json"),
+    ("model-of-another-seed", with_params(train__seed=9), "impact mnist", "made with other params (seed differs)"),
+    (
+        "model-of-another-recipe",
+        with_params(train__recipes__mnist__epochs=3),
+        "impact mnist",
+        "made with other params (recipe differs); make it again with `python -m pipeline train mnist`",
+    ),
+    (
+        "examples-of-other-levels",
+        with_params(perturbations__noise__test_levels=[0.05]),
+        "figures mnist",
+        f"{EXAMPLES}: made with other params; make it again with `python -m pipeline impact mnist`",
+    ),
+    ("other-n-examples", with_params(impact__n_examples=5), "figures mnist", f"{EXAMPLES}: made with other params"),
+    ("cells-empty", with_bytes(CELLS, b""), "figures mnist", f"{CELLS}: damaged"),
+    ("cells-binary", with_bytes(CELLS, bytes(range(256))), "figures mnist", f"{CELLS}: damaged"),
+    ("cells-without-a-column", with_header(CELLS, "n_correct", "right"), "figures mnist", f"{CELLS}: damaged"),
+    ("examples-without-a-column", with_header(EXAMPLES, "level", "x"), "figures mnist", f"{EXAMPLES}: damaged"),
+    (
+        "profile-unknown",
+        lambda _: shutil.copytree(ROOT / "profiles", "profiles"),
+        "profile x",
+        "unknown 'x'; choose fr",
+    ),
+    ("profile-without-profiles", None, "profile quick", "unknown 'quick'; choose from none"),
+    ("device-that-is-not-there", with_params(device="cuda:99"), "train mnist", "device: 'cuda:99' is not there"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "command", "expected"), [pytest.param(*case, id=name) for name, *case in BAD])
+def test_bad_input_is_one_error_and_changes_nothing(
+    spoil: Mend | None, command: str, expected: str, finished: Path
+) -> None:
+    if spoil is not None:
+        spoil(finished)
+    before = tree(finished)
+    result = run(*command.split())
+    assert isinstance(result.exception, SystemExit), repr(result.exception)  # anything else is a traceback
+    assert result.exit_code == 1
+    # Before the error there is nothing but the lines on sources that failed.
+    said = [line for line in result.output.splitlines(keepends=True) if not line.startswith("mnist: local: ")]
+    message = "".join(said)
+    assert message.startswith("Error: ")
+    assert expected in message
+    assert "Traceback" not in message
+    assert differing(before, tree(finished)) == []
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+STEPS = {
+    # id: command, the step that fails, after how many, with what, and what is said of it
+    "perturb": ("perturb mnist noise", generation, "_write_shard", 2, KeyboardInterrupt(), "Aborted!"),
+    "perturb-disk-full": ("perturb mnist noise", generation, "_write_shard", 2, FULL, f"Error: {NOISE}: No space left"),
+    "train": ("train mnist", training, "logits_of", 1, KeyboardInterrupt(), "Aborted!"),
+    "impact": ("impact mnist", evaluation, "logits_of", 5, KeyboardInterrupt(), "Aborted!"),
+    "figures": ("figures mnist", drawing, "draw_levels", 1, KeyboardInterrupt(), "Aborted!"),
+}
+
+
+@pytest.mark.parametrize(("command", "module", "name", "n_done", "error", "expected"), STEPS.values(), ids=STEPS)
+def test_a_stage_stopped_half_way_leaves_the_previous_outputs_whole(
+    command: str,
+    module: ModuleType,
+    name: str,
+    n_done: int,
+    error: BaseException,
+    expected: str,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    function, calls = getattr(module, name), itertools.count()
+
+    def stop_half_way(*arguments: Any, **options: Any) -> Any:
+        if next(calls) >= n_done:
+            raise error
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(module, name, stop_half_way)
+    before = tree(finished)
+    result = run(*command.split())
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert expected in result.output
+    assert next(calls) > n_done
+    assert differing(before, tree(finished)) == []
+
+
+# Command profile.
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the profiles of this repository and the params of `quick`."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "profiles", layout.PROFILES)
+    shutil.copy(layout.PROFILES / "quick.yaml", layout.PARAMS)
+    return tmp_path
+
+
+def test_a_profile_takes_the_place_of_params_and_shows_what_changes(profiles: Path) -> None:
+    output = succeed("profile", "paper")
+    assert layout.PARAMS.read_bytes() == (layout.PROFILES / "paper.yaml").read_bytes()
+    changes = params.changed_keys(params.read(layout.PROFILES / "quick.yaml"), params.read(layout.PARAMS))
+    assert output.splitlines() == [
+        *(f"{key}: {old} -> {new}" for key, old, new in changes),
+        f"params.yaml: profile paper, {len(changes)} value(s) changed",
+    ]
+    assert "perturbations.blur.mix_channels: False -> True" in output.splitlines()
+
+
+def test_the_profile_in_place_changes_nothing_but_comments(profiles: Path) -> None:
+    layout.PARAMS.write_text(layout.PARAMS.read_text() + "# mine\n")
+    assert succeed("profile", "quick") == "params.yaml: profile quick, 0 value(s) changed\n"
+    assert layout.PARAMS.read_bytes() == (layout.PROFILES / "quick.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pytest.param(None, id="missing"), pytest.param(b"a: [1", id="no-yaml"), pytest.param(b"a: 1", id="invalid")],
+)
+def test_a_profile_mends_params_that_are_missing_or_damaged(content: bytes | None, profiles: Path) -> None:
+    if content is None:
+        layout.PARAMS.unlink()
+    else:
+        layout.PARAMS.write_bytes(content)
+    succeed("profile", "quick")
+    assert layout.PARAMS.read_bytes() == (layout.PROFILES / "quick.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(b"device: auto\n", "profiles/bad.yaml: 6 problem(s)", id="incomplete"),
+        pytest.param(b"- 1\n", "profiles/bad.yaml: expected keys and values", id="list"),
+        pytest.param(b"\xff\xfe", "profiles/bad.yaml: not valid YAML", id="binary"),
+    ],
+)
+def test_a_bad_profile_leaves_params_as_they_were(content: bytes, expected: str, profiles: Path) -> None:
+    (layout.PROFILES / "bad.yaml").write_bytes(content)
+    before = tree(profiles)
+    result = run("profile", "bad")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {expected}")
+    assert differing(before, tree(profiles)) == []
+
+
+@pytest.mark.parametrize("name", ["papper", "../params", "paper.yaml", ""])
+def test_an_unknown_profile_is_refused_with_the_choices(name: str, profiles: Path) -> None:
+    before = tree(profiles)
+    result = run("profile", name)
+    assert result.exit_code == 1
+    assert result.output == f"Error: profile: unknown '{name}'; choose from paper, quick\n"
+    assert differing(before, tree(profiles)) == []
+
+
+# The command line itself.
+
+
+def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
+    listed = succeed("--help").split("Commands:")[1].split("\n")
+    assert [line.split()[0] for line in listed if line.strip()] == [
+        "prepare",
+        "perturb",
+        "train",
+        "impact",
+        "figures",
+        "profile",
+    ]
+
+
+@pytest.mark.parametrize("command", list(main.commands))
+def test_every_command_explains_itself(command: str) -> None:
+    output = succeed(command, "--help")
+    assert output.startswith(f"Usage: main {command} [OPTIONS]")
+    assert "--params FILE" in output
+    assert "The params file.  [default: params.yaml]" in output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare"],
+        ["perturb", "mnist"],
+        ["perturb", "mnist", "noise", "--workers", "0"],
+        ["train", "mnist", "cifar10"],
+        ["train", "mnist", "--params", "."],
+        ["evaluate", "mnist"],
+    ],
+    ids="-".join,
+)
+def test_a_command_that_is_not_understood_is_a_usage_error(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith("Usage: ")
+    assert "Error: " in result.output
+
+
+def test_help_imports_none_of_the_slow_libraries() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.startswith("Usage: python -m pipeline ")
+    imported = {
+        line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")
+    }
+    assert "pipeline.stages.figures" in imported
+    assert imported & {"torch", "torchvision", "zarr", "cv2", "pandas", "matplotlib", "numpy", "pydantic"} == set()
