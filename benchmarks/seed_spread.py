@@ -55,7 +55,8 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
         f"| cell | authors | ours, mean of {seeds} seeds | sd over seeds | sd over trials | authors - ours, in sd |"
     )
     click.echo("|---|---|---|---|---|---|")
-    for (name, level), rows in table.groupby(["perturbation", "level"], sort=False):
+    for _, rows in table.groupby(["perturbation", "level"], sort=False):
+        name, level = str(rows["perturbation"].iloc[0]), float(rows["level"].iloc[0])
         ours, spread, trials = 100 * rows["mean"].mean(), 100 * rows["mean"].std(), 100 * rows["std"].mean()
         if name == NATURAL:
             theirs = authors["natural"].iloc[:1]
