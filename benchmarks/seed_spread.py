@@ -15,8 +15,9 @@ from pipeline.drawing import authors_impact
 from pipeline.evaluation import measure_impact
 from pipeline.metrics import NATURAL, aggregate_trials, to_frame
 from pipeline.params import load
+from pipeline.recipes import plan_natural
 from pipeline.seeding import level_name
-from pipeline.training import Examples, train_natural
+from pipeline.training import Examples, train_model
 from pipeline.variants import open_perturbed
 
 
@@ -42,7 +43,7 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
     }
     tables = []
     for seed in range(1, seeds + 1):
-        classifier, _ = train_natural(recipe, train, test, seed, device)
+        classifier, _ = train_model(plan_natural(recipe), train, None, None, test, (seed,), device)
         precision = select_precision(recipe.precision, device)
         cells, _ = measure_impact(
             dataset, classifier, test.images, test.labels, perturbed, device, precision, params.impact.batch_size, 1

@@ -6,11 +6,14 @@ from typing import Any
 import click
 
 from pipeline.errors import PipelineError
+from pipeline.stages.check import check
+from pipeline.stages.evaluate import evaluate
 from pipeline.stages.figures import figures
 from pipeline.stages.impact import impact
 from pipeline.stages.perturb import perturb
 from pipeline.stages.prepare import prepare
 from pipeline.stages.profile import profile
+from pipeline.stages.strategies import strategies
 from pipeline.stages.train import train
 
 _ADVICE = {
@@ -33,6 +36,8 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except PipelineError as error:
             raise click.ClickException(str(error)) from None
+        except MemoryError as error:
+            raise click.ClickException(f"not enough memory ({error}); ask for less in params.yaml") from None
         except OSError as error:
             advice = _ADVICE.get(error.errno or 0, "check that path")
             raise click.ClickException(f"{error.filename or 'output'}: {error.strerror or error}; {advice}") from None
@@ -46,7 +51,7 @@ def main() -> None:
     """
 
 
-for command in (prepare, perturb, train, impact, figures, profile):
+for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, profile):
     main.add_command(command)
 
 if __name__ == "__main__":

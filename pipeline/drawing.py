@@ -1,7 +1,9 @@
 """The paper's figures 3 to 8 as PNG, drawn from metric files and stores."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import resources
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -44,23 +46,17 @@ def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
     Raises:
         PipelineError: Metric files or stores are missing, or do not fit params.
     """
-    made_by = f"python -m pipeline impact {dataset.name}"
-    cells = _read_csv(layout.impact_cells(dataset.name), Cell, made_by)
-    examples = _read_csv(layout.impact_examples(dataset.name), Example, made_by)
     pictures: Pictures = {
         (NATURAL, "0"): read_clean(dataset, "test", "images")[: params.impact.n_examples],
     }
+    trials = {(NATURAL, "0"): 1}
     for perturbation in params.perturbations:
         for variant, array, command in open_perturbed(params, dataset, perturbation):
-            if variant.split == "test":
-                shown = store.read_part(array, (0, slice(0, params.impact.n_examples)), command)
-                pictures[perturbation, level_name(variant.level)] = shown
-    expected = [(name, level) for name, level in pictures for _ in pictures[name, level]]
-    found = zip(examples["perturbation"], examples["level"].map(level_name), strict=True)
-    if expected != list(found):
-        raise PipelineError(
-            f"{layout.impact_examples(dataset.name)}: made with other params; make it again with `{made_by}`"
-        )
+            if variant.split == "test" and variant.level in params.perturbations[perturbation].test_levels:
+                key = perturbation, level_name(variant.level)
+                pictures[key] = store.read_part(array, (0, slice(0, params.impact.n_examples)), command)
+                trials[key] = array.shape[0]
+    cells, examples = _read_impact(params, dataset, pictures, trials)
     families = dict.fromkeys(PERTURBATIONS[name].family for name, _ in pictures if name != NATURAL)
     written = []
     with replacing_folder(folder) as partial:
@@ -95,7 +91,7 @@ def draw_accuracy(cells: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
     axes.axhline(100 * natural, color="0.45", linewidth=1, linestyle=":", label=f"natural images {100 * natural:.1f} %")
     names = [name for name in dict.fromkeys(table["perturbation"]) if name in PERTURBATIONS]
     names = [name for name in names if PERTURBATIONS[name].family == family]
-    for name, color in zip(names, _COLORS, strict=False):
+    for name, color in zip(names, cycle(_COLORS), strict=False):
         ours = table[table["perturbation"] == name].sort_values("level")
         axes.errorbar(
             ours["level"],
@@ -120,7 +116,8 @@ def draw_accuracy(cells: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
                 label=f"{name}, authors",
             )
     axes.set_xticks(sorted(set(table.loc[table["perturbation"].isin(names), "level"])))
-    axes.set_xlabel(f"{' / '.join(names)}: {PERTURBATIONS[names[0]].unit_text}")
+    units = dict.fromkeys(PERTURBATIONS[name].unit_text for name in names)
+    axes.set_xlabel(f"{' / '.join(names)}: {' / '.join(units)}")
     axes.set_ylabel("accuracy on test images, %")
     axes.set_ylim(0, 101)
     axes.set_title(f"{dataset.name}, natural model: {family}")
@@ -196,9 +193,10 @@ def _show(axes: Axes, image: Images, color: str) -> None:
 def _row_label(name: str, level: str) -> str:
     if name == NATURAL:
         return "natural"
-    if PERTURBATIONS[name].unit == "n_pixels":
+    unit = PERTURBATIONS[name].unit
+    if unit == "n_pixels":
         return f"{name}\n{level} pixel{'' if level == '1' else 's'}"
-    return f"{name}\nσ = {level}"
+    return f"{name}\n{'σ' if unit == 'sigma' else unit} = {level}"
 
 
 def _hardest_levels(pictures: Pictures, family: str) -> list[tuple[str, str]]:
@@ -217,15 +215,40 @@ def authors_impact(dataset: Dataset) -> pd.DataFrame:
     return table[table["dataset"] == {"cifar10": "cifar"}.get(dataset.name, dataset.name)]
 
 
+def _read_impact(
+    params: Params, dataset: Dataset, pictures: Pictures, trials: Mapping[tuple[str, str], int]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells and examples of the impact study, checked against what params ask for."""
+    made_by = f"python -m pipeline impact {dataset.name}"
+    paths = layout.impact_cells(dataset.name), layout.impact_examples(dataset.name)
+    cells, examples = (_read_csv(path, row, made_by) for path, row in zip(paths, (Cell, Example), strict=True))
+    n_test = params.datasets[dataset.name].n_test
+    expected_cells = [(*key, trial) for key, count in trials.items() for trial in range(count)]
+    expected_examples = [(*key, index) for key, images in pictures.items() for index in range(len(images))]
+    for path, table, column, expected in (
+        (paths[0], cells, "trial", expected_cells),
+        (paths[1], examples, "index", expected_examples),
+    ):
+        found = zip(table["perturbation"], table["level"].map(level_name), table[column], strict=True)
+        if list(found) != expected:
+            raise PipelineError(f"{path}: made with other params; make it again with `{made_by}`")
+    if not (cells["n_examples"].eq(n_test) & cells["n_correct"].between(0, n_test)).all():
+        raise PipelineError(f"{paths[0]}: counts that do not fit {n_test} test images; make it again with `{made_by}`")
+    if not examples[["label", "predicted"]].isin(range(len(dataset.classes))).all(axis=None):
+        raise PipelineError(f"{paths[1]}: a class that {dataset.name} does not have; make it again with `{made_by}`")
+    return cells, examples
+
+
 def _read_csv(path: Path, row: type[Cell | Example], made_by: str) -> pd.DataFrame:
     """A table of rows that were written as `row`."""
+    types = {field.name: field.type for field in fields(row)}
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype=types)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
     except ValueError as error:  # pandas' parser errors are ValueErrors
         raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
-    missing = [field.name for field in fields(row) if field.name not in table]
+    missing = [name for name in types if name not in table]
     if missing:
         raise PipelineError(f"{path}: damaged (no column {', '.join(missing)}); make it again with `{made_by}`")
     return table

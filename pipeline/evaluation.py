@@ -1,6 +1,7 @@
-"""The impact study: a natural model on clean test images and on every level and trial of every perturbation."""
+"""Models on clean and perturbed test images; every store is read once."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline import store
 from pipeline.arrays import Images
-from pipeline.metrics import NATURAL, Cell, Example
+from pipeline.metrics import NATURAL, Cell, Example, ModelCell, ModelName
 from pipeline.networks import Classifier, logits_of
 
 
@@ -62,3 +63,48 @@ def measure_impact(
         for trial, images in enumerate(store.read_trials(array, made_by)):
             evaluate(perturbation, level, trial, images)
     return cells, examples
+
+
+def evaluate_models(
+    dataset: str,
+    models: Mapping[ModelName, Classifier],
+    clean: Images,
+    labels: NDArray[np.uint8],
+    perturbed: Mapping[tuple[str, float], tuple[store.Array, str]],
+    device: torch.device,
+    precision: torch.dtype,
+    batch_size: int,
+    cross_trials: int,
+    progress: Callable[[int], Any] = lambda n_images: None,
+) -> list[ModelCell]:
+    """Cells of several models; every store is read once for all of them, trial by trial.
+
+    Args:
+        dataset: Name of the data set.
+        models: The models, on `device`.
+        clean: uint8 (N, H, W, C), clean test images.
+        labels: uint8 (N,).
+        perturbed: (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
+        device: Where to compute.
+        precision: float32 or bfloat16.
+        batch_size: Images per pass; results do not depend on it.
+        cross_trials: Trials for a model on perturbations of another family than its own; all trials on its own.
+        progress: Called with the number of images read since the last call.
+
+    Source: paper section VI; evaluation across families is our choice.
+    """
+    cells: list[ModelCell] = []
+
+    def evaluate(perturbation: str, level: float, trial: int, images: Images) -> None:
+        for name, classifier in models.items():
+            if trial < cross_trials or name.is_tested_on_own(perturbation):
+                predicted = logits_of(classifier, images, device, precision, batch_size).argmax(axis=1)
+                cell = Cell(dataset, perturbation, level, trial, int((predicted == labels).sum()), len(images))
+                cells.append(ModelCell(**asdict(name), **asdict(cell)))
+        progress(len(images))
+
+    evaluate(NATURAL, 0, 0, clean)
+    for (perturbation, level), (array, made_by) in perturbed.items():
+        for trial, images in enumerate(store.read_trials(array, made_by)):
+            evaluate(perturbation, level, trial, images)
+    return cells

@@ -36,7 +36,7 @@ def perturb_images(split_images: Images, variant: Variant, trial: int, start: in
     Returns:
         uint8 (stop - start, H, W, C).
 
-    Source: DESIGN, the determinism contract. Whole blocks are drawn and cut, so that an image does not depend on how
+    Source: our choice. Whole blocks are drawn and cut, so that an image does not depend on how
     many others are wanted.
     """
     perturbed = np.empty((stop - start, *split_images.shape[1:]), np.uint8)
@@ -88,7 +88,7 @@ def write_perturbed(
         ]
         hashes = {array.path: hashlib.sha256() for array in arrays}
         calls = (partial(_write_shard, *task, clean[task[1].split]) for task in tasks)
-        for (array, _, _), images in zip(tasks, _in_order(pool, calls, 2 * n_workers), strict=True):
+        for (array, _, _), images in zip(tasks, _in_order(pool, calls, n_workers + 2), strict=True):
             hashes[array.path].update(images.data)  # shards follow each other in C order
             progress(images.size // int(np.prod(dataset.shape)))
         for array in arrays:

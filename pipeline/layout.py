@@ -44,3 +44,33 @@ def impact_metrics(dataset: str) -> Path:
 def figures(dataset: str) -> Path:
     """Folder of PNG pictures."""
     return Path("metrics/figures", dataset)
+
+
+def strategy_models(dataset: str, strategy: str) -> Path:
+    """Folder of the models of one strategy: `<perturbation>-<level>.safetensors` and `.json`."""
+    return Path("models", dataset, strategy)
+
+
+def strategy_model(dataset: str, strategy: str, perturbation: str, level: str) -> Path:
+    """Weights of one model of a strategy."""
+    return strategy_models(dataset, strategy) / f"{perturbation}-{level}.safetensors"
+
+
+def finished_models() -> Path:
+    """Folder in which finished models are kept by the digest of all that decides them; no stage's output."""
+    return Path("models/.finished")
+
+
+def strategy_curves(dataset: str, strategy: str) -> Path:
+    """CSV, one row per model and epoch."""
+    return Path("metrics/strategies", dataset, f"{strategy}.csv")
+
+
+def evaluate_cells(dataset: str, strategy: str) -> Path:
+    """CSV, one row per model, perturbation, level and trial."""
+    return Path("metrics/evaluate", dataset, f"{strategy}.csv")
+
+
+def evaluate_metrics(dataset: str, strategy: str) -> Path:
+    """JSON, the few numbers that `dvc metrics` shows."""
+    return Path("metrics/evaluate", dataset, f"{strategy}.json")

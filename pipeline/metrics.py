@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.perturbations import PERTURBATIONS
 from pipeline.seeding import level_name
 
 # The row of the clean test images among the cells.
@@ -54,14 +55,41 @@ class Example:
     confidence: float
 
 
-def to_frame(rows: Sequence[Cell | Example]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class ModelName:
+    """Which model of a strategy.
+
+    Attributes:
+        strategy: Name of the strategy, or `natural`.
+        train_perturbation: What it was trained on; `natural` for the natural model.
+        train_level: The level that it was trained on; 0 for the natural model.
+    """
+
+    strategy: str
+    train_perturbation: str
+    train_level: float
+
+    def is_tested_on_own(self, perturbation: str) -> bool:
+        """Whether a perturbation belongs to the family that the model was trained on; to the natural model, all do."""
+        if NATURAL in (self.train_perturbation, perturbation):
+            return True
+        return PERTURBATIONS[self.train_perturbation].family == PERTURBATIONS[perturbation].family
+
+
+@dataclass(frozen=True)
+class ModelCell(Cell, ModelName):
+    """A cell, and the model that it is about."""
+
+
+def to_frame(rows: Sequence[Cell | Example | ModelCell]) -> pd.DataFrame:
     """A table with the fields as columns."""
     return pd.DataFrame([asdict(row) for row in rows])
 
 
 def to_csv(table: pd.DataFrame) -> str:
     """The table as CSV, levels written as the stores name them: the shortest decimal."""
-    return table.assign(level=table["level"].map(level_name)).to_csv(index=False)
+    names = {name: table[name].map(level_name) for name in ("train_level", "level") if name in table}
+    return table.assign(**names).to_csv(index=False)
 
 
 def aggregate_trials(cells: pd.DataFrame) -> pd.DataFrame:
@@ -104,3 +132,51 @@ def summarize(cells: pd.DataFrame) -> dict[str, Any]:
     for perturbation, rows in perturbed.groupby("perturbation", sort=False):
         summary[f"{perturbation}_accuracy"] = rows["mean"].mean()
     return {name: round(float(value), 6) for name, value in summary.items()}
+
+
+def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
+    """The few numbers that tell two ways of training apart.
+
+    Args:
+        cells: Columns as the fields of `ModelCell`: the models of one strategy, and the natural one.
+
+    Returns:
+        clean_accuracy: On clean test images, mean over models.
+        robust_accuracy: Unweighted mean over (model, test perturbation, level) where the test perturbation is of the
+            family that the model was trained on.
+        worst_accuracy: The least of them.
+        cross_accuracy: The mean where it is of another family.
+        mce: Mean over test perturbations of the error of the models trained on their family, relative to the
+            error of the baseline on the same images.
+        baseline: The model that `mce` is relative to.
+        baseline_clean_accuracy, baseline_robust_accuracy: The same of the baseline, over all perturbations.
+        All rounded to 6 decimals. Absent where there is nothing to average.
+
+    Source: `mce` after Hendrycks and Dietterich (arXiv 1903.12261), with our natural model for their AlexNet.
+    """
+    model = ["strategy", "train_perturbation", "train_level"]
+    accuracy = cells.assign(accuracy=cells["n_correct"] / cells["n_examples"])
+    table = accuracy.groupby([*model, "perturbation", "level"], sort=False)["accuracy"].mean().reset_index()
+    is_clean, is_baseline = table["perturbation"] == NATURAL, table["strategy"] == NATURAL
+    own = pd.Series(
+        [
+            ModelName(strategy, trained, level).is_tested_on_own(tested)
+            for strategy, trained, level, tested in zip(
+                table["strategy"], table["train_perturbation"], table["train_level"], table["perturbation"], strict=True
+            )
+        ],
+        index=table.index,
+    )
+    ours, baseline = table[~is_clean & ~is_baseline], table[~is_clean & is_baseline]
+    errors = 1 - ours[own[ours.index]].groupby("perturbation")["accuracy"].mean()
+    baseline_errors = 1 - baseline.groupby("perturbation")["accuracy"].mean()
+    numbers = {
+        "clean_accuracy": table.loc[is_clean & ~is_baseline, "accuracy"].mean(),
+        "robust_accuracy": ours.loc[own[ours.index], "accuracy"].mean(),
+        "worst_accuracy": ours.loc[own[ours.index], "accuracy"].min(),
+        "cross_accuracy": ours.loc[~own[ours.index], "accuracy"].mean(),
+        "mce": (errors / baseline_errors).mean(),
+        "baseline_clean_accuracy": table.loc[is_clean & is_baseline, "accuracy"].mean(),
+        "baseline_robust_accuracy": baseline["accuracy"].mean(),
+    }
+    return {name: round(float(value), 6) for name, value in numbers.items() if pd.notna(value)} | {"baseline": NATURAL}

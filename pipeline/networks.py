@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.arrays import Images
-from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_file, write_text
-from pipeline.params import Convolution, Network, Params
+from pipeline.recipes import Convolution, Network
 
 N_CLASSES = 10
 SCHEMA_VERSION = 1
@@ -147,21 +146,6 @@ class Classifier(nn.Module):
         return logits.float()
 
 
-def describe_natural(params: Params, dataset: Dataset) -> dict[str, Any]:
-    """All that decides the natural model of a data set, as JSON values."""
-    recipe, subset = params.train.recipes[dataset.name], params.datasets[dataset.name]
-    return {
-        "dataset": dataset.name,
-        "source_sha256": dataset.digests["train", "images"],
-        "n_train": subset.n_train,
-        "shape": list(dataset.shape),
-        "strategy": "natural",
-        "seed": params.train.seed,
-        "network": recipe.network.model_dump(mode="json"),
-        "recipe": recipe.model_dump(mode="json", exclude={"network"}),
-    }
-
-
 def save(classifier: Classifier, path: Path, description: dict[str, Any]) -> None:
     """Write weights as safetensors to `path` and the description beside it as JSON.
 
@@ -213,8 +197,16 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
         raise PipelineError(f"{path}: damaged model ({problem}); make it again with `{made_by}`") from None
     for key, value in (expected or {}).items():
         if description.get(key) != value:
-            raise PipelineError(f"{path}: made with other params ({key} differs); make it again with `{made_by}`")
+            raise PipelineError(
+                f"{path}: made with other params ({key} is {_short(description.get(key))}, params.yaml asks for "
+                f"{_short(value)}); make it again with `{made_by}`"
+            )
     return classifier.eval()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def logits_of(

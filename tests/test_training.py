@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.networks import logits_of
-from pipeline.params import Recipe
+from pipeline.recipes import Recipe, plan_natural
 from pipeline.sources import Arrays
-from pipeline.training import Epoch, Examples, train_natural
+from pipeline.training import Epoch, Examples, train_model
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
 
 
 def train_weights(splits: tuple[Examples, Examples], recipe: Recipe, seed: int = 1) -> dict[str, torch.Tensor]:
-    return train_natural(recipe, *splits, seed, CPU)[0].state_dict()
+    return train_model(plan_natural(recipe), splits[0], None, None, splits[1], (seed,), CPU)[0].state_dict()
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -54,7 +54,9 @@ def test_it_learns_and_reports_what_the_model_then_does(splits: tuple[Examples, 
     reported: list[Epoch] = []
     seen: list[int] = []
     recipe = make_recipe(precision=precision)
-    classifier, curve = train_natural(recipe, *splits, 1, CPU, reported.append, seen.append)
+    classifier, curve = train_model(
+        plan_natural(recipe), splits[0], None, None, splits[1], (1,), CPU, report=reported.append, progress=seen.append
+    )
     assert reported == curve
     assert [row.epoch for row in curve] == [1, 2, 3]
     assert sum(seen) == 3 * 1200  # 1,230 images, the last partial batch dropped
@@ -96,14 +98,16 @@ def test_it_equals_a_plain_loop_over_the_images_in_order(splits: tuple[Examples,
     train, test = splits
     # No BatchNorm: before one, a bias has no gradient but rounding, which Adam blows up.
     network = {**make_recipe().network.model_dump(), "dropout": 0.0, "batch_norm": False}
-    found = train_natural(make_recipe(epochs=1, shuffle=False, network=network), train, test, 3, CPU)[0]
+    recipe = make_recipe(epochs=1, shuffle=False, network=network)
+    found = train_model(plan_natural(recipe), train, None, None, test, (3,), CPU)[0]
 
     frozen = {"learning_rate": 1e-30, "beta1": 0.9, "beta2": 0.999}  # leaves the initial weights
-    model = train_natural(make_recipe(epochs=1, network=network, adam=frozen), train, test, 3, CPU)[0].train()
+    start = plan_natural(make_recipe(epochs=1, network=network, adam=frozen))
+    model = train_model(start, train, None, None, test, (3,), CPU)[0].train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.999))
-    for start in range(0, 1200, 100):
-        images = torch.from_numpy(train.images[start : start + 100])
-        labels = torch.from_numpy(train.labels[start : start + 100]).long()
+    for first in range(0, 1200, 100):
+        images = torch.from_numpy(train.images[first : first + 100])
+        labels = torch.from_numpy(train.labels[first : first + 100]).long()
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -6,7 +6,6 @@ To add one: write its kernel `(images, level, rng, **options) -> images` in its 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from pipeline.arrays import Images
 from pipeline.perturbations.blur import gaussian_blur, max_sigma
@@ -32,7 +31,7 @@ class Perturbation:
         name: Its name everywhere.
         family: Perturbations drawn in one figure: `pixels`, `noise` or `blur`.
         kernel: `(images, level, rng, **options) -> images`; pure.
-        unit: What a level measures: `n_pixels` (an integer) or `sigma`.
+        unit: What a level measures: `n_pixels` (whole numbers), `sigma`, or another name.
         unit_text: The unit in words, for axes.
         max_level: (height, width) → largest valid level; levels are above 0.
         is_random: Whether trials differ.
@@ -42,7 +41,7 @@ class Perturbation:
     name: str
     family: str
     kernel: Callable[..., Images]
-    unit: Literal["n_pixels", "sigma"]
+    unit: str
     unit_text: str
     max_level: Callable[[int, int], float]
     is_random: bool = True

@@ -21,17 +21,20 @@ def impact(dataset: str, params_path: Path) -> None:
     from pipeline import layout, metrics
     from pipeline.files import write_text
     from pipeline.params import load
+    from pipeline.recipes import NATURAL
     from pipeline.store import read_clean
-    from pipeline.variants import open_perturbed
+    from pipeline.variants import open_perturbed, remove_stale_stores
 
     params = load(params_path)
     spec = params.dataset(dataset)
+    for path in remove_stale_stores(params, spec):
+        click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
     n_test = params.datasets[dataset].n_test
     arrays = {
         (variant.perturbation, variant.level): (array, made_by)
         for perturbation in params.perturbations
         for variant, array, made_by in open_perturbed(params, spec, perturbation)
-        if variant.split == "test"
+        if variant.split == "test" and variant.level in params.perturbations[perturbation].test_levels
     }
     clean = read_clean(spec, "test", "images")[:n_test]
     labels = read_clean(spec, "test", "labels")[:n_test]
@@ -43,7 +46,7 @@ def impact(dataset: str, params_path: Path) -> None:
     device = select_device(params.device)
     recipe = params.train.recipes[dataset]
     made_by = f"python -m pipeline train {dataset}"
-    expected = networks.describe_natural(params, spec)
+    expected = params.describe_model(NATURAL, spec, None)
     classifier = networks.load(layout.natural_model(dataset), made_by, expected)
     n_images = n_test + sum(array.shape[0] * n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} impact", n_images) as bar:

@@ -1,5 +1,6 @@
 """What the commands share: arguments, options, and progress bars."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,16 @@ params_option = click.option(
     help="The params file.",
 )
 
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=lambda: min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+    help="How much is done at the same time; the bytes written do not depend on it.  [default: all cores, at most 8]",
+)
+
 
 @contextmanager
-def progress_bar(description: str, n_images: int) -> Iterator["tqdm[NoReturn]"]:
-    """A bar with rate and time left over `n_images`; nothing where standard error is no terminal."""
-    with tqdm(total=n_images, desc=description, unit=" images", unit_scale=True, leave=False, disable=None) as bar:
+def progress_bar(description: str, total: int, unit: str = " images") -> Iterator["tqdm[NoReturn]"]:
+    """A bar with rate and time left; nothing where standard error is no terminal."""
+    with tqdm(total=total, desc=description, unit=unit, unit_scale=True, leave=False, disable=None) as bar:
         yield bar

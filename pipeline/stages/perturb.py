@@ -1,28 +1,22 @@
 """Stage perturb: one perturbation of one data set, all levels and trials, into a store."""
 
-import os
 from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option, progress_bar
+from pipeline.stages.options import dataset_argument, params_option, progress_bar, workers_option
 
 
 @click.command(short_help="Perturb a data set and write the store.")
 @dataset_argument
 @click.argument("perturbation")
 @params_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=lambda: len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    help="Threads; the bytes written do not depend on it.  [default: all cores]",
-)
+@workers_option
 def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) -> None:
     """Perturb DATASET by PERTURBATION and write data/perturbed/DATASET/PERTURBATION.zarr.
 
     The store has a group per level with the arrays `train` (N, H, W, C) and `test` (trials, N, H, W, C) that params
-    ask for. PERTURBATION is stuck, hot, dead, noise or blur.
+    ask for. PERTURBATION is one of those under `perturbations` in params.yaml.
     """
     from math import prod
 

@@ -22,6 +22,7 @@ def train(dataset: str, params_path: Path) -> None:
     from pipeline import layout
     from pipeline.files import write_text
     from pipeline.params import load
+    from pipeline.recipes import NATURAL
     from pipeline.store import read_clean
 
     params = load(params_path)
@@ -33,7 +34,7 @@ def train(dataset: str, params_path: Path) -> None:
 
     # torch takes seconds to import: only once params and data are right.
     from pipeline import networks, training
-    from pipeline.devices import select_device
+    from pipeline.devices import select_device, select_precision
 
     device = select_device(params.device)
 
@@ -44,17 +45,20 @@ def train(dataset: str, params_path: Path) -> None:
         )
 
     with progress_bar(f"{dataset} natural", recipe.epochs * subset.n_train) as bar:
-        classifier, curve = training.train_natural(
-            recipe,
+        classifier, curve = training.train_model(
+            params.plan(NATURAL, dataset),
             training.Examples(images, labels),
+            None,
+            None,
             training.Examples(test_images, test_labels),
-            params.train.seed,
+            (params.train.seed,),
             device,
-            report,
-            bar.update,
+            report=report,
+            progress=bar.update,
         )
     path = layout.natural_model(dataset)
-    networks.save(classifier, path, networks.describe_natural(params, spec))
+    precision = str(select_precision(recipe.precision, device)).removeprefix("torch.")
+    networks.save(classifier, path, {**params.describe_model(NATURAL, spec, None), "computed_in": precision})
     rows = pd.DataFrame([asdict(epoch) for epoch in curve]).round(6)
     write_text(layout.learning_curve(dataset), rows.to_csv(index=False))
     click.echo(f"{path}: clean accuracy {curve[-1].test_accuracy:.4f} on {subset.n_test:,} test images")

@@ -1,0 +1,188 @@
+"""All models of one strategy: finished ones are kept by what decides them, the others trained side by side."""
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import layout, networks, store
+from pipeline.datasets import Dataset
+from pipeline.devices import select_device, select_precision
+from pipeline.files import write_text
+from pipeline.params import Params
+from pipeline.recipes import NATURAL
+from pipeline.seeding import level_name
+from pipeline.training import Examples, train_model
+from pipeline.variants import Variant, open_perturbed, variant_attributes
+
+# Code that decides the weights; a change to it makes every kept model stale.
+_TRAINING_CODE = ("devices", "networks", "recipes", "seeding", "training")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model to train.
+
+    Attributes:
+        params: The study.
+        dataset: Which data set.
+        strategy: Which strategy.
+        variant: The perturbed training images.
+        images_sha256: Digest of those images.
+        natural_sha256: Digest of the natural model's weights, for a strategy that starts from it.
+        n_threads: Threads of torch, one where models are trained side by side; 0 leaves them alone.
+    """
+
+    params: Params
+    dataset: Dataset
+    strategy: str
+    variant: Variant
+    images_sha256: str
+    natural_sha256: str | None
+    n_threads: int
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All that decides the model, as JSON values."""
+        return self.params.describe_model(self.strategy, self.dataset, variant_attributes(self.dataset, self.variant))
+
+    @property
+    def precision(self) -> str:
+        """What `recipe.precision` comes to on this machine: `float32` or `bfloat16`."""
+        wanted = self.params.plan(self.strategy, self.dataset.name).recipe.precision
+        return str(select_precision(wanted, select_device(self.params.device))).removeprefix("torch.")
+
+    @property
+    def key(self) -> str:
+        """Digest of all that decides the weights: description, data, code, and the way they are computed."""
+        folder = Path(__file__).parent
+        code = {name: hashlib.sha256((folder / f"{name}.py").read_bytes()).hexdigest() for name in _TRAINING_CODE}
+        device = select_device(self.params.device)
+        names = {
+            "description": self.description,
+            "images": self.images_sha256,
+            "natural": self.natural_sha256,
+            "code": code,
+            "torch": torch.__version__,
+            "device": device.type,
+            "precision": self.precision,
+            "threads": self.n_threads,
+        }
+        return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def finished(self) -> Path:
+        """Where the weights are kept once they are done."""
+        return layout.finished_models() / f"{self.key}.safetensors"
+
+    @property
+    def curve(self) -> Path:
+        """Where the learning curve is kept; written last, so it marks a finished model."""
+        return layout.finished_models() / f"{self.key}.curve.json"
+
+    @property
+    def label(self) -> str:
+        """The model's name within its strategy, such as `noise-0.05`."""
+        return f"{self.variant.perturbation}-{level_name(self.variant.level)}"
+
+
+def plan_tasks(params: Params, dataset: Dataset, strategy: str) -> list[Task]:
+    """The models of a strategy: one for every training level of every perturbation.
+
+    Raises:
+        PipelineError: A store or the natural model is missing, damaged, or made with other params.
+    """
+    natural_sha256 = None
+    if params.plan(strategy, dataset.name).starts_from_natural:
+        load_natural(params, dataset)
+        natural_sha256 = hashlib.sha256(layout.natural_model(dataset.name).read_bytes()).hexdigest()
+    # Side by side on CPU, each on one thread: the weights then do not depend on the number of cores.
+    n_threads = 1 if select_device(params.device).type == "cpu" else 0
+    return [
+        Task(params, dataset, strategy, variant, str(array.attrs["sha256"]), natural_sha256, n_threads)
+        for perturbation in params.perturbations
+        for variant, array, _ in open_perturbed(params, dataset, perturbation)
+        if variant.split == "train"
+    ]
+
+
+def load_natural(params: Params, dataset: Dataset) -> networks.Classifier:
+    """The natural model of a data set.
+
+    Raises:
+        PipelineError: It is missing, damaged, or made with other params.
+    """
+    expected = params.describe_model(NATURAL, dataset, None)
+    return networks.load(layout.natural_model(dataset.name), f"python -m pipeline train {dataset.name}", expected)
+
+
+def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
+    """Train what is not finished yet, and yield every task when it is, with whether it was before.
+
+    A killed run loses at most the epoch under way: the next one goes on from there, to the same weights.
+
+    Args:
+        tasks: From `plan_tasks`.
+        n_workers: Models trained at the same time; results do not depend on it.
+    """
+    waiting = []
+    for task in tasks:
+        if task.curve.is_file():
+            yield task, True
+        else:
+            waiting.append(task)
+    if not waiting:
+        return
+    # Not fork: torch's threads do not survive it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(n_workers, len(waiting)), mp_context=context) as pool:
+        futures = {pool.submit(train_one, task): task for task in waiting}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future], False
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def train_one(task: Task) -> None:
+    """Train one model and keep it under its key."""
+    params, dataset = task.params, task.dataset
+    if task.n_threads:
+        torch.set_num_threads(task.n_threads)
+    device = select_device(params.device)
+    subset = params.datasets[dataset.name]
+    train, test = (
+        Examples(store.read_clean(dataset, split, "images")[:n], store.read_clean(dataset, split, "labels")[:n])
+        for split, n in (("train", subset.n_train), ("test", subset.n_test))
+    )
+    perturbed = next(
+        store.read(array, made_by)
+        for variant, array, made_by in open_perturbed(params, dataset, task.variant.perturbation)
+        if variant == task.variant
+    )
+    plan = params.plan(task.strategy, dataset.name)
+    natural = load_natural(params, dataset) if plan.starts_from_natural else None
+    names = (params.train.seed, task.strategy, task.variant.perturbation, level_name(task.variant.level))
+    checkpoint = task.finished.with_suffix(".checkpoint")
+    classifier, curve = train_model(plan, train, perturbed, natural, test, names, device, checkpoint)
+    networks.save(classifier, task.finished, {**task.description, "computed_in": task.precision})
+    write_text(task.curve, json.dumps([asdict(epoch) for epoch in curve]) + "\n")
+    checkpoint.unlink(missing_ok=True)
+
+
+def collect(task: Task, folder: Path) -> list[dict[str, Any]]:
+    """Copy a finished model into `folder` and return its learning curve, a row per epoch."""
+    for suffix in (".safetensors", ".json"):
+        shutil.copyfile(task.finished.with_suffix(suffix), folder / f"{task.label}{suffix}")
+    rows: list[dict[str, Any]] = json.loads(task.curve.read_text(encoding="utf-8"))
+    perturbation, level = task.variant.perturbation, level_name(task.variant.level)
+    return [{"perturbation": perturbation, "level": level, **row} for row in rows]
