@@ -15,6 +15,7 @@ import torch
 from pipeline import layout, networks, store
 from pipeline.datasets import Dataset
 from pipeline.devices import select_device, select_precision
+from pipeline.errors import PipelineError
 from pipeline.files import write_text
 from pipeline.params import Params
 from pipeline.recipes import NATURAL
@@ -134,7 +135,7 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
     """
     waiting = []
     for task in tasks:
-        if task.curve.is_file():
+        if _is_finished(task):
             yield task, True
         else:
             waiting.append(task)
@@ -151,6 +152,16 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _is_finished(task: Task) -> bool:
+    if not task.curve.is_file():
+        return False
+    try:
+        networks.load(task.finished, "", task.description)
+    except PipelineError:  # damaged since: train it again
+        return False
+    return True
 
 
 def train_one(task: Task) -> None:

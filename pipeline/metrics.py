@@ -147,7 +147,7 @@ def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
         worst_accuracy: The least of them.
         cross_accuracy: The mean where it is of another family.
         mce: Mean over test perturbations of the error of the models trained on their family, relative to the
-            error of the baseline on the same images.
+            error of the baseline on the same images; perturbations on which the baseline makes none are left out.
         baseline: The model that `mce` is relative to.
         baseline_clean_accuracy, baseline_robust_accuracy: The same of the baseline, over all perturbations.
         All rounded to 6 decimals. Absent where there is nothing to average.
@@ -175,7 +175,7 @@ def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
         "robust_accuracy": ours.loc[own[ours.index], "accuracy"].mean(),
         "worst_accuracy": ours.loc[own[ours.index], "accuracy"].min(),
         "cross_accuracy": ours.loc[~own[ours.index], "accuracy"].mean(),
-        "mce": (errors / baseline_errors).mean(),
+        "mce": (errors / baseline_errors[baseline_errors > 0]).mean(),
         "baseline_clean_accuracy": table.loc[is_clean & is_baseline, "accuracy"].mean(),
         "baseline_robust_accuracy": baseline["accuracy"].mean(),
     }

@@ -152,8 +152,11 @@ class Params(Block):
                 continue
             try:
                 parsed[name] = STRATEGIES[name].settings.model_validate(values)
-                for dataset in info.data.get("datasets", ()):
-                    STRATEGIES[name].plan(parsed[name], info.data["train"].recipes[dataset], dataset)
+                for dataset, subset in info.data.get("datasets", {}).items():
+                    recipe = info.data["train"].recipes[dataset]
+                    planned = STRATEGIES[name].plan(parsed[name], recipe, dataset).recipe
+                    if planned.batch_size != recipe.batch_size:
+                        problems += _batch_problems(f"strategies.{name}.recipes.{dataset}", planned, subset)
             except ValidationError as error:
                 problems += [f"strategies.{name}.{line}" for detail in error.errors() for line in _explain(detail)]
             except KeyError as error:
@@ -242,13 +245,17 @@ def _recipe_problems(name: str, recipe: Recipe, subset: Subset | None) -> list[s
         recipe.network.n_features(DATASETS[name].shape)
     except ValueError as error:
         problems.append(f"train.recipes.{name}.network: {error}")
-    if subset is not None:
-        key, n_train = f"train.recipes.{name}.batch_size", subset.n_train
-        if recipe.batch_size > n_train:
-            problems.append(f"{key}: {recipe.batch_size} is more than the {n_train} training images")
-        if not recipe.drop_last and recipe.network.batch_norm and n_train % recipe.batch_size == 1:
-            problems.append(f"{key}: leaves a last batch of one image, too few for BatchNorm")
-    return problems
+    return problems + _batch_problems(f"train.recipes.{name}", recipe, subset)
+
+
+def _batch_problems(key: str, recipe: Recipe, subset: Subset | None) -> list[str]:
+    if subset is None:
+        return []
+    if recipe.batch_size > subset.n_train:
+        return [f"{key}.batch_size: {recipe.batch_size} is more than the {subset.n_train} training images"]
+    if not recipe.drop_last and recipe.network.batch_norm and subset.n_train % recipe.batch_size == 1:
+        return [f"{key}.batch_size: leaves a last batch of one image, too few for BatchNorm"]
+    return []
 
 
 def _perturbation_problems(

@@ -55,8 +55,8 @@ def plan_incremental(settings: Ramp, recipe: Recipe, dataset: str) -> Plan:
 
     Source: paper section VI-B; the authors' code takes ⌊e/E · batch⌋ images in epoch e = 0..E-1, a ramp from 0 to 1.
     """
-    step = (settings.end - settings.start) / recipe.epochs
-    shares = tuple(settings.start + step * epoch for epoch in range(recipe.epochs))
+    rise = settings.end - settings.start
+    shares = tuple(settings.start + rise * (epoch / recipe.epochs) for epoch in range(recipe.epochs))
     return Plan(recipe, shares, fits_on_perturbed=False)
 
 

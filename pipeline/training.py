@@ -179,10 +179,14 @@ def _resume(path: Path | None, classifier: Classifier, optimizer: torch.optim.Op
         curve = [Epoch(**epoch) for epoch in json.loads(file.metadata()["curve"])]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     classifier.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    weights = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
+            if key != "step":
+                # In the memory order of the weights, which fused Adam takes for granted.
+                tensor = torch.empty_like(weights[int(number)], requires_grad=False).copy_(tensor)
             state.setdefault(int(number), {})[key] = tensor.to(device)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return curve

@@ -73,6 +73,8 @@ def tiny_values(quick_values: dict[str, Any]) -> dict[str, Any]:
     for recipe in values["train"]["recipes"].values():
         recipe.update(epochs=2, batch_size=100, precision="float32")
         recipe["network"]["convolutions"] = [{"filters": 4, "kernel": 5, "stride": 3, "padding": 0, "pool": 2}]
+    for tuning in values["strategies"]["transfer"]["recipes"].values():
+        tuning.update(fully_connected=[8], epochs=2, batch_size=100)
     values["device"] = "cpu"
     return values
 

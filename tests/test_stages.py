@@ -40,6 +40,8 @@ TEST_LEVELS: dict[str, list[float]] = {
     "noise": [0.05, 0.8],
     "blur": [0.4, 4.0],
 }
+# Some as above, some only here: the stores hold both, impact and figures only show the former.
+EVALUATE_LEVELS: dict[str, list[float]] = {"stuck": [1, 2], "hot": [], "dead": [200], "noise": [0.1], "blur": [4, 0.5]}
 N_TEST, N_EXAMPLES = 600, 4
 COMMANDS = [
     ["prepare", "mnist"],
@@ -144,6 +146,7 @@ def finished(
         tiny_values["impact"]["n_examples"] = N_EXAMPLES
         for name, levels in TEST_LEVELS.items():
             tiny_values["perturbations"][name]["test_levels"] = levels
+        tiny_values["evaluate"]["levels"] = EVALUATE_LEVELS
         write_params(tiny_values)
         for command in COMMANDS:
             succeed(*command)
@@ -186,6 +189,13 @@ def test_there_is_a_cell_for_every_level_and_trial(finished: Path) -> None:
     assert {(cell["perturbation"], float(cell["level"]), int(cell["trial"])) for cell in cells} == expected
     assert len(cells) == len(expected)
     assert {(cell["dataset"], cell["n_examples"]) for cell in cells} == {("mnist", str(N_TEST))}
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_a_store_holds_the_levels_of_impact_and_of_evaluate(name: str, finished: Path) -> None:
+    group = zarr.open_group(layout.perturbed_store("mnist", name), mode="r")
+    held = {float(level) for level, arrays in group.groups() if "test" in arrays}
+    assert held == {*TEST_LEVELS[name], *EVALUATE_LEVELS[name]}
 
 
 def stored(path: Path, name: str) -> NDArray[np.uint8]:
@@ -472,18 +482,24 @@ BAD = [
     ("weights-damaged", with_flipped_byte(MODEL), "impact mnist", "damaged model"),
     ("weights-empty", with_bytes(MODEL, b""), "impact mnist", "damaged model"),
     ("weights-swapped", with_other_weights, "impact mnist", "the weights are not those that natural.json"),
-    ("model-of-another-seed", with_params(train__seed=9), "impact mnist", "made with other params (seed differs)"),
+    (
+        "model-of-another-seed",
+        with_params(train__seed=9),
+        "impact mnist",
+        "made with other params (seed is 1, params.yaml asks",
+    ),
     (
         "model-of-another-recipe",
         with_params(train__recipes__mnist__epochs=3),
         "impact mnist",
-        "made with other params (recipe differs); make it again with `python -m pipeline train mnist`",
+        "made with other params (perturbed_share is [0.0, 0.0], params.yaml asks for [0.0, 0.0, 0.0]); make it again "
+        "with `python -m pipeline train mnist`",
     ),
     (
         "examples-of-other-levels",
         with_params(perturbations__noise__test_levels=[0.05]),
         "figures mnist",
-        f"{EXAMPLES}: made with other params; make it again with `python -m pipeline impact mnist`",
+        f"{CELLS}: made with other params; make it again with `python -m pipeline impact mnist`",
     ),
     ("other-n-examples", with_params(impact__n_examples=5), "figures mnist", f"{EXAMPLES}: made with other params"),
     ("cells-empty", with_bytes(CELLS, b""), "figures mnist", f"{CELLS}: damaged"),
@@ -604,7 +620,7 @@ def test_a_profile_mends_params_that_are_missing_or_damaged(content: bytes | Non
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        pytest.param(b"device: auto\n", "profiles/bad.yaml: 6 problem(s)", id="incomplete"),
+        pytest.param(b"device: auto\n", "profiles/bad.yaml: 8 problem(s)", id="incomplete"),
         pytest.param(b"- 1\n", "profiles/bad.yaml: expected keys and values", id="list"),
         pytest.param(b"\xff\xfe", "profiles/bad.yaml: not valid YAML", id="binary"),
     ],
@@ -633,11 +649,14 @@ def test_an_unknown_profile_is_refused_with_the_choices(name: str, profiles: Pat
 def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
     listed = succeed("--help").split("Commands:")[1].split("\n")
     assert [line.split()[0] for line in listed if line.strip()] == [
+        "check",
         "prepare",
         "perturb",
         "train",
         "impact",
         "figures",
+        "strategies",
+        "evaluate",
         "profile",
     ]
 
@@ -658,7 +677,9 @@ def test_every_command_explains_itself(command: str) -> None:
         ["perturb", "mnist", "noise", "--workers", "0"],
         ["train", "mnist", "cifar10"],
         ["train", "mnist", "--params", "."],
+        ["strategies", "mnist"],
         ["evaluate", "mnist"],
+        ["evaluate", "mnist", "constant", "--workers", "2"],
     ],
     ids="-".join,
 )
