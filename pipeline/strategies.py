@@ -54,6 +54,7 @@ def plan_incremental(settings: Ramp, recipe: Recipe, dataset: str) -> Plan:
     """A share of perturbed images that rises linearly from epoch to epoch.
 
     Source: paper section VI-B; the authors' code takes ⌊e/E · batch⌋ images in epoch e = 0..E-1, a ramp from 0 to 1.
+    Which images the standardization is fitted on, they do not say; fitted on the clean ones it gives their numbers.
     """
     rise = settings.end - settings.start
     shares = tuple(settings.start + rise * (epoch / recipe.epochs) for epoch in range(recipe.epochs))
