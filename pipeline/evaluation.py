@@ -1,6 +1,6 @@
 """Models on clean and perturbed test images; every store is read once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -44,12 +44,10 @@ def measure_impact(
     """
     cells: list[Cell] = []
     examples: list[Example] = []
-
-    def evaluate(perturbation: str, level: float, trial: int, images: Images) -> None:
+    for perturbation, level, trial, images in _each_trial(clean, perturbed):
         logits = logits_of(classifier, images, device, precision, batch_size)
         predicted = logits.argmax(axis=1)
-        n_correct = int((predicted == labels).sum())
-        cells.append(Cell(dataset, perturbation, level, trial, n_correct, len(images)))
+        cells.append(Cell(dataset, perturbation, level, trial, int((predicted == labels).sum()), len(images)))
         if trial == 0:
             shown = torch.from_numpy(logits[:n_examples]).softmax(1).amax(1).tolist()
             examples.extend(
@@ -57,11 +55,6 @@ def measure_impact(
                 for index, confidence in enumerate(shown)
             )
         progress(len(images))
-
-    evaluate(NATURAL, 0, 0, clean)
-    for (perturbation, level), (array, made_by) in perturbed.items():
-        for trial, images in enumerate(store.read_trials(array, made_by)):
-            evaluate(perturbation, level, trial, images)
     return cells, examples
 
 
@@ -94,17 +87,21 @@ def evaluate_models(
     Source: paper section VI; evaluation across families is our choice.
     """
     cells: list[ModelCell] = []
-
-    def evaluate(perturbation: str, level: float, trial: int, images: Images) -> None:
+    for perturbation, level, trial, images in _each_trial(clean, perturbed):
         for name, classifier in models.items():
             if trial < cross_trials or name.is_tested_on_own(perturbation):
                 predicted = logits_of(classifier, images, device, precision, batch_size).argmax(axis=1)
                 cell = Cell(dataset, perturbation, level, trial, int((predicted == labels).sum()), len(images))
                 cells.append(ModelCell(**asdict(name), **asdict(cell)))
         progress(len(images))
+    return cells
 
-    evaluate(NATURAL, 0, 0, clean)
+
+def _each_trial(
+    clean: Images, perturbed: Mapping[tuple[str, float], tuple[store.Array, str]]
+) -> Iterator[tuple[str, float, int, Images]]:
+    """The clean test images, then every level and trial: (perturbation, level, trial, images)."""
+    yield NATURAL, 0, 0, clean
     for (perturbation, level), (array, made_by) in perturbed.items():
         for trial, images in enumerate(store.read_trials(array, made_by)):
-            evaluate(perturbation, level, trial, images)
-    return cells
+            yield perturbation, level, trial, images
