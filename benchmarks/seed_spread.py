@@ -10,9 +10,9 @@ import click
 import pandas as pd
 
 from pipeline import layout, store
-from pipeline.devices import select_device, select_precision
+from pipeline.devices import select_device
 from pipeline.drawing import authors_impact
-from pipeline.evaluation import measure_impact
+from pipeline.evaluation import measure_models, predictor
 from pipeline.metrics import NATURAL, aggregate_trials, to_frame
 from pipeline.params import load
 from pipeline.recipes import plan_natural
@@ -44,11 +44,9 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
     tables = []
     for seed in range(1, seeds + 1):
         classifier, _ = train_model(plan_natural(recipe), train, None, None, test, (seed,), device)
-        precision = select_precision(recipe.precision, device)
-        cells, _ = measure_impact(
-            dataset, classifier, test.images, test.labels, perturbed, device, precision, params.impact.batch_size, 1
-        )
-        tables.append(aggregate_trials(to_frame(cells)).assign(seed=seed))
+        predict = predictor(classifier, device, recipe.precision, params.impact.batch_size)
+        measured = measure_models(dataset, {NATURAL: predict}, test.images, test.labels, perturbed)
+        tables.append(aggregate_trials(to_frame([cell for _, cell in measured])).assign(seed=seed))
         click.echo(f"seed {seed}: clean accuracy {100 * tables[-1]['mean'].iloc[0]:.2f} %", err=True)
     table = pd.concat(tables)
     authors = authors_impact(spec)

@@ -6,13 +6,16 @@ from typing import Any
 import click
 
 from pipeline.errors import PipelineError
+from pipeline.stages.ablations import ablations
 from pipeline.stages.check import check
+from pipeline.stages.confusion import confusion
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.figures import figures
 from pipeline.stages.impact import impact
 from pipeline.stages.perturb import perturb
 from pipeline.stages.prepare import prepare
 from pipeline.stages.profile import profile
+from pipeline.stages.report import report
 from pipeline.stages.strategies import strategies
 from pipeline.stages.train import train
 
@@ -51,8 +54,9 @@ def main() -> None:
     """
 
 
-for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, profile):
+for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, ablations, confusion, report):
     main.add_command(command)
+main.add_command(profile)
 
 if __name__ == "__main__":
     main(prog_name="python -m pipeline")

@@ -1,10 +1,10 @@
-"""All models of one strategy: finished ones are kept by what decides them, the others trained side by side."""
+"""Many models of one stage: finished ones are kept by what decides them, the others trained side by side."""
 
 import hashlib
 import json
 import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from pipeline.datasets import Dataset
 from pipeline.devices import select_device, select_precision
 from pipeline.errors import PipelineError
 from pipeline.files import write_text
+from pipeline.models import load_natural
 from pipeline.params import Params
-from pipeline.recipes import NATURAL
+from pipeline.recipes import NATURAL, Plan, Recipe, plan_natural
 from pipeline.seeding import level_name
 from pipeline.training import Examples, train_model
 from pipeline.variants import Variant, open_perturbed, variant_attributes
@@ -34,31 +35,32 @@ class Task:
     Attributes:
         params: The study.
         dataset: Which data set.
-        strategy: Which strategy.
-        variant: The perturbed training images.
+        label: The model's name within its stage, such as `noise-0.05`.
+        plan: How it is trained.
+        description: All that decides the model, as JSON values.
+        seed_names: Decide initial weights, order and dropout.
+        variant: The perturbed training images; None for a plan that never uses any.
         images_sha256: Digest of those images.
-        natural_sha256: Digest of the natural model's weights, for a strategy that starts from it.
+        natural_sha256: Digest of the natural model's weights, for a plan that starts from it.
         n_threads: Threads of torch, one where models are trained side by side; 0 leaves them alone.
     """
 
     params: Params
     dataset: Dataset
-    strategy: str
-    variant: Variant
-    images_sha256: str
+    label: str
+    plan: Plan
+    description: Mapping[str, Any]
+    seed_names: tuple[int | str, ...]
+    variant: Variant | None
+    images_sha256: str | None
     natural_sha256: str | None
     n_threads: int
 
     @property
-    def description(self) -> dict[str, Any]:
-        """All that decides the model, as JSON values."""
-        return self.params.describe_model(self.strategy, self.dataset, variant_attributes(self.dataset, self.variant))
-
-    @property
     def precision(self) -> str:
         """What `recipe.precision` comes to on this machine: `float32` or `bfloat16`."""
-        wanted = self.params.plan(self.strategy, self.dataset.name).recipe.precision
-        return str(select_precision(wanted, select_device(self.params.device))).removeprefix("torch.")
+        device = select_device(self.params.device)
+        return str(select_precision(self.plan.recipe.precision, device)).removeprefix("torch.")
 
     @property
     def key(self) -> str:
@@ -88,40 +90,65 @@ class Task:
         """Where the learning curve is kept; written last, so it marks a finished model."""
         return layout.finished_models() / f"{self.key}.curve.json"
 
-    @property
-    def label(self) -> str:
-        """The model's name within its strategy, such as `noise-0.05`."""
-        return f"{self.variant.perturbation}-{level_name(self.variant.level)}"
 
-
-def plan_tasks(params: Params, dataset: Dataset, strategy: str) -> list[Task]:
+def plan_strategy(params: Params, dataset: Dataset, strategy: str) -> list[Task]:
     """The models of a strategy: one for every training level of every perturbation.
 
     Raises:
         PipelineError: A store or the natural model is missing, damaged, or made with other params.
     """
+    plan = params.plan(strategy, dataset.name)
     natural_sha256 = None
-    if params.plan(strategy, dataset.name).starts_from_natural:
+    if plan.starts_from_natural:
         load_natural(params, dataset)
         natural_sha256 = hashlib.sha256(layout.natural_model(dataset.name).read_bytes()).hexdigest()
-    # Side by side on CPU, each on one thread: the weights then do not depend on the number of cores.
-    n_threads = 1 if select_device(params.device).type == "cpu" else 0
     return [
-        Task(params, dataset, strategy, variant, str(array.attrs["sha256"]), natural_sha256, n_threads)
+        Task(
+            params,
+            dataset,
+            label=f"{perturbation}-{level_name(variant.level)}",
+            plan=plan,
+            description=params.describe_model(strategy, dataset, plan, variant_attributes(dataset, variant)),
+            seed_names=(params.train.seed, strategy, perturbation, level_name(variant.level)),
+            variant=variant,
+            images_sha256=str(array.attrs["sha256"]),
+            natural_sha256=natural_sha256,
+            n_threads=_threads_per_model(params),
+        )
         for perturbation in params.perturbations
         for variant, array, _ in open_perturbed(params, dataset, perturbation)
         if variant.split == "train"
     ]
 
 
-def load_natural(params: Params, dataset: Dataset) -> networks.Classifier:
-    """The natural model of a data set.
+def plan_ablation(params: Params, dataset: Dataset, recipes: Mapping[str, Recipe]) -> list[Task]:
+    """The natural model trained by other recipes, with the same seed.
 
-    Raises:
-        PipelineError: It is missing, damaged, or made with other params.
+    Args:
+        params: The study.
+        dataset: Which data set.
+        recipes: Label → recipe.
     """
-    expected = params.describe_model(NATURAL, dataset, None)
-    return networks.load(layout.natural_model(dataset.name), f"python -m pipeline train {dataset.name}", expected)
+    return [
+        Task(
+            params,
+            dataset,
+            label=label,
+            plan=plan_natural(recipe),
+            description=params.describe_model(NATURAL, dataset, plan_natural(recipe), None),
+            seed_names=(params.train.seed,),
+            variant=None,
+            images_sha256=None,
+            natural_sha256=None,
+            n_threads=_threads_per_model(params),
+        )
+        for label, recipe in recipes.items()
+    ]
+
+
+def _threads_per_model(params: Params) -> int:
+    # Side by side on CPU, each on one thread: the weights then do not depend on the number of cores.
+    return 1 if select_device(params.device).type == "cpu" else 0
 
 
 def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
@@ -130,7 +157,7 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
     A killed run loses at most the epoch under way: the next one goes on from there, to the same weights.
 
     Args:
-        tasks: From `plan_tasks`.
+        tasks: From `plan_strategy` or `plan_ablation`.
         n_workers: Models trained at the same time; results do not depend on it.
     """
     waiting = []
@@ -175,16 +202,16 @@ def train_one(task: Task) -> None:
         Examples(store.read_clean(dataset, split, "images")[:n], store.read_clean(dataset, split, "labels")[:n])
         for split, n in (("train", subset.n_train), ("test", subset.n_test))
     )
-    perturbed = next(
-        store.read(array, made_by)
-        for variant, array, made_by in open_perturbed(params, dataset, task.variant.perturbation)
-        if variant == task.variant
-    )
-    plan = params.plan(task.strategy, dataset.name)
-    natural = load_natural(params, dataset) if plan.starts_from_natural else None
-    names = (params.train.seed, task.strategy, task.variant.perturbation, level_name(task.variant.level))
+    perturbed = None
+    if task.variant is not None:
+        perturbed = next(
+            store.read(array, made_by)
+            for variant, array, made_by in open_perturbed(params, dataset, task.variant.perturbation)
+            if variant == task.variant
+        )
+    natural = load_natural(params, dataset) if task.plan.starts_from_natural else None
     checkpoint = task.finished.with_suffix(".checkpoint")
-    classifier, curve = train_model(plan, train, perturbed, natural, test, names, device, checkpoint)
+    classifier, curve = train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, checkpoint)
     networks.save(classifier, task.finished, {**task.description, "computed_in": task.precision})
     write_text(task.curve, json.dumps([asdict(epoch) for epoch in curve]) + "\n")
     checkpoint.unlink(missing_ok=True)
@@ -195,5 +222,4 @@ def collect(task: Task, folder: Path) -> list[dict[str, Any]]:
     for suffix in (".safetensors", ".json"):
         shutil.copyfile(task.finished.with_suffix(suffix), folder / f"{task.label}{suffix}")
     rows: list[dict[str, Any]] = json.loads(task.curve.read_text(encoding="utf-8"))
-    perturbation, level = task.variant.perturbation, level_name(task.variant.level)
-    return [{"perturbation": perturbation, "level": level, **row} for row in rows]
+    return [{"model": task.label, **row} for row in rows]

@@ -1,7 +1,5 @@
 """The paper's figures 3 to 8 as PNG, drawn from metric files and stores."""
 
-from collections.abc import Mapping
-from dataclasses import fields
 from importlib import resources
 from itertools import cycle
 from pathlib import Path
@@ -11,12 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline import layout, store
+from pipeline import results, store
 from pipeline.arrays import Images
 from pipeline.datasets import Dataset
-from pipeline.errors import PipelineError
 from pipeline.files import replacing_folder
-from pipeline.metrics import NATURAL, Cell, Example, aggregate_trials
+from pipeline.metrics import NATURAL, aggregate_trials
 from pipeline.params import Params
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.seeding import level_name
@@ -49,14 +46,12 @@ def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
     pictures: Pictures = {
         (NATURAL, "0"): read_clean(dataset, "test", "images")[: params.impact.n_examples],
     }
-    trials = {(NATURAL, "0"): 1}
     for perturbation in params.perturbations:
         for variant, array, command in open_perturbed(params, dataset, perturbation):
             if variant.split == "test" and variant.level in params.perturbations[perturbation].test_levels:
                 key = perturbation, level_name(variant.level)
                 pictures[key] = store.read_part(array, (0, slice(0, params.impact.n_examples)), command)
-                trials[key] = array.shape[0]
-    cells, examples = _read_impact(params, dataset, pictures, trials)
+    cells, examples = results.read_impact(params, dataset)
     families = dict.fromkeys(PERTURBATIONS[name].family for name, _ in pictures if name != NATURAL)
     written = []
     with replacing_folder(folder) as partial:
@@ -213,42 +208,3 @@ def authors_impact(dataset: Dataset) -> pd.DataFrame:
     with resources.files("pipeline").joinpath("reference/impact.csv").open() as file:
         table = pd.read_csv(file)
     return table[table["dataset"] == {"cifar10": "cifar"}.get(dataset.name, dataset.name)]
-
-
-def _read_impact(
-    params: Params, dataset: Dataset, pictures: Pictures, trials: Mapping[tuple[str, str], int]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells and examples of the impact study, checked against what params ask for."""
-    made_by = f"python -m pipeline impact {dataset.name}"
-    paths = layout.impact_cells(dataset.name), layout.impact_examples(dataset.name)
-    cells, examples = (_read_csv(path, row, made_by) for path, row in zip(paths, (Cell, Example), strict=True))
-    n_test = params.datasets[dataset.name].n_test
-    expected_cells = [(*key, trial) for key, count in trials.items() for trial in range(count)]
-    expected_examples = [(*key, index) for key, images in pictures.items() for index in range(len(images))]
-    for path, table, column, expected in (
-        (paths[0], cells, "trial", expected_cells),
-        (paths[1], examples, "index", expected_examples),
-    ):
-        found = zip(table["perturbation"], table["level"].map(level_name), table[column], strict=True)
-        if list(found) != expected:
-            raise PipelineError(f"{path}: made with other params; make it again with `{made_by}`")
-    if not (cells["n_examples"].eq(n_test) & cells["n_correct"].between(0, n_test)).all():
-        raise PipelineError(f"{paths[0]}: counts that do not fit {n_test} test images; make it again with `{made_by}`")
-    if not examples[["label", "predicted"]].isin(range(len(dataset.classes))).all(axis=None):
-        raise PipelineError(f"{paths[1]}: a class that {dataset.name} does not have; make it again with `{made_by}`")
-    return cells, examples
-
-
-def _read_csv(path: Path, row: type[Cell | Example], made_by: str) -> pd.DataFrame:
-    """A table of rows that were written as `row`."""
-    types = {field.name: field.type for field in fields(row)}
-    try:
-        table = pd.read_csv(path, dtype=types)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
-    except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
-    missing = [name for name in types if name not in table]
-    if missing:
-        raise PipelineError(f"{path}: damaged (no column {', '.join(missing)}); make it again with `{made_by}`")
-    return table

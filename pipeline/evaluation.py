@@ -1,8 +1,8 @@
-"""Models on clean and perturbed test images; every store is read once."""
+"""Models on clean and perturbed test images; every store is read once for all of them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,96 +10,126 @@ from numpy.typing import NDArray
 
 from pipeline import store
 from pipeline.arrays import Images
-from pipeline.metrics import NATURAL, Cell, Example, ModelCell, ModelName
-from pipeline.networks import Classifier, logits_of
+from pipeline.devices import select_precision
+from pipeline.metrics import NATURAL, Cell, Confusion, Example
+from pipeline.networks import N_CLASSES, Classifier, logits_of
+
+# uint8 (N, H, W, C) → float32 logits (N, 10); from `predictor`.
+Predictor = Callable[[Images], NDArray[np.float32]]
+# (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
+Perturbed = Mapping[tuple[str, float], tuple[store.Array, str]]
+Model = TypeVar("Model")
 
 
-def measure_impact(
-    dataset: str,
-    classifier: Classifier,
-    clean: Images,
-    labels: NDArray[np.uint8],
-    perturbed: Mapping[tuple[str, float], tuple[store.Array, str]],
-    device: torch.device,
-    precision: torch.dtype,
-    batch_size: int,
-    n_examples: int,
-    progress: Callable[[int], Any] = lambda n_images: None,
-) -> tuple[list[Cell], list[Example]]:
-    """Cells and pictured examples of one model; every store is read once, trial by trial.
+def predictor(classifier: Classifier, device: torch.device, precision: str, batch_size: int) -> Predictor:
+    """The classifier as a function from images to logits.
 
     Args:
-        dataset: Name of the data set.
-        classifier: The model, on `device`.
-        clean: uint8 (N, H, W, C), clean test images.
-        labels: uint8 (N,).
-        perturbed: (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
+        classifier: Is moved to `device`.
         device: Where to compute.
-        precision: float32 or bfloat16.
+        precision: Of its recipe: `float32`, `bfloat16` or `auto`.
         batch_size: Images per pass; results do not depend on it.
-        n_examples: The first so many test images are the examples.
-        progress: Called with the number of images classified since the last call.
-
-    Source: paper section V.
     """
-    cells: list[Cell] = []
-    examples: list[Example] = []
-    for perturbation, level, trial, images in _each_trial(clean, perturbed):
-        logits = logits_of(classifier, images, device, precision, batch_size)
-        predicted = logits.argmax(axis=1)
-        cells.append(Cell(dataset, perturbation, level, trial, int((predicted == labels).sum()), len(images)))
-        if trial == 0:
-            shown = torch.from_numpy(logits[:n_examples]).softmax(1).amax(1).tolist()
-            examples.extend(
-                Example(perturbation, level, index, int(labels[index]), int(predicted[index]), round(confidence, 4))
-                for index, confidence in enumerate(shown)
-            )
-        progress(len(images))
-    return cells, examples
+    return partial(
+        logits_of,
+        classifier.to(device),
+        device=device,
+        precision=select_precision(precision, device),
+        batch_size=batch_size,
+    )
 
 
-def evaluate_models(
+def measure_models(
     dataset: str,
-    models: Mapping[ModelName, Classifier],
+    models: Mapping[Model, Predictor],
     clean: Images,
     labels: NDArray[np.uint8],
-    perturbed: Mapping[tuple[str, float], tuple[store.Array, str]],
-    device: torch.device,
-    precision: torch.dtype,
-    batch_size: int,
-    cross_trials: int,
+    perturbed: Perturbed,
+    is_wanted: Callable[[Model, str, int], bool] = lambda model, perturbation, trial: True,
     progress: Callable[[int], Any] = lambda n_images: None,
-) -> list[ModelCell]:
-    """Cells of several models; every store is read once for all of them, trial by trial.
+) -> list[tuple[Model, Cell]]:
+    """How many images every model classifies correctly, natural ones and every level and trial.
 
     Args:
         dataset: Name of the data set.
-        models: The models, on `device`.
+        models: Whatever names a model → the model.
         clean: uint8 (N, H, W, C), clean test images.
         labels: uint8 (N,).
-        perturbed: (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
-        device: Where to compute.
-        precision: float32 or bfloat16.
-        batch_size: Images per pass; results do not depend on it.
-        cross_trials: Trials for a model on perturbations of another family than its own; all trials on its own.
+        perturbed: The perturbed versions.
+        is_wanted: (model, perturbation, trial) → whether to measure that.
         progress: Called with the number of images read since the last call.
 
-    Source: paper section VI; evaluation across families is our choice.
+    Source: paper sections V and VI.
     """
-    cells: list[ModelCell] = []
+    cells: list[tuple[Model, Cell]] = []
     for perturbation, level, trial, images in _each_trial(clean, perturbed):
-        for name, classifier in models.items():
-            if trial < cross_trials or name.is_tested_on_own(perturbation):
-                predicted = logits_of(classifier, images, device, precision, batch_size).argmax(axis=1)
-                cell = Cell(dataset, perturbation, level, trial, int((predicted == labels).sum()), len(images))
-                cells.append(ModelCell(**asdict(name), **asdict(cell)))
+        for model, predict in models.items():
+            if is_wanted(model, perturbation, trial):
+                n_correct = int((predict(images).argmax(axis=1) == labels).sum())
+                cells.append((model, Cell(dataset, perturbation, level, trial, n_correct, len(images))))
         progress(len(images))
     return cells
 
 
-def _each_trial(
-    clean: Images, perturbed: Mapping[tuple[str, float], tuple[store.Array, str]]
-) -> Iterator[tuple[str, float, int, Images]]:
+def describe_examples(
+    predict: Predictor, clean: Images, labels: NDArray[np.uint8], perturbed: Perturbed
+) -> list[Example]:
+    """What a model says of a few test images, natural and in the version of trial 0 of every level.
+
+    Args:
+        predict: The model.
+        clean: uint8 (n, H, W, C), the first n clean test images.
+        labels: uint8 (n,).
+        perturbed: The perturbed versions of at least those.
+
+    Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
+    """
+    pictures = {(NATURAL, 0.0): clean}
+    for key, (array, made_by) in perturbed.items():
+        pictures[key] = store.read_part(array, (0, slice(0, len(clean))), made_by)
+    examples = []
+    for (perturbation, level), images in pictures.items():
+        probabilities = torch.from_numpy(predict(images)).softmax(1).numpy()
+        for index, row in enumerate(probabilities):
+            predicted, confidence = int(row.argmax()), round(float(row.max()), 4)
+            examples.append(Example(perturbation, level, index, int(labels[index]), predicted, confidence))
+    return examples
+
+
+def count_confusions(
+    models: Mapping[Model, Predictor],
+    clean: Images,
+    labels: NDArray[np.uint8],
+    perturbed: Perturbed,
+    is_wanted: Callable[[Model, str], bool],
+) -> list[tuple[Model, Confusion]]:
+    """How often every model takes each class for each other one, all trials together.
+
+    Args:
+        models: Whatever names a model → the model.
+        clean: uint8 (N, H, W, C), clean test images.
+        labels: uint8 (N,).
+        perturbed: The perturbed versions.
+        is_wanted: (model, perturbation) → whether to measure that.
+
+    Source: the paper's section IX names this as future work.
+    """
+    counts: dict[tuple[Model, str, float], NDArray[np.int64]] = {}
+    for perturbation, level, _, images in _each_trial(clean, perturbed):
+        for model, predict in models.items():
+            if is_wanted(model, perturbation):
+                # One number per pair of classes.
+                pairs = labels.astype(np.int64) * N_CLASSES + predict(images).argmax(axis=1)
+                key = model, perturbation, level
+                counts[key] = counts.get(key, 0) + np.bincount(pairs, minlength=N_CLASSES**2)
+    return [
+        (model, Confusion(perturbation, level, *divmod(pair, N_CLASSES), n_examples=int(n)))
+        for (model, perturbation, level), pairs in counts.items()
+        for pair, n in enumerate(pairs)
+    ]
+
+
+def _each_trial(clean: Images, perturbed: Perturbed) -> Iterator[tuple[str, float, int, Images]]:
     """The clean test images, then every level and trial: (perturbation, level, trial, images)."""
     yield NATURAL, 0, 0, clean
     for (perturbation, level), (array, made_by) in perturbed.items():

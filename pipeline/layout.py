@@ -28,17 +28,17 @@ def learning_curve(dataset: str) -> Path:
 
 def impact_cells(dataset: str) -> Path:
     """CSV, one row per perturbation, level and trial."""
-    return Path("metrics/impact", dataset, "cells.csv")
+    return Path("metrics/impact/cells", f"{dataset}.csv")
 
 
 def impact_examples(dataset: str) -> Path:
     """CSV, predictions of the natural model for the pictured examples, before and after."""
-    return Path("metrics/impact", dataset, "examples.csv")
+    return Path("metrics/impact/examples", f"{dataset}.csv")
 
 
 def impact_metrics(dataset: str) -> Path:
     """JSON, the few numbers that `dvc metrics` shows."""
-    return Path("metrics/impact", f"{dataset}.json")
+    return Path("metrics/impact/summary", f"{dataset}.json")
 
 
 def figures(dataset: str) -> Path:
@@ -66,11 +66,36 @@ def strategy_curves(dataset: str, strategy: str) -> Path:
     return Path("metrics/strategies", dataset, f"{strategy}.csv")
 
 
+def ablation_models(dataset: str, ablation: str) -> Path:
+    """Folder of the models of one ablation: `<variant>.safetensors` and `.json`."""
+    return Path("models/ablations", dataset, ablation)
+
+
+def ablation_cells(dataset: str, ablation: str) -> Path:
+    """CSV, one row per variant, split, perturbation, level and trial."""
+    return Path("metrics/ablations/cells", dataset, f"{ablation}.csv")
+
+
+def ablation_metrics(dataset: str, ablation: str) -> Path:
+    """Folder of a JSON per variant, the few numbers that `dvc metrics` shows."""
+    return Path("metrics/ablations/summary", dataset, ablation)
+
+
+def confusion(dataset: str) -> Path:
+    """CSV, one row per model, level, actual and predicted class."""
+    return Path("metrics/confusion", f"{dataset}.csv")
+
+
+def report() -> Path:
+    """Folder of the page, index.html, and its figures."""
+    return Path("metrics/report")
+
+
 def evaluate_cells(dataset: str, strategy: str) -> Path:
     """CSV, one row per model, perturbation, level and trial."""
-    return Path("metrics/evaluate", dataset, f"{strategy}.csv")
+    return Path("metrics/evaluate/cells", dataset, f"{strategy}.csv")
 
 
 def evaluate_metrics(dataset: str, strategy: str) -> Path:
     """JSON, the few numbers that `dvc metrics` shows."""
-    return Path("metrics/evaluate", dataset, f"{strategy}.json")
+    return Path("metrics/evaluate/summary", dataset, f"{strategy}.json")

@@ -69,11 +69,22 @@ class ModelName:
     train_perturbation: str
     train_level: float
 
+    @property
+    def trained_on(self) -> str:
+        """Perturbation and level in words, such as `noise 0.05`."""
+        if self.train_perturbation == NATURAL:
+            return "natural images"
+        return f"{self.train_perturbation} {level_name(self.train_level)}"
+
     def is_tested_on_own(self, perturbation: str) -> bool:
         """Whether a perturbation belongs to the family that the model was trained on; to the natural model, all do."""
         if NATURAL in (self.train_perturbation, perturbation):
             return True
         return PERTURBATIONS[self.train_perturbation].family == PERTURBATIONS[perturbation].family
+
+    def is_tested(self, perturbation: str, trial: int, cross_trials: int) -> bool:
+        """Whether the model is measured on a trial: on all of its own family, on `cross_trials` of other ones."""
+        return trial < cross_trials or self.is_tested_on_own(perturbation)
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,44 @@ class ModelCell(Cell, ModelName):
     """A cell, and the model that it is about."""
 
 
-def to_frame(rows: Sequence[Cell | Example | ModelCell]) -> pd.DataFrame:
+@dataclass(frozen=True)
+class AblationCell(Cell):
+    """A cell of a model trained by a changed recipe.
+
+    Attributes:
+        variant: Name of the change.
+        split: `test`, or `train` for the clean training images.
+    """
+
+    variant: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often a model takes one class for another, over all trials of one level.
+
+    Attributes:
+        perturbation: Name of the perturbation, or `natural`.
+        level: Its physical value; 0 for `natural`.
+        actual: The right class.
+        predicted: The model's class.
+        n_examples: Images of the one that were taken for the other.
+    """
+
+    perturbation: str
+    level: float
+    actual: int
+    predicted: int
+    n_examples: int
+
+
+@dataclass(frozen=True)
+class ModelConfusion(Confusion, ModelName):
+    """A confusion, and the model that it is about."""
+
+
+def to_frame(rows: Sequence[Cell | Example | Confusion]) -> pd.DataFrame:
     """A table with the fields as columns."""
     return pd.DataFrame([asdict(row) for row in rows])
 
@@ -132,6 +180,54 @@ def summarize(cells: pd.DataFrame) -> dict[str, Any]:
     for perturbation, rows in perturbed.groupby("perturbation", sort=False):
         summary[f"{perturbation}_accuracy"] = rows["mean"].mean()
     return {name: round(float(value), 6) for name, value in summary.items()}
+
+
+def summarize_ablation(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """What tells the variants of an ablation apart: variant → its numbers.
+
+    Args:
+        cells: Columns as the fields of `AblationCell`.
+
+    Returns:
+        For every variant train_accuracy, on the clean training images in evaluation mode, and all that
+        `summarize` gives.
+    """
+    summaries = {}
+    for variant, rows in cells.groupby("variant", sort=False):
+        train = rows[rows["split"] == "train"]
+        train_accuracy = float(train["n_correct"].sum() / train["n_examples"].sum())
+        summary = summarize(rows[rows["split"] == "test"])
+        summaries[str(variant)] = {"train_accuracy": round(train_accuracy, 6), **summary}
+    return summaries
+
+
+def find_best(cells: pd.DataFrame, perturbation: str, level: float) -> ModelName | None:
+    """The model of any strategy that is most accurate at one level, the first of several; None if there is none.
+
+    Args:
+        cells: Columns as the fields of `ModelCell`; models that were trained on another family do not count.
+        perturbation: Which perturbation.
+        level: Its level.
+    """
+    family = PERTURBATIONS[perturbation].family
+    rows = cells[cells["perturbation"].eq(perturbation) & cells["level"].eq(level) & cells["strategy"].ne(NATURAL)]
+    rows = rows[rows["train_perturbation"].map(lambda name: PERTURBATIONS[name].family).eq(family)]
+    if rows.empty:
+        return None
+    model = ["strategy", "train_perturbation", "train_level"]
+    sums = rows.groupby(model, sort=False, as_index=False)[["n_correct", "n_examples"]].sum()
+    best = sums.iloc[int((sums["n_correct"] / sums["n_examples"]).argmax())]
+    return ModelName(str(best["strategy"]), str(best["train_perturbation"]), float(best["train_level"]))
+
+
+def recall_by_class(confusions: pd.DataFrame) -> pd.Series:
+    """Share of the images of each class that are classified correctly, index the class.
+
+    Args:
+        confusions: Columns as the fields of `Confusion`, of one model and level.
+    """
+    right = confusions[confusions["actual"] == confusions["predicted"]].set_index("actual")["n_examples"]
+    return right / confusions.groupby("actual")["n_examples"].sum()
 
 
 def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from pipeline.strategies import STRATEGIES
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0)]
+# Names that a person gives; files are called by them.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
 
 
 class Subset(Block):
@@ -90,6 +92,7 @@ class Params(Block):
     impact: Impact
     strategies: Mapping[str, Block]
     evaluate: Evaluate
+    ablations: Mapping[Name, Mapping[Name, Mapping[str, Any]]]
 
     def dataset(self, name: str) -> Dataset:
         """The data set `name`.
@@ -135,7 +138,10 @@ class Params(Block):
         datasets = info.data.get("datasets", {})
         problems = [f"train.recipes: no recipe for '{name}'" for name in datasets if name not in train.recipes]
         for name, recipe in train.recipes.items():
-            problems += _recipe_problems(name, recipe, datasets.get(name))
+            if name in DATASETS:
+                problems += _recipe_problems(f"train.recipes.{name}", name, recipe, datasets.get(name))
+            else:
+                problems.append(f"train.recipes: unknown '{name}'; choose from {', '.join(DATASETS)}")
         _raise(problems)
         return train
 
@@ -182,6 +188,30 @@ class Params(Block):
         _raise(problems)
         return evaluate
 
+    @field_validator("ablations")
+    @classmethod
+    def _check_ablations(
+        cls, ablations: Mapping[str, Mapping[str, Mapping[str, Any]]], info: ValidationInfo
+    ) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        problems: list[str] = []
+        if "train" in info.data:
+            for name, variants in ablations.items():
+                for variant, changes in variants.items():
+                    for dataset, subset in info.data.get("datasets", {}).items():
+                        key = f"ablations.{name}.{variant}"
+                        try:
+                            recipe = change_recipe(info.data["train"].recipes[dataset], changes)
+                            problems += _recipe_problems(key, dataset, recipe, subset)
+                        except ValidationError as error:
+                            problems += [f"{key}.{line}" for detail in error.errors() for line in _explain(detail)]
+        _raise(list(dict.fromkeys(problems)))
+        return ablations
+
+    @property
+    def impact_levels(self) -> dict[str, tuple[float, ...]]:
+        """Perturbation → the levels at which natural models are tested."""
+        return {name: levels.test_levels for name, levels in self.perturbations.items()}
+
     def plan(self, strategy: str, dataset: str) -> Plan:
         """What the training loop is to do for a strategy, or for `natural`.
 
@@ -195,15 +225,28 @@ class Params(Block):
             raise PipelineError(f"strategy: unknown '{strategy}'; params.yaml has {', '.join(self.strategies)}")
         return STRATEGIES[strategy].plan(self.strategies[strategy], recipe, dataset)
 
-    def describe_model(self, strategy: str, dataset: Dataset, trained_on: Mapping[str, Any] | None) -> dict[str, Any]:
+    def ablation(self, name: str, dataset: str) -> dict[str, Recipe]:
+        """The recipes of an ablation: variant → recipe of the natural model with that variant's changes.
+
+        Raises:
+            PipelineError: `ablations` does not have it.
+        """
+        if name not in self.ablations:
+            raise PipelineError(f"ablation: unknown '{name}'; params.yaml has {', '.join(self.ablations) or 'none'}")
+        recipe = self.train.recipes[dataset]
+        return {variant: change_recipe(recipe, changes) for variant, changes in self.ablations[name].items()}
+
+    def describe_model(
+        self, strategy: str, dataset: Dataset, plan: Plan, trained_on: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         """All that decides a model, as JSON values.
 
         Args:
             strategy: Its name, or `natural`.
             dataset: Which data set.
-            trained_on: Attributes of the perturbed training images; None for the natural model.
+            plan: How it is trained.
+            trained_on: Attributes of the perturbed training images; None for a model that never saw any.
         """
-        plan = self.plan(strategy, dataset.name)
         return {
             "dataset": dataset.name,
             "source_sha256": dataset.digests["train", "images"],
@@ -219,6 +262,25 @@ class Params(Block):
             "network": plan.recipe.network.model_dump(mode="json"),
             "recipe": plan.recipe.model_dump(mode="json", exclude={"network"}),
         }
+
+
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with some of its values replaced.
+
+    Args:
+        recipe: Stays as it is.
+        changes: Nested like a recipe, with only the keys that change.
+
+    Raises:
+        ValidationError: A key that recipes do not have, or a value out of range.
+    """
+
+    def merge(old: Any, new: Any) -> Any:
+        if not (isinstance(old, dict) and isinstance(new, Mapping)):
+            return new
+        return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
+
+    return Recipe.model_validate(merge(recipe.model_dump(), changes))
 
 
 def _raise(problems: list[str]) -> None:
@@ -237,15 +299,13 @@ def _dataset_problems(name: str, subset: Subset) -> list[str]:
     ]
 
 
-def _recipe_problems(name: str, recipe: Recipe, subset: Subset | None) -> list[str]:
-    if name not in DATASETS:
-        return [f"train.recipes: unknown '{name}'; choose from {', '.join(DATASETS)}"]
+def _recipe_problems(key: str, dataset: str, recipe: Recipe, subset: Subset | None) -> list[str]:
     problems = []
     try:
-        recipe.network.n_features(DATASETS[name].shape)
+        recipe.network.n_features(DATASETS[dataset].shape)
     except ValueError as error:
-        problems.append(f"train.recipes.{name}.network: {error}")
-    return problems + _batch_problems(f"train.recipes.{name}", recipe, subset)
+        problems.append(f"{key}.network: {error}")
+    return problems + _batch_problems(key, recipe, subset)
 
 
 def _batch_problems(key: str, recipe: Recipe, subset: Subset | None) -> list[str]:
@@ -359,7 +419,9 @@ def _explain(detail: Any) -> list[str]:
     if kind == "missing":
         return [f"{key}: missing"]
     if kind == "string_pattern_mismatch":
-        return [f"{key}: unknown {value!r}; choose from auto, cpu, cuda, cuda:N"]
+        if key == "device":
+            return [f"{key}: unknown {value!r}; choose from auto, cpu, cuda, cuda:N"]
+        return [f"{key}: a name may have small letters, digits and underscores only"]
     if kind == "extra_forbidden":
         return [f"{key}: unknown key"]
     if kind == "literal_error":

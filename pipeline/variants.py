@@ -1,7 +1,7 @@
 """What the stores must hold according to params, and opening them checked against it."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,30 @@ def open_perturbed(params: Params, dataset: Dataset, perturbation: str) -> list[
             )
         arrays.append((variant, array, made_by))
     return arrays
+
+
+def open_tested(
+    params: Params, dataset: Dataset, levels: Mapping[str, Sequence[float]]
+) -> dict[tuple[str, float], tuple[store.Array, str]]:
+    """The perturbed test images at some levels, checked against params.
+
+    Args:
+        params: What the stores should hold.
+        dataset: Which data set.
+        levels: Perturbation → its levels.
+
+    Returns:
+        (perturbation, level) → array (trials, N, H, W, C), and the command that makes it.
+
+    Raises:
+        PipelineError: As `open_perturbed`.
+    """
+    return {
+        (perturbation, variant.level): (array, made_by)
+        for perturbation in params.perturbations
+        for variant, array, made_by in open_perturbed(params, dataset, perturbation)
+        if variant.split == "test" and variant.level in levels.get(perturbation, ())
+    }
 
 
 def remove_stale_stores(params: Params, dataset: Dataset) -> list[Path]:

@@ -137,8 +137,8 @@ def test_every_training_level_has_a_model_with_a_description_and_a_curve(strateg
     files = sorted(path.name for path in layout.strategy_models("mnist", strategy).iterdir())
     assert files == sorted(f"{label}.{suffix}" for label in LABELS for suffix in ("json", "safetensors"))
     rows = read_rows(layout.strategy_curves("mnist", strategy))
-    assert list(rows[0]) == ["perturbation", "level", "epoch", "train_loss", "train_accuracy", "test_accuracy"]
-    shown = [(f"{row['perturbation']}-{row['level']}", row["epoch"]) for row in rows]
+    assert list(rows[0]) == ["model", "epoch", "train_loss", "train_accuracy", "test_accuracy"]
+    shown = [(row["model"], row["epoch"]) for row in rows]
     assert sorted(shown) == [(label, epoch) for label in LABELS for epoch in ("1", "2")]
     finished = [path.name.split(".", 1)[1] for path in layout.finished_models().iterdir()]
     assert sorted(finished) == sorted(["safetensors", "json", "curve.json"] * len(LABELS) * len(STRATEGIES))
@@ -147,13 +147,13 @@ def test_every_training_level_has_a_model_with_a_description_and_a_curve(strateg
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_curves_end_with_the_accuracy_of_the_saved_models_on_clean_images(strategy: str, done: Path) -> None:
     clean = {
-        (cell["train_perturbation"], cell["train_level"]): int(cell["n_correct"]) / N_TEST
+        f"{cell['train_perturbation']}-{cell['train_level']}": int(cell["n_correct"]) / N_TEST
         for cell in read_rows(CELLS[strategy])
         if cell["perturbation"] == "natural"
     }
     for row in read_rows(layout.strategy_curves("mnist", strategy)):
         if row["epoch"] == "2":
-            assert float(row["test_accuracy"]) == pytest.approx(clean[row["perturbation"], row["level"]], abs=1e-6)
+            assert float(row["test_accuracy"]) == pytest.approx(clean[row["model"]], abs=1e-6)
 
 
 def test_the_models_of_all_strategies_and_levels_differ(done: Path) -> None:

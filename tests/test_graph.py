@@ -17,14 +17,27 @@ LAYERS = [
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
     {"devices", "networks", "sources", "variants"},
-    {"drawing", "evaluation", "generation", "training"},
-    {"campaign"},
+    {"evaluation", "generation", "models", "results", "training"},
+    {"campaign", "charts", "drawing"},
+    {"report"},
     {"stages"},
     {"__main__"},
 ]
 # These say where things lie, how params are read and what errors look like; no output depends on them.
 PLUMBING = {"", "errors", "files", "layout", "params", "stages.options", "stages"}
-STAGES = ("check", "prepare", "perturb", "train", "impact", "figures", "strategies", "evaluate")
+STAGES = (
+    "check",
+    "prepare",
+    "perturb",
+    "train",
+    "impact",
+    "figures",
+    "strategies",
+    "evaluate",
+    "ablations",
+    "confusion",
+    "report",
+)
 
 
 def find_modules() -> dict[str, Path]:
@@ -62,7 +75,7 @@ def test_a_module_imports_only_from_layers_below(module: str) -> None:
     for imported in imports_of(module):
         same_package = imported.split(".")[0] == module.split(".")[0]
         assert same_package or layer_of(imported) < layer_of(module) or imported == "arrays", imported
-        if layer_of(module) == 6 and imported.startswith("stages"):
+        if layer_of(module) == 7 and imported.startswith("stages"):
             assert imported in ("stages", "stages.options"), "a stage imports no other stage"
 
 
@@ -118,11 +131,12 @@ def test_every_tracked_param_exists(graph: dict[str, Any], profile: str) -> None
     values = YAML(typ="safe", pure=True).load((ROOT / f"profiles/{profile}.yaml").read_text())
     for stage in graph.values():
         for template in stage.get("params", []):
-            for dataset in values["datasets"]:
-                for perturbation, strategy in itertools.product(values["perturbations"], values["strategies"]):
-                    node = values
-                    key = template.replace("${item.dataset}", dataset).replace("${item.perturbation}", perturbation)
-                    key = key.replace("${item.strategy}", strategy)
-                    for part in key.split("."):
-                        assert part in node, key
-                        node = node[part]
+            matrix = {"dataset": "datasets", "perturbation": "perturbations", "strategy": "strategies"}
+            matrix["ablation"] = "ablations"
+            for items in itertools.product(*(values[block] for block in matrix.values())):
+                node, key = values, template
+                for name, item in zip(matrix, items, strict=True):
+                    key = key.replace(f"${{item.{name}}}", item)
+                for part in key.split("."):
+                    assert part in node, key
+                    node = node[part]

@@ -35,7 +35,7 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
     from pipeline import campaign
     from pipeline.files import replacing_folder, write_text
 
-    tasks = campaign.plan_tasks(params, spec, strategy)
+    tasks = campaign.plan_strategy(params, spec, strategy)
     n_models, rows = len(tasks), []
     with progress_bar(f"{dataset} {strategy}", n_models, unit=" models") as bar:
         for task, was_finished in campaign.train_all(tasks, workers):

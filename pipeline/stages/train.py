@@ -37,6 +37,7 @@ def train(dataset: str, params_path: Path) -> None:
     from pipeline.devices import select_device, select_precision
 
     device = select_device(params.device)
+    plan = params.plan(NATURAL, dataset)
 
     def report(epoch: training.Epoch) -> None:
         bar.write(
@@ -46,7 +47,7 @@ def train(dataset: str, params_path: Path) -> None:
 
     with progress_bar(f"{dataset} natural", recipe.epochs * subset.n_train) as bar:
         classifier, curve = training.train_model(
-            params.plan(NATURAL, dataset),
+            plan,
             training.Examples(images, labels),
             None,
             None,
@@ -57,8 +58,9 @@ def train(dataset: str, params_path: Path) -> None:
             progress=bar.update,
         )
     path = layout.natural_model(dataset)
+    described = params.describe_model(NATURAL, spec, plan, None)
     precision = str(select_precision(recipe.precision, device)).removeprefix("torch.")
-    networks.save(classifier, path, {**params.describe_model(NATURAL, spec, None), "computed_in": precision})
+    networks.save(classifier, path, {**described, "computed_in": precision})
     rows = pd.DataFrame([asdict(epoch) for epoch in curve]).round(6)
     write_text(layout.learning_curve(dataset), rows.to_csv(index=False))
     click.echo(f"{path}: clean accuracy {curve[-1].test_accuracy:.4f} on {subset.n_test:,} test images")

@@ -1,0 +1,352 @@
+"""The study on one page: every number from a metric file of this run, every picture inside the page."""
+
+import base64
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pipeline import charts, layout, results
+from pipeline.datasets import Dataset
+from pipeline.errors import PipelineError
+from pipeline.files import replacing_folder
+from pipeline.metrics import NATURAL, ModelName, aggregate_trials, recall_by_class
+from pipeline.params import Params, changed_keys, read
+from pipeline.perturbations import PERTURBATIONS
+
+_DPI = 150
+# The letters of the paper's figures in its appendix.
+_LETTERS = {"constant": "A", "incremental": "B", "transfer": "C"}
+_FAMILIES = tuple(dict.fromkeys(perturbation.family for perturbation in PERTURBATIONS.values()))
+# Values that do not change what is measured.
+_NO_SETTINGS = ("device", "prepare", "impact.n_examples", "impact.batch_size", "evaluate.batch_size")
+_ACCURACIES = {
+    "clean_accuracy": "clean",
+    "robust_accuracy": "robust",
+    "worst_accuracy": "worst",
+    "cross_accuracy": "cross",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG inside the page.
+
+    Attributes:
+        data: As a data address.
+        alt: What it shows, in words.
+        width: Pixels.
+        height: Pixels.
+    """
+
+    data: str
+    alt: str
+    width: int
+    height: int
+
+
+class Album:
+    """Draws figures into a folder and hands them to the page."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.n_figures = 0
+
+    def draw(self, name: str, figure: Figure, alt: str) -> Picture:
+        """Save a figure as `name`.png and return it."""
+        path = self._folder / f"{name}.png"
+        # No version or date in the file: the same metrics give the same bytes.
+        figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+        self.n_figures += 1
+        return read_picture(path, alt, "python -m pipeline report")
+
+
+def read_picture(path: Path, alt: str, made_by: str) -> Picture:
+    """A PNG file as a picture.
+
+    Raises:
+        PipelineError: It is missing or no PNG.
+    """
+    try:
+        content = path.read_bytes()
+        signature, width, height = struct.unpack(">12x4sII", content[:24])
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
+    except struct.error:
+        raise PipelineError(f"{path}: no PNG; make it again with `{made_by}`") from None
+    if signature != b"IHDR":
+        raise PipelineError(f"{path}: no PNG; make it again with `{made_by}`")
+    return Picture(f"data:image/png;base64,{base64.b64encode(content).decode()}", alt, width, height)
+
+
+def write_report(params: Params, params_path: Path, folder: Path) -> int:
+    """Write index.html and its figures into `folder`, which is replaced as a whole; how many figures it drew.
+
+    Args:
+        params: The study.
+        params_path: Where it was read from.
+        folder: Where the page goes.
+
+    Raises:
+        PipelineError: A metric file or picture is missing, damaged, or made with other params.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"percent": _percent, "zip": zip}
+    template = environment.from_string(resources.files("pipeline").joinpath("report.html.jinja").read_text("utf-8"))
+    with replacing_folder(folder) as partial:
+        album = Album(partial)
+        studies = [_Study(params, params.dataset(name), album).context() for name in params.datasets]
+        differences = _differences(params_path)
+        page = template.render(
+            studies=studies,
+            params=params,
+            letters=_LETTERS,
+            families=_FAMILIES,
+            units={name: perturbation.unit for name, perturbation in PERTURBATIONS.items()},
+            is_paper=not differences,
+            differences=differences,
+        )
+        (partial / "index.html").write_text(page, encoding="utf-8", newline="\n")
+        return album.n_figures
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    """An accuracy as percent; a dash where there is none."""
+    return "–" if share is None or pd.isna(share) else f"{100 * share:.{digits}f}"
+
+
+def _differences(params_path: Path) -> list[tuple[str, Any, Any]]:
+    """What differs from profile `paper` and decides a number: (dotted key, there, here)."""
+    paper = layout.PROFILES / "paper.yaml"
+    changes = changed_keys(read(paper), read(params_path))
+    return [change for change in changes if not change[0].startswith(_NO_SETTINGS)]
+
+
+class _Study:
+    """What the page says of one data set."""
+
+    def __init__(self, params: Params, dataset: Dataset, album: Album) -> None:
+        self.params, self.dataset, self.album = params, dataset, album
+        self.cells, _ = results.read_impact(params, dataset)
+        self.evaluations = {name: results.read_evaluation(params, dataset, name) for name in params.strategies}
+        self.models = {name: charts.aggregate_models(cells) for name, cells in self.evaluations.items()}
+        self.numbers = {
+            name: results.read_summary(
+                layout.evaluate_metrics(dataset.name, name), f"python -m pipeline evaluate {dataset.name} {name}"
+            )
+            for name in params.strategies
+        }
+
+    def context(self) -> dict[str, Any]:
+        """All that the template shows of this data set."""
+        name = self.dataset.name
+        impact = results.read_summary(layout.impact_metrics(name), f"python -m pipeline impact {name}")
+        families = [family for family in _FAMILIES if any(PERTURBATIONS[p].family == family for p in self._tested())]
+        return {
+            "name": name,
+            "subset": self.params.datasets[name],
+            "impact": impact,
+            "impact_rows": aggregate_trials(self.cells).to_dict("records"),
+            "accuracy": [
+                self._figure(f"accuracy_{family}", f"accuracy against level, {family}") for family in families
+            ],
+            "examples": [self._figure(f"examples_{family}", f"test images with {family}") for family in families],
+            "levels": [self._figure(f"levels_{family}", f"one image, {family}") for family in families],
+            "answer": list(self._answer()),
+            "summary": self._summary(impact),
+            "strategies": {strategy: list(self._strategy(strategy)) for strategy in self.params.strategies},
+            "best_and_worst": list(self._best_and_worst()),
+            "cross": {strategy: self._cross(strategy) for strategy in self.params.strategies},
+            "ablations": {ablation: self._ablation(ablation) for ablation in self.params.ablations},
+            "confusion": self._confusion(),
+        }
+
+    def _tested(self) -> list[str]:
+        return [name for name in dict.fromkeys(self.cells["perturbation"]) if name != NATURAL]
+
+    def _figure(self, name: str, what: str) -> Picture:
+        """One of the pictures that stage figures has drawn."""
+        path = layout.figures(self.dataset.name) / f"{name}.png"
+        alt = f"{self.dataset.name}, natural model: {what}. The numbers are in the table of this section."
+        return read_picture(path, alt, f"python -m pipeline figures {self.dataset.name}")
+
+    def _answer(self) -> Iterator[dict[str, Any]]:
+        """A row per strategy, the natural model first."""
+        for number, (strategy, numbers) in enumerate(self.numbers.items()):
+            if number == 0:
+                baseline = {"clean_accuracy": "baseline_clean_accuracy", "robust_accuracy": "baseline_robust_accuracy"}
+                natural = {key: numbers.get(source) for key, source in baseline.items()}
+                yield {"strategy": NATURAL, **dict.fromkeys(_ACCURACIES), **natural, "mce": 1.0}
+            yield {"strategy": strategy, **dict.fromkeys(_ACCURACIES), "mce": None, **numbers}
+
+    def _summary(self, impact: Mapping[str, float]) -> Picture | None:
+        rows = list(self._answer())
+        if not rows:
+            return None
+        table = pd.DataFrame(rows).set_index("strategy")[list(_ACCURACIES)].astype(float).rename(columns=_ACCURACIES)
+        said = "; ".join(
+            f"{row['strategy']} {_percent(row['clean_accuracy'])} % clean, {_percent(row['robust_accuracy'])} % robust"
+            for row in rows
+        )
+        figure = charts.draw_summary(table, self.dataset)
+        return self.album.draw(f"summary_{self.dataset.name}", figure, f"Bars for {self.dataset.name}: {said}.")
+
+    def _strategy(self, strategy: str) -> Iterator[dict[str, Any]]:
+        """Figures A.1 to C.3, this data set's column, each with how far the authors' values are from ours."""
+        models = self.models[strategy][self.models[strategy]["strategy"] == strategy]
+        authors = charts.authors_strategies(self.dataset, strategy)
+        key = ["train_perturbation", "train_level", "perturbation", "level"]
+        matched = models.merge(authors, on=key, suffixes=("", "_authors"))
+        for number, family in enumerate(_FAMILIES, start=1):
+            of_family = [name for name, one in PERTURBATIONS.items() if one.family == family]
+            if not models["train_perturbation"].isin(of_family).any():
+                continue
+            rows = matched[matched["train_perturbation"].isin(of_family)]
+            difference = rows["mean"] - rows["mean_authors"]
+            own = models[models["train_perturbation"].isin(of_family) & models["perturbation"].isin(of_family)]
+            picture = self.album.draw(
+                f"{strategy}_{family}_{self.dataset.name}",
+                charts.draw_strategy(models, authors, self.dataset, strategy, family),
+                f"{self.dataset.name}, {strategy}, {family}: accuracy against training level; ours between "
+                f"{_percent(own['mean'].min())} and {_percent(own['mean'].max())} % on {family}.",
+            )
+            yield {
+                "family": family,
+                "figure": f"{_LETTERS[strategy]}.{number}" if strategy in _LETTERS else None,
+                "picture": picture,
+                "n_matched": len(rows),
+                "mean_difference": difference.mean() if len(rows) else None,
+                "mean_absolute_difference": difference.abs().mean() if len(rows) else None,
+                "max_absolute_difference": difference.abs().max() if len(rows) else None,
+            }
+
+    def _best_and_worst(self) -> Iterator[dict[str, Any]]:
+        """Per family and strategy the models with the highest and lowest mean accuracy on that family."""
+        for family in _FAMILIES:
+            of_family = [name for name, one in PERTURBATIONS.items() if one.family == family]
+            for strategy, models in self.models.items():
+                own = models[models["perturbation"].isin(of_family)]
+                natural = own.loc[own["strategy"] == NATURAL, "mean"].mean()
+                own = own[own["train_perturbation"].isin(of_family)]
+                if own.empty:
+                    continue
+                ours = own.groupby(["train_perturbation", "train_level"], sort=False)["mean"].mean()
+                authors = charts.authors_strategies(self.dataset, strategy)
+                authors = authors[
+                    authors["train_perturbation"].isin(of_family) & authors["perturbation"].isin(of_family)
+                ]
+                theirs = authors.groupby(["train_perturbation", "train_level"], sort=False)["mean"].mean()
+                yield {
+                    "family": family,
+                    "strategy": strategy,
+                    "natural": natural,
+                    "best": _extreme(ours, highest=True),
+                    "worst": _extreme(ours, highest=False),
+                    "authors_best": _extreme(theirs, highest=True),
+                    "authors_worst": _extreme(theirs, highest=False),
+                }
+
+    def _cross(self, strategy: str) -> Picture:
+        matrix = charts.cross_matrix(self.models[strategy])
+        rows = "; ".join(
+            f"trained on {trained_on}: "
+            + ", ".join(f"{tested} {_percent(value, 0)}" for tested, value in zip(matrix.columns, values, strict=True))
+            for trained_on, values in zip(matrix.index, matrix.to_numpy(float), strict=True)
+        )
+        figure = charts.draw_cross_matrix(matrix, self.dataset, strategy)
+        return self.album.draw(
+            f"cross_{strategy}_{self.dataset.name}", figure, f"{self.dataset.name}, {strategy}, accuracy in %. {rows}."
+        )
+
+    def _ablation(self, ablation: str) -> dict[str, Any]:
+        """The figure, and a row per variant; for Table I with the authors' values."""
+        name = self.dataset.name
+        cells = results.read_ablation(self.params, self.dataset, ablation)
+        recipes = self.params.ablation(ablation, name)
+        made_by = f"python -m pipeline ablations {name} {ablation}"
+        rows = []
+        for variant, recipe in recipes.items():
+            summary = results.read_summary(layout.ablation_metrics(name, ablation) / f"{variant}.json", made_by)
+            rows.append({"variant": variant, "recipe": recipe, "authors": None, **summary})
+            if ablation == "components" and name == "cifar10":
+                network, table = recipe.network, charts.authors_components()
+                same = table[
+                    table["batch_norm"].eq(network.batch_norm)
+                    & table["dropout"].eq(network.dropout > 0)
+                    & table["activation"].eq(network.activation)
+                ]
+                rows[-1]["authors"] = float(same["test"].iloc[0]) / 100 if len(same) else None
+        tested = {variant: cells[cells["variant"].eq(variant) & cells["split"].eq("test")] for variant in recipes}
+        said = "; ".join(
+            f"{row['variant']} {_percent(row['clean_accuracy'])} % clean, "
+            f"{_percent(row.get('robust_accuracy'))} % robust"
+            for row in rows
+        )
+        picture = self.album.draw(
+            f"{ablation}_{name}", charts.draw_ablation(tested, self.dataset, ablation), f"{name}, {ablation}: {said}."
+        )
+        return {"rows": rows, "picture": picture, "perturbations": self._tested()}
+
+    def _confusion(self) -> dict[str, Any]:
+        """Pictures of the matrices, and the classes that lose most."""
+        confusions = results.read_confusions(self.params, self.dataset)
+        classes = self.dataset.classes
+        is_natural = confusions["strategy"] == NATURAL
+        before = confusions[is_natural & confusions["perturbation"].eq(NATURAL)]
+        recall_before = recall_by_class(before)
+        pictures = [self._matrix("natural_natural", before, "natural model, natural images")]
+        losses = []
+        for perturbation, (level,) in results.hardest_levels(self.params).items():
+            tested = confusions[confusions["perturbation"] == perturbation]
+            variant = charts.name_variant(perturbation, level)
+            natural, best = tested[tested["strategy"] == NATURAL], tested[tested["strategy"] != NATURAL]
+            pictures.append(self._matrix(f"{perturbation}_natural", natural, f"natural model, {variant}"))
+            recall_best = recall_by_class(best) if len(best) else None
+            model = None
+            if len(best):
+                first = best.iloc[0]
+                name = ModelName(str(first["strategy"]), str(first["train_perturbation"]), float(first["train_level"]))
+                model = f"{name.strategy}, trained on {name.trained_on}"
+                pictures.append(self._matrix(f"{perturbation}_best", best, f"best ({model}), {variant}"))
+            recall = recall_by_class(natural)
+            for label in (recall_before - recall).to_numpy().argsort(kind="stable")[::-1][:3].tolist():
+                wrong = natural[natural["actual"].eq(label) & natural["predicted"].ne(label)]
+                most = wrong.iloc[int(wrong["n_examples"].argmax())]
+                losses.append(
+                    {
+                        "variant": variant,
+                        "label": classes[label],
+                        "before": recall_before[label],
+                        "after": recall[label],
+                        "taken_for": classes[int(most["predicted"])] if most["n_examples"] else None,
+                        "best": None if recall_best is None else recall_best[label],
+                        "model": model,
+                    }
+                )
+        return {"pictures": pictures, "losses": losses}
+
+    def _matrix(self, name: str, confusions: pd.DataFrame, title: str) -> Picture:
+        recall = recall_by_class(confusions)
+        said = ", ".join(
+            f"{label} {_percent(share, 0)}" for label, share in zip(self.dataset.classes, recall, strict=True)
+        )
+        return self.album.draw(
+            f"confusion_{self.dataset.name}_{name}",
+            charts.draw_confusion(confusions, self.dataset.classes, title),
+            f"Confusion matrix, {self.dataset.name}, {title}. Percent of each class that is right: {said}.",
+        )
+
+
+def _extreme(means: "pd.Series[float]", *, highest: bool) -> dict[str, Any] | None:
+    """The model with the highest or lowest value: how it was trained, and the value."""
+    if means.empty:
+        return None
+    position = int(means.argmax() if highest else means.argmin())
+    perturbation, level = means.index.tolist()[position]
+    return {"model": charts.name_variant(perturbation, level), "mean": float(means.iloc[position])}

@@ -1,0 +1,183 @@
+"""Metric files as tables, checked against what params ask for."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline import layout
+from pipeline.datasets import Dataset
+from pipeline.errors import PipelineError
+from pipeline.metrics import NATURAL, AblationCell, Cell, Example, ModelCell, ModelConfusion, ModelName
+from pipeline.params import Params
+from pipeline.seeding import level_name
+from pipeline.variants import planned_variants
+
+# (perturbation, level, trial).
+Key = tuple[str, float, int]
+
+
+def read_impact(params: Params, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells and examples of the impact study, columns as the fields of `Cell` and `Example`.
+
+    Raises:
+        PipelineError: A file is missing, damaged, or made with other params.
+    """
+    made_by = f"python -m pipeline impact {dataset.name}"
+    keys = _tested(params, dataset, params.impact_levels)
+    path = layout.impact_cells(dataset.name)
+    cells = _read(path, Cell, made_by)
+    _check_keys(path, cells, ["perturbation", "level", "trial"], keys, made_by)
+    _check_counts(path, cells, params.datasets[dataset.name].n_test, made_by)
+    path = layout.impact_examples(dataset.name)
+    examples = _read(path, Example, made_by)
+    shown = range(min(params.impact.n_examples, params.datasets[dataset.name].n_test))
+    expected = [(name, level, index) for name, level in dict.fromkeys(key[:2] for key in keys) for index in shown]
+    _check_keys(path, examples, ["perturbation", "level", "index"], expected, made_by)
+    _check_classes(path, examples[["label", "predicted"]], dataset, made_by)
+    return cells, examples
+
+
+def read_evaluation(params: Params, dataset: Dataset, strategy: str) -> pd.DataFrame:
+    """Cells of the models of a strategy and of the natural one, columns as the fields of `ModelCell`.
+
+    Raises:
+        PipelineError: As `read_impact`.
+    """
+    made_by = f"python -m pipeline evaluate {dataset.name} {strategy}"
+    path = layout.evaluate_cells(dataset.name, strategy)
+    cells = _read(path, ModelCell, made_by)
+    models = [ModelName(NATURAL, NATURAL, 0), *trained_models(params, dataset, strategy)]
+    expected = [
+        (model.strategy, model.train_perturbation, model.train_level, *key)
+        for key in _tested(params, dataset, params.evaluate.levels)
+        for model in models
+        if model.is_tested(key[0], key[2], params.evaluate.cross_trials)
+    ]
+    columns = ["strategy", "train_perturbation", "train_level", "perturbation", "level", "trial"]
+    _check_keys(path, cells, columns, expected, made_by)
+    _check_counts(path, cells, params.datasets[dataset.name].n_test, made_by)
+    return cells
+
+
+def read_ablation(params: Params, dataset: Dataset, ablation: str) -> pd.DataFrame:
+    """Cells of all variants of an ablation, columns as the fields of `AblationCell`.
+
+    Raises:
+        PipelineError: As `read_impact`.
+    """
+    made_by = f"python -m pipeline ablations {dataset.name} {ablation}"
+    path = layout.ablation_cells(dataset.name, ablation)
+    cells = _read(path, AblationCell, made_by)
+    variants = list(params.ablations[ablation])
+    expected = [
+        *((variant, "train", NATURAL, 0, 0) for variant in variants),
+        *((variant, "test", *key) for key in _tested(params, dataset, params.impact_levels) for variant in variants),
+    ]
+    _check_keys(path, cells, ["variant", "split", "perturbation", "level", "trial"], expected, made_by)
+    subset = params.datasets[dataset.name]
+    for split, n_examples in (("train", subset.n_train), ("test", subset.n_test)):
+        _check_counts(path, cells[cells["split"] == split], n_examples, made_by)
+    return cells
+
+
+def read_confusions(params: Params, dataset: Dataset) -> pd.DataFrame:
+    """Confusions of the natural model and of the best ones, columns as the fields of `ModelConfusion`.
+
+    Raises:
+        PipelineError: As `read_impact`.
+    """
+    made_by = f"python -m pipeline confusion {dataset.name}"
+    path = layout.confusion(dataset.name)
+    confusions = _read(path, ModelConfusion, made_by)
+    found = confusions.loc[confusions["strategy"] == NATURAL, ["perturbation", "level"]].drop_duplicates()
+    expected = [(NATURAL, 0.0), *((name, levels[0]) for name, levels in hardest_levels(params).items())]
+    _check_keys(path, found, ["perturbation", "level"], expected, made_by)
+    _check_classes(path, confusions[["actual", "predicted"]], dataset, made_by)
+    return confusions
+
+
+def read_summary(path: Path, made_by: str) -> dict[str, Any]:
+    """The few numbers of a metrics file.
+
+    Raises:
+        PipelineError: It is missing or no JSON.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
+    except ValueError as error:
+        raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
+    if not isinstance(values, dict):
+        raise PipelineError(f"{path}: damaged (no JSON object); make it again with `{made_by}`")
+    return values
+
+
+def trained_models(params: Params, dataset: Dataset, strategy: str) -> list[ModelName]:
+    """The models of a strategy that params ask for."""
+    return [
+        ModelName(strategy, perturbation, variant.level)
+        for perturbation in params.perturbations
+        for variant, _ in planned_variants(params, dataset.name, perturbation)
+        if variant.split == "train"
+    ]
+
+
+def hardest_levels(params: Params) -> dict[str, tuple[float]]:
+    """Perturbation → the highest of its levels in `evaluate.levels`."""
+    return {name: (max(params.evaluate.levels[name]),) for name in params.perturbations if params.evaluate.levels[name]}
+
+
+def _tested(params: Params, dataset: Dataset, levels: Any) -> list[Key]:
+    """The cells of one model, in the order in which they are measured."""
+    return [
+        (NATURAL, 0, 0),
+        *(
+            (perturbation, variant.level, trial)
+            for perturbation in params.perturbations
+            for variant, leading in planned_variants(params, dataset.name, perturbation)
+            if variant.split == "test" and variant.level in levels[perturbation]
+            for trial in range(leading[0])
+        ),
+    ]
+
+
+def _read(path: Path, row: type, made_by: str) -> pd.DataFrame:
+    """A table of rows that were written as `row`."""
+    types = {field.name: field.type for field in fields(row)}
+    try:
+        table = pd.read_csv(path, dtype=types)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
+    except ValueError as error:  # pandas' parser errors are ValueErrors
+        raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
+    missing = [name for name in types if name not in table]
+    if missing:
+        raise PipelineError(f"{path}: damaged (no column {', '.join(missing)}); make it again with `{made_by}`")
+    return table
+
+
+def _check_keys(
+    path: Path, table: pd.DataFrame, columns: Sequence[str], expected: Iterable[tuple[Any, ...]], made_by: str
+) -> None:
+    found = table[list(columns)].itertuples(index=False, name=None)
+    if [_named(key) for key in found] != [_named(key) for key in expected]:
+        raise PipelineError(f"{path}: made with other params; make it again with `{made_by}`")
+
+
+def _named(key: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(part if isinstance(part, str) else level_name(part) for part in key)
+
+
+def _check_counts(path: Path, table: pd.DataFrame, n_examples: int, made_by: str) -> None:
+    if not (table["n_examples"].eq(n_examples) & table["n_correct"].between(0, n_examples)).all():
+        raise PipelineError(f"{path}: counts that do not fit {n_examples} images; make it again with `{made_by}`")
+
+
+def _check_classes(path: Path, table: pd.DataFrame, dataset: Dataset, made_by: str) -> None:
+    if not table.isin(range(len(dataset.classes))).all(axis=None):
+        raise PipelineError(f"{path}: a class that {dataset.name} does not have; make it again with `{made_by}`")

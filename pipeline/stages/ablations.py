@@ -1,0 +1,76 @@
+"""Stage ablations: the natural model of one data set trained by changed recipes, and how far each falls."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.stages.options import dataset_argument, params_option, progress_bar, workers_option
+
+
+@click.command(short_help="Train the natural model by changed recipes and measure it.")
+@dataset_argument
+@click.argument("ablation")
+@params_option
+@workers_option
+def ablations(dataset: str, ablation: str, params_path: Path, workers: int) -> None:
+    """Train the natural model of DATASET once for every variant of ABLATION and measure it as `impact` does.
+
+    ABLATION is one of those under `ablations` in params.yaml. Writes the models to models/ablations/DATASET/ABLATION/,
+    every cell to metrics/ablations/cells/DATASET/ABLATION.csv and what `dvc metrics` shows to
+    metrics/ablations/summary/DATASET/ABLATION/. A variant that changes nothing is the natural model itself.
+    """
+    import json
+    from dataclasses import asdict
+
+    from pipeline import layout, metrics
+    from pipeline.files import replacing_folder, write_text
+    from pipeline.params import load
+    from pipeline.store import read_clean
+    from pipeline.variants import open_tested
+
+    params = load(params_path)
+    spec = params.dataset(dataset)
+    recipes = params.ablation(ablation, dataset)
+    arrays = open_tested(params, spec, params.impact_levels)
+    subset = params.datasets[dataset]
+    train_images, train_labels = (read_clean(spec, "train", kind)[: subset.n_train] for kind in ("images", "labels"))
+    clean, labels = (read_clean(spec, "test", kind)[: subset.n_test] for kind in ("images", "labels"))
+
+    # torch takes seconds to import: only once params and data are right.
+    from pipeline import campaign, evaluation, models, networks
+    from pipeline.devices import select_device
+
+    changed = {name: recipe for name, recipe in recipes.items() if recipe != params.train.recipes[dataset]}
+    tasks = campaign.plan_ablation(params, spec, changed)
+    classifiers = {name: models.load_natural(params, spec) for name in recipes if name not in changed}
+    with progress_bar(f"{dataset} {ablation}", len(tasks), unit=" models") as bar:
+        for task, was_finished in campaign.train_all(tasks, workers):
+            bar.update(1)
+            bar.write(f"{dataset} {ablation} {task.label}: {'kept from an earlier run' if was_finished else 'trained'}")
+    made_by = f"python -m pipeline ablations {dataset} {ablation}"
+    with replacing_folder(layout.ablation_models(dataset, ablation)) as folder:
+        for task in tasks:
+            campaign.collect(task, folder)
+            classifiers[task.label] = networks.load(folder / f"{task.label}.safetensors", made_by, task.description)
+
+    device = select_device(params.device)
+    predictors = {
+        name: evaluation.predictor(classifiers[name], device, recipe.precision, params.impact.batch_size)
+        for name, recipe in recipes.items()
+    }
+    n_images = subset.n_train + subset.n_test + sum(array.shape[0] * subset.n_test for array, _ in arrays.values())
+    with progress_bar(f"{dataset} {ablation}, {len(predictors)} models", n_images) as bar:
+        trained = evaluation.measure_models(dataset, predictors, train_images, train_labels, {}, progress=bar.update)
+        tested = evaluation.measure_models(dataset, predictors, clean, labels, arrays, progress=bar.update)
+    frame = metrics.to_frame(
+        [
+            metrics.AblationCell(**asdict(cell), variant=name, split=split)
+            for split, cells in (("train", trained), ("test", tested))
+            for name, cell in cells
+        ]
+    )
+    write_text(layout.ablation_cells(dataset, ablation), metrics.to_csv(frame))
+    with replacing_folder(layout.ablation_metrics(dataset, ablation)) as folder:
+        for name, summary in metrics.summarize_ablation(frame).items():
+            write_text(folder / f"{name}.json", json.dumps(summary, indent=2) + "\n")
+            click.echo(f"{dataset} {ablation} {name}: " + ", ".join(f"{key} {value}" for key, value in summary.items()))

@@ -1,0 +1,23 @@
+"""Stage report: the whole study on one page, and its figures."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.stages.options import params_option
+
+
+@click.command(short_help="Put the whole study on one page.")
+@params_option
+def report(params_path: Path) -> None:
+    """Write metrics/report/index.html, one page that needs no network, and its figures as PNG beside it.
+
+    Every number on it comes from the metric files of this run.
+    """
+    from pipeline import layout
+    from pipeline import report as page
+    from pipeline.params import load
+
+    folder = layout.report()
+    n_figures = page.write_report(load(params_path), params_path, folder)
+    click.echo(f"{folder / 'index.html'}: open it in a browser; {n_figures} figures beside it")
