@@ -3,9 +3,12 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +89,11 @@ class Task:
         return layout.finished_models() / f"{self.key}.safetensors"
 
     @property
+    def checkpoint(self) -> Path:
+        """Where the state after the last whole epoch is kept until the model is finished."""
+        return layout.finished_models() / f"{self.key}.checkpoint"
+
+    @property
     def curve(self) -> Path:
         """Where the learning curve is kept; written last, so it marks a finished model."""
         return layout.finished_models() / f"{self.key}.curve.json"
@@ -159,10 +167,14 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
     Args:
         tasks: From `plan_strategy` or `plan_ablation`.
         n_workers: Models trained at the same time; results do not depend on it.
+
+    Raises:
+        PipelineError: A worker was killed.
     """
     waiting = []
     for task in tasks:
         if _is_finished(task):
+            task.checkpoint.unlink(missing_ok=True)  # left by a run that was killed as it finished
             yield task, True
         else:
             waiting.append(task)
@@ -170,15 +182,32 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
         return
     # Not fork: torch's threads do not survive it.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(n_workers, len(waiting)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(n_workers, len(waiting)), mp_context=context, initializer=_end_with_parent) as pool:
         futures = {pool.submit(train_one, task): task for task in waiting}
         try:
             for future in as_completed(futures):
                 future.result()
                 yield futures[future], False
+        except BrokenProcessPool:
+            raise PipelineError(
+                "a training process was killed, perhaps because memory ran out; run again, with fewer --workers: "
+                "it goes on from there"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this worker as soon as its parent is gone; or it would go on, and the next run write the same files."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _is_finished(task: Task) -> bool:
@@ -210,11 +239,10 @@ def train_one(task: Task) -> None:
             if variant == task.variant
         )
     natural = load_natural(params, dataset) if task.plan.starts_from_natural else None
-    checkpoint = task.finished.with_suffix(".checkpoint")
-    classifier, curve = train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, checkpoint)
+    classifier, curve = train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, task.checkpoint)
     networks.save(classifier, task.finished, {**task.description, "computed_in": task.precision})
     write_text(task.curve, json.dumps([asdict(epoch) for epoch in curve]) + "\n")
-    checkpoint.unlink(missing_ok=True)
+    task.checkpoint.unlink(missing_ok=True)
 
 
 def collect(task: Task, folder: Path) -> list[dict[str, Any]]:

@@ -175,9 +175,12 @@ def _resume(path: Path | None, classifier: Classifier, optimizer: torch.optim.Op
     if path is None or not path.is_file():
         return []
     device = next(classifier.parameters()).device
-    with safetensors.safe_open(path, framework="pt") as file:
-        curve = [Epoch(**epoch) for epoch in json.loads(file.metadata()["curve"])]
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            curve = [Epoch(**epoch) for epoch in json.loads(file.metadata()["curve"])]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, TypeError, ValueError):  # damaged, after a power cut say: begin anew
+        return []
     classifier.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
     weights = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}

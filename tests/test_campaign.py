@@ -7,6 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
@@ -35,7 +36,7 @@ CELLS = {strategy: layout.evaluate_cells("mnist", strategy) for strategy in STRA
 class InProcess:
     """A pool whose only worker is this process, which alone knows the tiny data sets."""
 
-    def __init__(self, max_workers: int, mp_context: Any) -> None:
+    def __init__(self, max_workers: int, mp_context: Any, initializer: Any) -> None:
         assert max_workers >= 1
 
     def __enter__(self) -> Self:
@@ -353,6 +354,26 @@ def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
     succeed("strategies", "mnist", "constant")
     assert len(labels) == 2
     assert (tree(Path("models/mnist")), tree(Path("metrics"))) == before
+
+
+def test_a_checkpoint_left_by_a_run_killed_as_a_model_was_finished_is_removed(done: Path, trained: list[str]) -> None:
+    for path in list(layout.finished_models().glob("*.safetensors")):
+        path.with_suffix(".checkpoint").write_bytes(b"")
+    for strategy in STRATEGIES:
+        succeed("strategies", "mnist", strategy)
+    assert trained == []
+    assert list(layout.finished_models().glob("*.checkpoint")) == []
+
+
+def test_a_worker_that_is_killed_is_one_error_that_says_what_to_do(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_killed(task: Task) -> None:
+        raise BrokenProcessPool("a process in the process pool was terminated abruptly")
+
+    monkeypatch.setattr(campaign, "train_one", be_killed)
+    shutil.rmtree(layout.finished_models())
+    result = run("strategies", "mnist", "constant")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: a training process was killed, perhaps because memory ran out; run again")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
