@@ -1,6 +1,9 @@
 """Small synthetic data sets in the place of the real ones, and a folder in which every stage can run."""
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +18,24 @@ from pipeline.datasets import Dataset
 from pipeline.sources import Arrays
 
 ROOT = Path(__file__).resolve().parent.parent
+# Fetched once, for all test runs.
+DOWNLOADS = ROOT / "data/downloads"
 
 # Not multiples of the block, chunk or shard size.
 N_TRAIN, N_TEST = 1230, 620
+
+
+def command_environment() -> dict[str, str]:
+    """For commands in other folders: those of this Python, and this package where the folder has none of its own."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+
+
+def run(folder: Path, *command: str, status: int = 0) -> str:
+    """What a command run in `folder` says; it must end with `status`."""
+    result = subprocess.run(command, cwd=folder, env=command_environment(), capture_output=True, text=True, check=False)
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 def make_arrays(shape: tuple[int, int, int], seed: int) -> Arrays:

@@ -1,22 +1,12 @@
 """`dvc repro` as a user runs it, on real MNIST at a small size: reproducible, and idle when nothing changed."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from tests.conftest import ROOT
-
-
-def run(folder: Path, *command: str, status: int = 0) -> str:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == status, result.stdout + result.stderr
-    return result.stdout + result.stderr
+from tests.conftest import DOWNLOADS, ROOT, run
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +26,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values["train"]["recipes"]["mnist"].update(epochs=2)
     for strategy in ("constant", "incremental"):  # transfer hangs on all that they do, and on the natural model
         del values["strategies"][strategy]
-    values["prepare"]["download_folder"] = str(ROOT / "data/downloads")  # fetched once, for all test runs
+    values["prepare"]["download_folder"] = str(DOWNLOADS)
     yaml.dump(values, folder / "params.yaml")
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "repro")
