@@ -239,7 +239,9 @@ def train_one(task: Task) -> None:
             if variant == task.variant
         )
     natural = load_natural(params, dataset) if task.plan.starts_from_natural else None
-    classifier, curve = train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, task.checkpoint)
+    classifier, curve = train_model(
+        task.plan, train, perturbed, natural, test, task.seed_names, device, task.checkpoint
+    )
     networks.save(classifier, task.finished, {**task.description, "computed_in": task.precision})
     write_text(task.curve, json.dumps([asdict(epoch) for epoch in curve]) + "\n")
     task.checkpoint.unlink(missing_ok=True)
