@@ -87,7 +87,7 @@ def draw_strategy(models: pd.DataFrame, authors: pd.DataFrame, dataset: Dataset,
     for axes, name in zip(panels, trained_on, strict=True):
         for (perturbation, level), color in zip(tested, cycle((_GREY, *COLORS)), strict=False):
             label = name_variant(perturbation, level)
-            for table, style in ((authors, _THEIRS), (models, _OURS)):
+            for table, style in ((models, _OURS), (authors, _THEIRS)):
                 rows = table[
                     table["train_perturbation"].eq(name)
                     & table["perturbation"].eq(perturbation)

@@ -245,7 +245,8 @@ def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
         mce: Mean over test perturbations of the error of the models trained on their family, relative to the
             error of the baseline on the same images; perturbations on which the baseline makes none are left out.
         baseline: The model that `mce` is relative to.
-        baseline_clean_accuracy, baseline_robust_accuracy: The same of the baseline, over all perturbations.
+        baseline_clean_accuracy, baseline_robust_accuracy, baseline_worst_accuracy: The same of the baseline, over all
+            perturbations.
         All rounded to 6 decimals. Absent where there is nothing to average.
 
     Source: `mce` after Hendrycks and Dietterich (arXiv 1903.12261), with our natural model for their AlexNet.
@@ -274,5 +275,6 @@ def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
         "mce": (errors / baseline_errors[baseline_errors > 0]).mean(),
         "baseline_clean_accuracy": table.loc[is_clean & is_baseline, "accuracy"].mean(),
         "baseline_robust_accuracy": baseline["accuracy"].mean(),
+        "baseline_worst_accuracy": baseline["accuracy"].min(),
     }
     return {name: round(float(value), 6) for name, value in numbers.items() if pd.notna(value)} | {"baseline": NATURAL}

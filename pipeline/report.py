@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -101,10 +101,10 @@ def write_report(params: Params, params_path: Path, folder: Path) -> int:
     template = environment.from_string(resources.files("pipeline").joinpath("report.html.jinja").read_text("utf-8"))
     with replacing_folder(folder) as partial:
         album = Album(partial)
-        studies = [_Study(params, params.dataset(name), album).context() for name in params.datasets]
+        studies = [_Study(params, params.dataset(name), album) for name in params.datasets]
         differences = _differences(params_path)
         page = template.render(
-            studies=studies,
+            studies=[study.context() for study in studies],
             params=params,
             letters=_LETTERS,
             families=_FAMILIES,
@@ -129,37 +129,50 @@ def _differences(params_path: Path) -> list[tuple[str, Any, Any]]:
 
 
 class _Study:
-    """What the page says of one data set."""
+    """What the page says of one data set; reads all metric files and pictures before it draws anything."""
 
     def __init__(self, params: Params, dataset: Dataset, album: Album) -> None:
         self.params, self.dataset, self.album = params, dataset, album
+        name, run = dataset.name, "python -m pipeline"
         self.cells, _ = results.read_impact(params, dataset)
-        self.evaluations = {name: results.read_evaluation(params, dataset, name) for name in params.strategies}
-        self.models = {name: charts.aggregate_models(cells) for name, cells in self.evaluations.items()}
-        self.numbers = {
-            name: results.read_summary(
-                layout.evaluate_metrics(dataset.name, name), f"python -m pipeline evaluate {dataset.name} {name}"
+        self.impact = results.read_summary(layout.impact_metrics(name), f"{run} impact {name}")
+        families = [family for family in _FAMILIES if any(PERTURBATIONS[p].family == family for p in self._tested())]
+        self.pictures = {
+            kind: [self._figure(f"{kind}_{family}", f"{what}, {family}") for family in families]
+            for kind, what in (
+                ("accuracy", "accuracy against level"),
+                ("examples", "test images with the model's answers"),
+                ("levels", "one image at every level"),
             )
-            for name in params.strategies
         }
+        self.models, self.numbers = {}, {}
+        for strategy in params.strategies:
+            self.models[strategy] = charts.aggregate_models(results.read_evaluation(params, dataset, strategy))
+            path = layout.evaluate_metrics(name, strategy)
+            self.numbers[strategy] = results.read_summary(path, f"{run} evaluate {name} {strategy}")
+        self.ablations = {ablation: results.read_ablation(params, dataset, ablation) for ablation in params.ablations}
+        self.variants = {
+            ablation: {
+                variant: results.read_summary(
+                    layout.ablation_metrics(name, ablation) / f"{variant}.json", f"{run} ablations {name} {ablation}"
+                )
+                for variant in variants
+            }
+            for ablation, variants in params.ablations.items()
+        }
+        self.confusions = results.read_confusions(params, dataset)
 
     def context(self) -> dict[str, Any]:
         """All that the template shows of this data set."""
         name = self.dataset.name
-        impact = results.read_summary(layout.impact_metrics(name), f"python -m pipeline impact {name}")
-        families = [family for family in _FAMILIES if any(PERTURBATIONS[p].family == family for p in self._tested())]
         return {
             "name": name,
             "subset": self.params.datasets[name],
-            "impact": impact,
+            "impact": self.impact,
             "impact_rows": aggregate_trials(self.cells).to_dict("records"),
-            "accuracy": [
-                self._figure(f"accuracy_{family}", f"accuracy against level, {family}") for family in families
-            ],
-            "examples": [self._figure(f"examples_{family}", f"test images with {family}") for family in families],
-            "levels": [self._figure(f"levels_{family}", f"one image, {family}") for family in families],
+            **self.pictures,
             "answer": list(self._answer()),
-            "summary": self._summary(impact),
+            "summary": self._summary(),
             "strategies": {strategy: list(self._strategy(strategy)) for strategy in self.params.strategies},
             "best_and_worst": list(self._best_and_worst()),
             "cross": {strategy: self._cross(strategy) for strategy in self.params.strategies},
@@ -180,12 +193,11 @@ class _Study:
         """A row per strategy, the natural model first."""
         for number, (strategy, numbers) in enumerate(self.numbers.items()):
             if number == 0:
-                baseline = {"clean_accuracy": "baseline_clean_accuracy", "robust_accuracy": "baseline_robust_accuracy"}
-                natural = {key: numbers.get(source) for key, source in baseline.items()}
-                yield {"strategy": NATURAL, **dict.fromkeys(_ACCURACIES), **natural, "mce": 1.0}
+                natural = {key: numbers.get(f"baseline_{key}") for key in _ACCURACIES}
+                yield {"strategy": NATURAL, **natural, "mce": 1.0}
             yield {"strategy": strategy, **dict.fromkeys(_ACCURACIES), "mce": None, **numbers}
 
-    def _summary(self, impact: Mapping[str, float]) -> Picture | None:
+    def _summary(self) -> Picture | None:
         rows = list(self._answer())
         if not rows:
             return None
@@ -267,13 +279,11 @@ class _Study:
     def _ablation(self, ablation: str) -> dict[str, Any]:
         """The figure, and a row per variant; for Table I with the authors' values."""
         name = self.dataset.name
-        cells = results.read_ablation(self.params, self.dataset, ablation)
+        cells = self.ablations[ablation]
         recipes = self.params.ablation(ablation, name)
-        made_by = f"python -m pipeline ablations {name} {ablation}"
-        rows = []
+        rows: list[dict[str, Any]] = []
         for variant, recipe in recipes.items():
-            summary = results.read_summary(layout.ablation_metrics(name, ablation) / f"{variant}.json", made_by)
-            rows.append({"variant": variant, "recipe": recipe, "authors": None, **summary})
+            rows.append({"variant": variant, "recipe": recipe, "authors": None, **self.variants[ablation][variant]})
             if ablation == "components" and name == "cifar10":
                 network, table = recipe.network, charts.authors_components()
                 same = table[
@@ -295,25 +305,24 @@ class _Study:
 
     def _confusion(self) -> dict[str, Any]:
         """Pictures of the matrices, and the classes that lose most."""
-        confusions = results.read_confusions(self.params, self.dataset)
-        classes = self.dataset.classes
+        confusions, classes = self.confusions, self.dataset.classes
         is_natural = confusions["strategy"] == NATURAL
         before = confusions[is_natural & confusions["perturbation"].eq(NATURAL)]
         recall_before = recall_by_class(before)
-        pictures = [self._matrix("natural_natural", before, "natural model, natural images")]
+        groups = [[self._matrix("natural_natural", before, "natural model, natural images")]]
         losses = []
         for perturbation, (level,) in results.hardest_levels(self.params).items():
             tested = confusions[confusions["perturbation"] == perturbation]
             variant = charts.name_variant(perturbation, level)
             natural, best = tested[tested["strategy"] == NATURAL], tested[tested["strategy"] != NATURAL]
-            pictures.append(self._matrix(f"{perturbation}_natural", natural, f"natural model, {variant}"))
+            groups.append([self._matrix(f"{perturbation}_natural", natural, f"natural model, {variant}")])
             recall_best = recall_by_class(best) if len(best) else None
             model = None
             if len(best):
                 first = best.iloc[0]
                 name = ModelName(str(first["strategy"]), str(first["train_perturbation"]), float(first["train_level"]))
                 model = f"{name.strategy}, trained on {name.trained_on}"
-                pictures.append(self._matrix(f"{perturbation}_best", best, f"best ({model}), {variant}"))
+                groups[-1].append(self._matrix(f"{perturbation}_best", best, f"best ({model}), {variant}"))
             recall = recall_by_class(natural)
             for label in (recall_before - recall).to_numpy().argsort(kind="stable")[::-1][:3].tolist():
                 wrong = natural[natural["actual"].eq(label) & natural["predicted"].ne(label)]
@@ -329,7 +338,7 @@ class _Study:
                         "model": model,
                     }
                 )
-        return {"pictures": pictures, "losses": losses}
+        return {"groups": groups, "losses": losses}
 
     def _matrix(self, name: str, confusions: pd.DataFrame, title: str) -> Picture:
         recall = recall_by_class(confusions)

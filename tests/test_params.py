@@ -162,6 +162,20 @@ BAD = [
     # id, changes, expected in one line of the message
     ("unknown-key", {"extra": 1}, "extra: unknown key"),
     ("unknown-key-in-block", {"perturb.extra": 1}, "perturb.extra: unknown key"),
+    ("ablation-unknown-key", {"ablations.x": {"y": {"speed": 1}}}, "ablations.x.y.speed: unknown key"),
+    (
+        "ablation-unknown-value",
+        {"ablations.x": {"y": {"network": {"activation": "gelu"}}}},
+        "ablations.x.y.network.activation: unknown 'gelu'; choose from 'relu' or 'tanh'",
+    ),
+    (
+        "ablation-out-of-range",
+        {"ablations.x": {"y": {"network": {"dropout": 1.0}}}},
+        "ablations.x.y.network.dropout: 1.0",
+    ),
+    ("ablation-no-recipe", {"ablations.x": {"y": {"network": 3}}}, "ablations.x.y.network: 3"),
+    ("ablation-batch", {"ablations.x": {"y": {"batch_size": 10**6}}}, "ablations.x.y.batch_size: 1000000 is more than"),
+    ("ablation-name", {"ablations.x": {"../y": {}}}, "a name may have small letters, digits and underscores only"),
     ("unknown-key-in-data-set", {"datasets.mnist.n_val": 1}, "datasets.mnist.n_val: unknown key"),
     ("unknown-key-in-adam", {"train.recipes.mnist.adam.eps": 1.0}, "train.recipes.mnist.adam.eps: unknown key"),
     ("unknown-key-in-layer", {f"{FIRST_CONVOLUTION}.dilation": 2}, f"{FIRST_CONVOLUTION}.dilation: unknown key"),

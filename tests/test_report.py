@@ -1,0 +1,356 @@
+"""Stages ablations, confusion and report on a whole tiny study, and the page in a real browser."""
+
+import csv
+import json
+import os
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from pipeline import campaign, charts, layout, metrics, results
+from pipeline.campaign import Task
+from pipeline.datasets import DATASETS
+from pipeline.params import load
+from tests.conftest import ROOT, WriteParams
+from tests.test_campaign import InProcess
+from tests.test_stages import run, succeed, tree
+
+N_TRAIN, N_TEST, TRIALS = 300, 100, 2
+STRATEGIES = ("constant", "incremental", "transfer")
+PAGE = layout.report() / "index.html"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As train_one sets it, for this whole process."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def reported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reported") / "study"
+
+
+@pytest.fixture
+def reported(
+    study: Path,
+    reported_once: Path,
+    tiny_values: dict[str, Any],
+    write_params: WriteParams,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """The current folder, with the whole study of both data sets done."""
+    monkeypatch.setattr(campaign, "ProcessPoolExecutor", InProcess)
+    if not reported_once.exists():
+        shutil.copytree(ROOT / "profiles", "profiles")
+        for subset in tiny_values["datasets"].values():
+            subset.update(n_train=N_TRAIN, n_test=N_TEST)
+        tiny_values["perturb"]["trials"] = TRIALS
+        for block in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
+            for recipe in block.values():
+                recipe["batch_size"] = 20
+        for name in ("no_batch_norm", "plain_relu", "plain_tanh"):
+            del tiny_values["ablations"]["components"][name]
+        tiny_values["ablations"]["beta"] = {"low": {"adam": {"beta1": 0.5}}}
+        write_params(tiny_values)
+        for dataset in tiny_values["datasets"]:
+            for name in tiny_values["perturbations"]:
+                succeed("perturb", dataset, name)
+            for command in ("train", "impact", "figures"):
+                succeed(command, dataset)
+            for strategy in STRATEGIES:
+                succeed("strategies", dataset, strategy)
+                succeed("evaluate", dataset, strategy)
+            for ablation in tiny_values["ablations"]:
+                succeed("ablations", dataset, ablation)
+            succeed("confusion", dataset)
+        succeed("report")
+        shutil.copytree(study, reported_once)
+    else:
+        shutil.rmtree(study / "data")
+        shutil.copytree(reported_once, study, dirs_exist_ok=True)
+    return study
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Ablations.
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_variant_that_changes_nothing_is_the_natural_model(reported: Path, dataset: str) -> None:
+    for ablation, variant in (("components", "full"), ("standardization", "pixel")):
+        cells = read_rows(layout.ablation_cells(dataset, ablation))
+        own = [row for row in cells if row["variant"] == variant and row["split"] == "test"]
+        columns = ("perturbation", "level", "trial", "n_correct", "n_examples")
+        assert [[row[name] for name in columns] for row in own] == [
+            [row[name] for name in columns] for row in read_rows(layout.impact_cells(dataset))
+        ]
+        assert not (layout.ablation_models(dataset, ablation) / f"{variant}.safetensors").exists()
+
+
+def test_every_other_variant_is_trained_by_its_own_recipe(reported: Path) -> None:
+    recipe = load().train.recipes["mnist"]
+    for ablation, variant, changes in (
+        ("components", "no_dropout", {"network": {"dropout": 0.0}}),
+        ("components", "tanh", {"network": {"activation": "tanh"}}),
+        ("standardization", "channel", {"recipe": {"standardize": "channel"}}),
+        ("beta", "low", {"recipe": {"adam": {**recipe.adam.model_dump(), "beta1": 0.5}}}),
+    ):
+        described = json.loads((layout.ablation_models("mnist", ablation) / f"{variant}.json").read_text())
+        natural = json.loads(layout.natural_model("mnist").with_suffix(".json").read_text())
+        for block, values in changes.items():
+            natural[block] |= values
+        assert {**described, "weights_sha256": "", "computed_in": ""} == {
+            **natural,
+            "weights_sha256": "",
+            "computed_in": "",
+        }
+
+
+def test_the_summary_of_a_variant_follows_from_its_cells(reported: Path) -> None:
+    summary = json.loads((layout.ablation_metrics("mnist", "standardization") / "channel.json").read_text())
+    rows = [row for row in read_rows(layout.ablation_cells("mnist", "standardization")) if row["variant"] == "channel"]
+    (train,) = (row for row in rows if row["split"] == "train")
+    assert int(train["n_examples"]) == N_TRAIN
+    assert summary["train_accuracy"] == pytest.approx(int(train["n_correct"]) / N_TRAIN, abs=1e-6)
+    noise = defaultdict(list)
+    for row in rows:
+        if row["perturbation"] == "noise":
+            noise[row["level"]].append(int(row["n_correct"]) / N_TEST)
+    means = [sum(values) / TRIALS for values in noise.values()]
+    assert summary["noise_accuracy"] == pytest.approx(sum(means) / len(means), abs=1e-6)
+
+
+def test_one_more_variant_costs_one_model(
+    reported: Path, write_params: WriteParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
+    values["ablations"]["standardization"]["tanh"] = {"standardize": "none", "network": {"activation": "tanh"}}
+    write_params(values)
+    trained: list[str] = []
+    train_one = campaign.train_one
+
+    def count(task: Task) -> None:
+        trained.append(task.label)
+        train_one(task)
+
+    monkeypatch.setattr(campaign, "train_one", count)
+    succeed("ablations", "mnist", "standardization")
+    assert trained == ["tanh"]
+
+
+def test_an_unknown_ablation_is_named_with_the_choices(reported: Path) -> None:
+    result = run("ablations", "mnist", "colour")
+    assert result.exit_code == 1
+    assert result.output == ("Error: ablation: unknown 'colour'; params.yaml has beta, components, standardization\n")
+
+
+# Confusion.
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_confusions_count_every_image_of_every_trial_and_agree_with_the_cells(reported: Path, dataset: str) -> None:
+    totals: Counter[tuple[str, ...]] = Counter()
+    right: Counter[tuple[str, ...]] = Counter()
+    for row in read_rows(layout.confusion(dataset)):
+        key = tuple(row[name] for name in ("strategy", "train_perturbation", "train_level", "perturbation", "level"))
+        totals[key] += int(row["n_examples"])
+        right[key] += int(row["n_examples"]) * (row["actual"] == row["predicted"])
+    cells: Counter[tuple[str, ...]] = Counter()
+    for strategy in STRATEGIES:
+        rows = read_rows(layout.evaluate_cells(dataset, strategy))
+        for row in rows if strategy == "constant" else [row for row in rows if row["strategy"] != "natural"]:
+            key = tuple(
+                row[name] for name in ("strategy", "train_perturbation", "train_level", "perturbation", "level")
+            )
+            cells[key] += int(row["n_correct"])
+    assert len(totals) == 1 + 2 * 5  # natural images, and two models at five hardest levels
+    for key, total in totals.items():
+        assert total == N_TEST * (1 if key[3] in ("natural", "blur") else TRIALS)
+        assert right[key] == cells[key], key
+
+
+def test_the_best_model_is_of_the_family_and_none_of_it_is_better(reported: Path) -> None:
+    params, mnist = load(), DATASETS["mnist"]
+    cells = [results.read_evaluation(params, mnist, strategy) for strategy in STRATEGIES]
+    accuracy: dict[tuple[str, str, float], float] = {}
+    for table in cells:
+        for row in table[(table["perturbation"] == "noise") & (table["level"] == 0.05)].itertuples():
+            if row.train_perturbation == "noise":
+                key = (str(row.strategy), str(row.train_perturbation), float(str(row.train_level)))
+                accuracy[key] = accuracy.get(key, 0) + int(str(row.n_correct))
+    best = metrics.find_best(pd.concat(cells), "noise", 0.05)
+    assert best is not None
+    assert accuracy[best.strategy, best.train_perturbation, best.train_level] == max(accuracy.values())
+
+
+# The authors' values.
+
+
+def test_the_authors_pixel_labels_are_one_below_what_they_trained_with() -> None:
+    table = charts.authors_strategies(DATASETS["mnist"], "constant")
+    assert sorted(set(table.loc[table["train_perturbation"] == "hot", "train_level"])) == list(range(2, 12))
+    assert sorted(set(table.loc[table["train_perturbation"] == "noise", "train_level"])) == [
+        0.001, 0.01325, 0.0255, 0.03775, 0.05,
+    ]  # fmt: skip
+    total = sum(len(charts.authors_strategies(dataset, name)) for dataset in DATASETS.values() for name in STRATEGIES)
+    assert total == 960
+
+
+# The page.
+
+
+def test_the_page_holds_every_picture_with_a_text_alternative_and_needs_no_network(reported: Path) -> None:
+    page = PAGE.read_text()
+    images = re.findall(r"<img[^>]*>", page)
+    files = sorted(layout.report().glob("*.png"))
+    drawn_before = sum(len(list(layout.figures(name).glob("*.png"))) for name in DATASETS)
+    assert len(images) == len(files) + drawn_before
+    assert len(files) == 2 * (1 + 3 * 3 + 3 + 3 + 11)  # summary, A.1 to C.3, cross, ablations, confusion
+    for image in images:
+        assert 'src="data:image/png;base64,' in image
+        alt = re.search(r'alt="([^"]*)"', image)
+        assert alt is not None
+        assert len(alt.group(1)) > 30
+    addresses = set(re.findall(r'(?:src|href)="((?!data:|#)[^"]*)"', page))
+    assert addresses == {"https://arxiv.org/abs/2004.03452"}
+    assert "url(" not in page
+    assert "<script" not in page
+
+
+def test_the_numbers_are_those_of_the_metric_files(reported: Path) -> None:
+    page = " ".join(PAGE.read_text().split())
+    for dataset in DATASETS:
+        for strategy in STRATEGIES:
+            numbers = json.loads(layout.evaluate_metrics(dataset, strategy).read_text())
+            shown = [f"{100 * numbers[f'{name}_accuracy']:.1f}" for name in ("clean", "robust", "worst", "cross")]
+            cells = "".join(f"<td>{value}</td>" for value in [strategy, *shown, f"{numbers['mce']:.2f}"])
+            assert f"<tr>{cells}</tr>" in page
+        impact = json.loads(layout.impact_metrics(dataset).read_text())
+        assert f"{100 * impact['worst_accuracy']:.1f} % at worst" in page
+
+
+def test_the_page_says_whether_these_are_the_papers_settings(reported: Path, write_params: WriteParams) -> None:
+    assert "These are not the paper's settings" in PAGE.read_text()
+    shutil.copy(layout.PARAMS, layout.PROFILES / "paper.yaml")
+    succeed("report")
+    assert "These are not the paper's settings" not in PAGE.read_text()
+    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
+    values["device"] = "auto"  # decides no number
+    write_params(values)
+    succeed("report")
+    assert "These are not the paper's settings" not in PAGE.read_text()
+
+
+def test_the_same_metrics_give_the_same_bytes(reported: Path) -> None:
+    before = tree(layout.report())
+    succeed("report")
+    assert tree(layout.report()) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        (layout.impact_cells("mnist"), "impact mnist"),
+        (layout.evaluate_cells("cifar10", "transfer"), "evaluate cifar10 transfer"),
+        (layout.evaluate_metrics("cifar10", "transfer"), "evaluate cifar10 transfer"),
+        (layout.ablation_cells("mnist", "components"), "ablations mnist components"),
+        (layout.ablation_metrics("mnist", "components") / "tanh.json", "ablations mnist components"),
+        (layout.confusion("mnist"), "confusion mnist"),
+        (layout.figures("mnist") / "levels_blur.png", "figures mnist"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_a_missing_or_damaged_metric_file_is_one_clear_error(
+    reported: Path, path: Path, command: str, damage: str
+) -> None:
+    before = tree(layout.report())
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else 20])
+    result = run("report")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {path}: ")
+    assert f"`python -m pipeline {command}`" in result.output
+    assert result.output.count("\n") == 1
+    assert tree(layout.report()) == before
+
+
+def test_metric_files_made_with_other_params_are_refused(reported: Path, write_params: WriteParams) -> None:
+    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
+    values["perturb"]["trials"] = TRIALS + 1
+    write_params(values)
+    result = run("report")
+    assert result.exit_code == 1
+    assert "made with other params" in result.output
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+
+_MEASURE = """
+const width = document.documentElement.clientWidth;
+const scrolls = e => e && (getComputedStyle(e).overflowX === 'auto' || scrolls(e.parentElement));
+return {
+  width: width,
+  broken: [...document.images].filter(i => !i.complete || i.naturalWidth === 0).length,
+  images: document.images.length,
+  tooWide: document.documentElement.scrollWidth - width,
+  overflowing: [...document.querySelectorAll('body *')]
+    .filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e)).map(e => e.tagName + ' ' + e.className),
+  fetched: performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:')),
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    if not (CHROMIUM and CHROMEDRIVER):
+        if os.environ.get("REQUIRE_CHROMIUM"):
+            pytest.fail("no chromium and chromedriver on the PATH")
+        pytest.skip("no chromium and chromedriver on the PATH")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(CHROMEDRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desk", "phone"])
+def test_the_page_is_whole_in_a_real_browser(
+    reported: Path, browser: webdriver.Chrome, width: int, height: int
+) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(PAGE.resolve().as_uri())
+    for details in browser.find_elements("css selector", "details > summary"):
+        browser.execute_script("arguments[0].parentElement.open = true", details)
+    measured = browser.execute_script(_MEASURE)
+    assert width - 20 < measured["width"] <= width  # a scroll bar may stand beside it
+    assert measured["images"] > 60
+    assert measured["broken"] == 0
+    assert measured["tooWide"] <= 0
+    assert measured["overflowing"] == []
+    assert measured["fetched"] == []
+    assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
