@@ -240,6 +240,7 @@ def test_metrics_are_what_plain_arithmetic_makes_of_the_cells(strategy: str, don
         "mce": fmean(ratios),
         "baseline_clean_accuracy": means["natural", "0", "natural", "0"],
         "baseline_robust_accuracy": fmean(baseline.values()),
+        "baseline_worst_accuracy": min(baseline.values()),
     }
     found = json.loads(layout.evaluate_metrics("mnist", strategy).read_text())
     assert found.pop("baseline") == "natural"
