@@ -1,34 +1,29 @@
 """Many models of one stage: finished ones are kept by what decides them, the others trained side by side."""
 
 import hashlib
-import json
 import multiprocessing
 import os
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import layout, networks, store
+from pipeline import layout, store
 from pipeline.datasets import Dataset
-from pipeline.devices import select_device, select_precision
+from pipeline.devices import select_device
 from pipeline.errors import PipelineError
-from pipeline.files import write_text
+from pipeline.kept import Kept, keep
 from pipeline.models import load_natural
 from pipeline.params import Params
 from pipeline.recipes import NATURAL, Plan, Recipe, plan_natural
 from pipeline.seeding import level_name
 from pipeline.training import Examples, train_model
 from pipeline.variants import Variant, open_perturbed, variant_attributes
-
-# Code that decides the weights; a change to it makes every kept model stale.
-_TRAINING_CODE = ("devices", "networks", "recipes", "seeding", "training")
 
 
 @dataclass(frozen=True)
@@ -60,43 +55,16 @@ class Task:
     n_threads: int
 
     @property
-    def precision(self) -> str:
-        """What `recipe.precision` comes to on this machine: `float32` or `bfloat16`."""
-        device = select_device(self.params.device)
-        return str(select_precision(self.plan.recipe.precision, device)).removeprefix("torch.")
-
-    @property
-    def key(self) -> str:
-        """Digest of all that decides the weights: description, data, code, and the way they are computed."""
-        folder = Path(__file__).parent
-        code = {name: hashlib.sha256((folder / f"{name}.py").read_bytes()).hexdigest() for name in _TRAINING_CODE}
-        device = select_device(self.params.device)
-        names = {
-            "description": self.description,
-            "images": self.images_sha256,
-            "natural": self.natural_sha256,
-            "code": code,
-            "torch": torch.__version__,
-            "device": device.type,
-            "precision": self.precision,
-            "threads": self.n_threads,
-        }
-        return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def finished(self) -> Path:
-        """Where the weights are kept once they are done."""
-        return layout.finished_models() / f"{self.key}.safetensors"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where the state after the last whole epoch is kept until the model is finished."""
-        return layout.finished_models() / f"{self.key}.checkpoint"
-
-    @property
-    def curve(self) -> Path:
-        """Where the learning curve is kept; written last, so it marks a finished model."""
-        return layout.finished_models() / f"{self.key}.curve.json"
+    def kept(self) -> Kept:
+        """Where the model is kept."""
+        return keep(
+            self.description,
+            self.plan.recipe.precision,
+            select_device(self.params.device),
+            self.n_threads,
+            self.images_sha256,
+            self.natural_sha256,
+        )
 
 
 def plan_strategy(params: Params, dataset: Dataset, strategy: str) -> list[Task]:
@@ -173,8 +141,7 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
     """
     waiting = []
     for task in tasks:
-        if _is_finished(task):
-            task.checkpoint.unlink(missing_ok=True)  # left by a run that was killed as it finished
+        if task.kept.is_finished():
             yield task, True
         else:
             waiting.append(task)
@@ -210,16 +177,6 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _is_finished(task: Task) -> bool:
-    if not task.curve.is_file():
-        return False
-    try:
-        networks.load(task.finished, "", task.description)
-    except PipelineError:  # damaged since: train it again
-        return False
-    return True
-
-
 def train_one(task: Task) -> None:
     """Train one model and keep it under its key."""
     params, dataset = task.params, task.dataset
@@ -239,17 +196,10 @@ def train_one(task: Task) -> None:
             if variant == task.variant
         )
     natural = load_natural(params, dataset) if task.plan.starts_from_natural else None
-    classifier, curve = train_model(
-        task.plan, train, perturbed, natural, test, task.seed_names, device, task.checkpoint
-    )
-    networks.save(classifier, task.finished, {**task.description, "computed_in": task.precision})
-    write_text(task.curve, json.dumps([asdict(epoch) for epoch in curve]) + "\n")
-    task.checkpoint.unlink(missing_ok=True)
+    kept = task.kept
+    kept.finish(*train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, kept.checkpoint))
 
 
 def collect(task: Task, folder: Path) -> list[dict[str, Any]]:
     """Copy a finished model into `folder` and return its learning curve, a row per epoch."""
-    for suffix in (".safetensors", ".json"):
-        shutil.copyfile(task.finished.with_suffix(suffix), folder / f"{task.label}{suffix}")
-    rows: list[dict[str, Any]] = json.loads(task.curve.read_text(encoding="utf-8"))
-    return [{"model": task.label, **row} for row in rows]
+    return [{"model": task.label, **row} for row in task.kept.copy_to(folder / f"{task.label}.safetensors")]

@@ -4,13 +4,14 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from pipeline import datasets, layout, sources, store
@@ -126,3 +127,12 @@ def study(
     for name, arrays in tiny_datasets.items():
         sources.write_clean(layout.clean_store(name), datasets.DATASETS[name], arrays)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch, as models trained side by side have; more wait longer than tiny networks compute."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)

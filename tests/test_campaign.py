@@ -5,7 +5,7 @@ import itertools
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import campaign, layout, metrics, networks
+from pipeline import campaign, layout, metrics, networks, training
 from pipeline.campaign import Task
 from pipeline.perturbations import PERTURBATIONS
 from tests.conftest import WriteParams
@@ -58,13 +58,7 @@ class InProcess:
         pass
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As train_one sets it, for this whole process."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +136,7 @@ def test_every_training_level_has_a_model_with_a_description_and_a_curve(strateg
     shown = [(row["model"], row["epoch"]) for row in rows]
     assert sorted(shown) == [(label, epoch) for label in LABELS for epoch in ("1", "2")]
     finished = [path.name.split(".", 1)[1] for path in layout.finished_models().iterdir()]
-    assert sorted(finished) == sorted(["safetensors", "json", "curve.json"] * len(LABELS) * len(STRATEGIES))
+    assert sorted(finished) == sorted(["safetensors", "json", "curve.json"] * (len(LABELS) * len(STRATEGIES) + 1))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -357,9 +351,51 @@ def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
     assert (tree(Path("models/mnist")), tree(Path("metrics"))) == before
 
 
+def test_the_natural_model_goes_on_from_its_last_epoch_to_the_same_bytes(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = [layout.natural_model("mnist"), layout.natural_model("mnist").with_suffix(".json")]
+    outputs.append(layout.learning_curve("mnist"))
+    before = [path.read_bytes() for path in outputs]
+    shutil.rmtree(layout.finished_models())
+    save = training._save_checkpoint
+
+    def save_and_die(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save_checkpoint", save_and_die)
+    assert run("train", "mnist").exit_code == 1
+    assert len(list(layout.finished_models().glob("*.checkpoint"))) == 1
+    monkeypatch.setattr(training, "_save_checkpoint", save)
+    output = succeed("train", "mnist")
+    assert "kept from an earlier run" not in output
+    assert [path.read_bytes() for path in outputs] == before
+    assert not list(layout.finished_models().glob("*.checkpoint"))
+    assert "kept from an earlier run" in succeed("train", "mnist")
+    assert [path.read_bytes() for path in outputs] == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100])
+def test_a_damaged_checkpoint_is_trained_anew(done: Path, content: bytes) -> None:
+    before = layout.natural_model("mnist").read_bytes()
+    (curve,) = (path for path in layout.finished_models().glob("*.curve.json") if "natural" in model_of(path))
+    curve.with_name(curve.name.replace(".curve.json", ".checkpoint")).write_bytes(content)
+    curve.unlink()
+    succeed("train", "mnist")
+    assert layout.natural_model("mnist").read_bytes() == before
+
+
+def model_of(curve: Path) -> str:
+    """The strategy of a kept model."""
+    described = curve.with_name(curve.name.replace(".curve.json", ".json"))
+    return str(json.loads(described.read_text())["strategy"])
+
+
 def test_a_checkpoint_left_by_a_run_killed_as_a_model_was_finished_is_removed(done: Path, trained: list[str]) -> None:
     for path in list(layout.finished_models().glob("*.safetensors")):
         path.with_suffix(".checkpoint").write_bytes(b"")
+    succeed("train", "mnist")
     for strategy in STRATEGIES:
         succeed("strategies", "mnist", strategy)
     assert trained == []

@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from ruamel.yaml import YAML
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -30,13 +29,7 @@ STRATEGIES = ("constant", "incremental", "transfer")
 PAGE = layout.report() / "index.html"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """As train_one sets it, for this whole process."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

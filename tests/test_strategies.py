@@ -1,6 +1,5 @@
 """Strategies are plans as data, and the training loop does what a plan says, to the image and to the bit."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,7 @@ def make_transfer(freeze: bool = False, **changes: Any) -> Transfer:
     return Transfer(freeze=freeze, recipes={"cifar10": FineTuning.model_validate({**TUNING, **changes})})
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads would wait for each other longer than these networks compute."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

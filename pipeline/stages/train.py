@@ -13,10 +13,9 @@ from pipeline.stages.options import dataset_argument, params_option, progress_ba
 def train(dataset: str, params_path: Path) -> None:
     """Train the natural model of DATASET and write models/DATASET/natural.safetensors and .json.
 
-    The learning curve goes to metrics/train/DATASET/learning_curve.csv.
+    The learning curve goes to metrics/train/DATASET/learning_curve.csv. A run that was killed goes on from its last
+    epoch, to the same bytes.
     """
-    from dataclasses import asdict
-
     import pandas as pd
 
     from pipeline import layout
@@ -27,40 +26,46 @@ def train(dataset: str, params_path: Path) -> None:
 
     params = load(params_path)
     spec = params.dataset(dataset)
-    recipe, subset = params.train.recipes[dataset], params.datasets[dataset]
-
+    plan, subset = params.plan(NATURAL, dataset), params.datasets[dataset]
     images, labels = (read_clean(spec, "train", kind)[: subset.n_train] for kind in ("images", "labels"))
     test_images, test_labels = (read_clean(spec, "test", kind)[: subset.n_test] for kind in ("images", "labels"))
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline import networks, training
-    from pipeline.devices import select_device, select_precision
+    import torch
+
+    from pipeline import training
+    from pipeline.devices import select_device
+    from pipeline.kept import keep
 
     device = select_device(params.device)
-    plan = params.plan(NATURAL, dataset)
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 0
+    description = params.describe_model(NATURAL, spec, plan, None)
+    kept = keep(description, plan.recipe.precision, device, n_threads)
 
     def report(epoch: training.Epoch) -> None:
         bar.write(
-            f"{dataset} natural: epoch {epoch.epoch}/{recipe.epochs}, loss {epoch.train_loss:.4f}, "
+            f"{dataset} natural: epoch {epoch.epoch}/{plan.recipe.epochs}, loss {epoch.train_loss:.4f}, "
             f"accuracy {epoch.train_accuracy:.4f} train, {epoch.test_accuracy:.4f} test"
         )
 
-    with progress_bar(f"{dataset} natural", recipe.epochs * subset.n_train) as bar:
-        classifier, curve = training.train_model(
-            plan,
-            training.Examples(images, labels),
-            None,
-            None,
-            training.Examples(test_images, test_labels),
-            (params.train.seed,),
-            device,
-            report=report,
-            progress=bar.update,
-        )
+    if kept.is_finished():
+        click.echo(f"{dataset} natural: kept from an earlier run")
+    else:
+        with progress_bar(f"{dataset} natural", plan.recipe.epochs * subset.n_train) as bar:
+            classifier, curve = training.train_model(
+                plan,
+                training.Examples(images, labels),
+                None,
+                None,
+                training.Examples(test_images, test_labels),
+                (params.train.seed,),
+                device,
+                kept.checkpoint,
+                report=report,
+                progress=bar.update,
+            )
+        kept.finish(classifier, curve)
     path = layout.natural_model(dataset)
-    described = params.describe_model(NATURAL, spec, plan, None)
-    precision = str(select_precision(recipe.precision, device)).removeprefix("torch.")
-    networks.save(classifier, path, {**described, "computed_in": precision})
-    rows = pd.DataFrame([asdict(epoch) for epoch in curve]).round(6)
-    write_text(layout.learning_curve(dataset), rows.to_csv(index=False))
-    click.echo(f"{path}: clean accuracy {curve[-1].test_accuracy:.4f} on {subset.n_test:,} test images")
+    rows = kept.copy_to(path)
+    write_text(layout.learning_curve(dataset), pd.DataFrame(rows).round(6).to_csv(index=False))
+    click.echo(f"{path}: clean accuracy {rows[-1]['test_accuracy']:.4f} on {subset.n_test:,} test images")

@@ -1,0 +1,109 @@
+"""Finished models and checkpoints, kept outside every stage's outputs by a digest of all that decides them."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import layout, networks
+from pipeline.devices import select_precision
+from pipeline.errors import PipelineError
+from pipeline.files import replacing_file, write_text
+from pipeline.training import Epoch
+
+# Code that decides the weights; a change to it makes every kept model stale.
+_TRAINING_CODE = ("devices", "networks", "recipes", "seeding", "training")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where one model is kept.
+
+    Attributes:
+        key: The digest; from `keep`.
+        description: All that decides the model, as JSON values.
+        precision: What it is computed in, `float32` or `bfloat16`.
+    """
+
+    key: str
+    description: Mapping[str, Any]
+    precision: str
+
+    @property
+    def weights(self) -> Path:
+        """The finished model; its description lies beside it as `.json`."""
+        return layout.finished_models() / f"{self.key}.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state after the last whole epoch, until the model is finished."""
+        return layout.finished_models() / f"{self.key}.checkpoint"
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve; written last, so it marks a finished model."""
+        return layout.finished_models() / f"{self.key}.curve.json"
+
+    def is_finished(self) -> bool:
+        """Whether the model is there, whole; removes the checkpoint of a run that was killed as it finished."""
+        if not self.curve.is_file():
+            return False
+        try:
+            networks.load(self.weights, "", self.description)
+        except PipelineError:  # damaged since: train it again
+            return False
+        self.checkpoint.unlink(missing_ok=True)
+        return True
+
+    def finish(self, classifier: networks.Classifier, curve: list[Epoch]) -> None:
+        """Keep a finished model and its learning curve."""
+        networks.save(classifier, self.weights, {**self.description, "computed_in": self.precision})
+        write_text(self.curve, json.dumps([asdict(epoch) for epoch in curve]) + "\n")
+        self.checkpoint.unlink(missing_ok=True)
+
+    def copy_to(self, path: Path) -> list[dict[str, Any]]:
+        """Copy a finished model to `path` (`.safetensors`, `.json` beside it) and return its curve, a row per epoch."""
+        for suffix in (".safetensors", ".json"):
+            with replacing_file(path.with_suffix(suffix)) as partial:
+                shutil.copyfile(self.weights.with_suffix(suffix), partial)
+        rows: list[dict[str, Any]] = json.loads(self.curve.read_text(encoding="utf-8"))
+        return rows
+
+
+def keep(
+    description: Mapping[str, Any],
+    precision: str,
+    device: torch.device,
+    n_threads: int,
+    images_sha256: str | None = None,
+    natural_sha256: str | None = None,
+) -> Kept:
+    """Where the model is kept that all this decides.
+
+    Args:
+        description: All of params that decides it, as JSON values.
+        precision: Of its recipe.
+        device: Where it is computed.
+        n_threads: Threads that compute it.
+        images_sha256: Digest of the perturbed training images, if it sees any.
+        natural_sha256: Digest of the natural model's weights, if it starts from them.
+    """
+    folder = Path(__file__).parent
+    computed_in = str(select_precision(precision, device)).removeprefix("torch.")
+    names = {
+        "description": dict(description),
+        "images": images_sha256,
+        "natural": natural_sha256,
+        "code": {name: hashlib.sha256((folder / f"{name}.py").read_bytes()).hexdigest() for name in _TRAINING_CODE},
+        "torch": torch.__version__,
+        "device": device.type,
+        "precision": computed_in,
+        "threads": n_threads,
+    }
+    key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+    return Kept(key, description, computed_in)
