@@ -296,6 +296,19 @@ def test_metric_files_made_with_other_params_are_refused(reported: Path, write_p
     assert "made with other params" in result.output
 
 
+@pytest.mark.parametrize("block", ["strategies", "ablations"])
+def test_a_study_without_strategies_or_ablations_has_a_page_too(
+    reported: Path, write_params: WriteParams, block: str
+) -> None:
+    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
+    values[block] = {}
+    write_params(values)
+    for dataset in DATASETS:
+        succeed("confusion", dataset)
+    succeed("report")
+    assert "How this was made" in PAGE.read_text()
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
 

@@ -31,8 +31,8 @@ def confusion(dataset: str, params_path: Path) -> None:
     params = load(params_path)
     spec = params.dataset(dataset)
     arrays = open_tested(params, spec, results.hardest_levels(params))
-    cells = pd.concat([results.read_evaluation(params, spec, strategy) for strategy in params.strategies])
-    found = {perturbation: metrics.find_best(cells, perturbation, level) for perturbation, level in arrays}
+    tables = [results.read_evaluation(params, spec, strategy) for strategy in params.strategies]
+    found = {name: metrics.find_best(pd.concat(tables), name, level) for name, level in arrays} if tables else {}
     best = {perturbation: name for perturbation, name in found.items() if name is not None}
     n_test = params.datasets[dataset].n_test
     clean, labels = (read_clean(spec, "test", kind)[:n_test] for kind in ("images", "labels"))
