@@ -343,12 +343,15 @@ def browser() -> Iterator[webdriver.Chrome]:
     driver.quit()
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)], ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    ("width", "height", "media"), [(1280, 900, "screen"), (390, 844, "screen"), (720, 1000, "print")]
+)
 def test_the_page_is_whole_in_a_real_browser(
-    reported: Path, browser: webdriver.Chrome, width: int, height: int
+    reported: Path, browser: webdriver.Chrome, width: int, height: int, media: str
 ) -> None:
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
     browser.get(PAGE.resolve().as_uri())
     for details in browser.find_elements("css selector", "details > summary"):
         browser.execute_script("arguments[0].parentElement.open = true", details)
