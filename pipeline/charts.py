@@ -83,7 +83,7 @@ def draw_strategy(models: pd.DataFrame, authors: pd.DataFrame, dataset: Dataset,
     trained_on = [name for name in trained_on if (models["train_perturbation"] == name).any()]
     figure = Figure(figsize=(5.2, 0.8 + 2.7 * len(trained_on)), layout="constrained")
     panels = figure.subplots(len(trained_on), 1, squeeze=False)[:, 0]
-    tested = list(dict.fromkeys(_is_shown(models, family)))
+    tested = _shown_levels(models, family)
     for axes, name in zip(panels, trained_on, strict=True):
         for (perturbation, level), color in zip(tested, cycle((_GREY, *COLORS)), strict=False):
             label = name_variant(perturbation, level)
@@ -120,7 +120,7 @@ _THEIRS: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def _is_shown(models: pd.DataFrame, family: str) -> list[tuple[str, float]]:
+def _shown_levels(models: pd.DataFrame, family: str) -> list[tuple[str, float]]:
     """Natural images and the levels of a family, in the order in which they were measured."""
     shown = [
         (perturbation, level)

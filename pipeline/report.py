@@ -145,9 +145,10 @@ class _Study:
                 ("levels", "one image at every level"),
             )
         }
-        self.models, self.numbers = {}, {}
+        self.models, self.numbers, self.authors = {}, {}, {}
         for strategy in params.strategies:
             self.models[strategy] = charts.aggregate_models(results.read_evaluation(params, dataset, strategy))
+            self.authors[strategy] = charts.authors_strategies(dataset, strategy)
             path = layout.evaluate_metrics(name, strategy)
             self.numbers[strategy] = results.read_summary(path, f"{run} evaluate {name} {strategy}")
         self.ablations = {ablation: results.read_ablation(params, dataset, ablation) for ablation in params.ablations}
@@ -212,7 +213,7 @@ class _Study:
     def _strategy(self, strategy: str) -> Iterator[dict[str, Any]]:
         """Figures A.1 to C.3, this data set's column, each with how far the authors' values are from ours."""
         models = self.models[strategy][self.models[strategy]["strategy"] == strategy]
-        authors = charts.authors_strategies(self.dataset, strategy)
+        authors = self.authors[strategy]
         key = ["train_perturbation", "train_level", "perturbation", "level"]
         matched = models.merge(authors, on=key, suffixes=("", "_authors"))
         for number, family in enumerate(_FAMILIES, start=1):
@@ -249,7 +250,7 @@ class _Study:
                 if own.empty:
                     continue
                 ours = own.groupby(["train_perturbation", "train_level"], sort=False)["mean"].mean()
-                authors = charts.authors_strategies(self.dataset, strategy)
+                authors = self.authors[strategy]
                 authors = authors[
                     authors["train_perturbation"].isin(of_family) & authors["perturbation"].isin(of_family)
                 ]
