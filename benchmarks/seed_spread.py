@@ -44,8 +44,10 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
     tables = []
     for seed in range(1, seeds + 1):
         classifier, _ = train_model(plan_natural(recipe), train, None, None, test, (seed,), device)
-        predict = predictor(classifier, device, recipe.precision, params.impact.batch_size)
-        measured = measure_models(dataset, {NATURAL: predict}, test.images, test.labels, perturbed)
+        predict = predictor(classifier, device, recipe.precision)
+        measured = measure_models(
+            dataset, {NATURAL: predict}, test.images, test.labels, perturbed, device, params.impact.batch_size
+        )
         tables.append(aggregate_trials(to_frame([cell for _, cell in measured])).assign(seed=seed))
         click.echo(f"seed {seed}: clean accuracy {100 * tables[-1]['mean'].iloc[0]:.2f} %", err=True)
     table = pd.concat(tables)

@@ -1,42 +1,38 @@
 """Models on clean and perturbed test images; every store is read once for all of them."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline import store
 from pipeline.arrays import Images
-from pipeline.devices import select_precision
+from pipeline.devices import select_precision, worker_threads
 from pipeline.metrics import NATURAL, Cell, Confusion, Example
 from pipeline.networks import N_CLASSES, Classifier, logits_of
 
-# uint8 (N, H, W, C) → float32 logits (N, 10); from `predictor`.
-Predictor = Callable[[Images], NDArray[np.float32]]
+# uint8 (N, H, W, C) → float32 logits (N, 10), both as tensors on the device; from `predictor`.
+Predictor = Callable[[Tensor], Tensor]
 # (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
 Perturbed = Mapping[tuple[str, float], tuple[store.Array, str]]
 Model = TypeVar("Model")
 
 
-def predictor(classifier: Classifier, device: torch.device, precision: str, batch_size: int) -> Predictor:
+def predictor(classifier: Classifier, device: torch.device, precision: str) -> Predictor:
     """The classifier as a function from images to logits.
 
     Args:
         classifier: Is moved to `device`.
         device: Where to compute.
         precision: Of its recipe: `float32`, `bfloat16` or `auto`.
-        batch_size: Images per pass; results do not depend on it.
     """
-    return partial(
-        logits_of,
-        classifier.to(device),
-        device=device,
-        precision=select_precision(precision, device),
-        batch_size=batch_size,
-    )
+    classifier.to(device)
+    return lambda images: logits_of(classifier, images, select_precision(precision, device), batch_size=len(images))
 
 
 def measure_models(
@@ -45,6 +41,8 @@ def measure_models(
     clean: Images,
     labels: NDArray[np.uint8],
     perturbed: Perturbed,
+    device: torch.device,
+    batch_size: int,
     is_wanted: Callable[[Model, str, int], bool] = lambda model, perturbation, trial: True,
     progress: Callable[[int], Any] = lambda n_images: None,
 ) -> list[tuple[Model, Cell]]:
@@ -56,23 +54,26 @@ def measure_models(
         clean: uint8 (N, H, W, C), clean test images.
         labels: uint8 (N,).
         perturbed: The perturbed versions.
+        device: Where the models are.
+        batch_size: Images per pass; results do not depend on it.
         is_wanted: (model, perturbation, trial) → whether to measure that.
         progress: Called with the number of images read since the last call.
 
     Source: paper sections V and VI.
     """
     cells: list[tuple[Model, Cell]] = []
-    for perturbation, level, trial, images in _each_trial(clean, perturbed):
-        for model, predict in models.items():
-            if is_wanted(model, perturbation, trial):
-                n_correct = int((predict(images).argmax(axis=1) == labels).sum())
-                cells.append((model, Cell(dataset, perturbation, level, trial, n_correct, len(images))))
-        progress(len(images))
+    for perturbation, level, trial, predicted in _predict_each_trial(
+        models, clean, perturbed, device, batch_size, is_wanted
+    ):
+        for model, classes in predicted.items():
+            n_correct = int((classes == labels).sum())
+            cells.append((model, Cell(dataset, perturbation, level, trial, n_correct, len(labels))))
+        progress(len(labels))
     return cells
 
 
 def describe_examples(
-    predict: Predictor, clean: Images, labels: NDArray[np.uint8], perturbed: Perturbed
+    predict: Predictor, clean: Images, labels: NDArray[np.uint8], perturbed: Perturbed, device: torch.device
 ) -> list[Example]:
     """What a model says of a few test images, natural and in the version of trial 0 of every level.
 
@@ -81,6 +82,7 @@ def describe_examples(
         clean: uint8 (n, H, W, C), the first n clean test images.
         labels: uint8 (n,).
         perturbed: The perturbed versions of at least those.
+        device: Where the model is.
 
     Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
     """
@@ -89,7 +91,7 @@ def describe_examples(
         pictures[key] = store.read_part(array, (0, slice(0, len(clean))), made_by)
     examples = []
     for (perturbation, level), images in pictures.items():
-        probabilities = torch.from_numpy(predict(images)).softmax(1).numpy()
+        probabilities = predict(torch.from_numpy(images).to(device)).softmax(1).cpu().numpy()
         for index, row in enumerate(probabilities):
             predicted, confidence = int(row.argmax()), round(float(row.max()), 4)
             examples.append(Example(perturbation, level, index, int(labels[index]), predicted, confidence))
@@ -101,6 +103,8 @@ def count_confusions(
     clean: Images,
     labels: NDArray[np.uint8],
     perturbed: Perturbed,
+    device: torch.device,
+    batch_size: int,
     is_wanted: Callable[[Model, str], bool],
 ) -> list[tuple[Model, Confusion]]:
     """How often every model takes each class for each other one, all trials together.
@@ -110,23 +114,68 @@ def count_confusions(
         clean: uint8 (N, H, W, C), clean test images.
         labels: uint8 (N,).
         perturbed: The perturbed versions.
+        device: Where the models are.
+        batch_size: Images per pass; results do not depend on it.
         is_wanted: (model, perturbation) → whether to measure that.
 
     Source: the paper's section IX names this as future work.
     """
     counts: dict[tuple[Model, str, float], NDArray[np.int64]] = {}
-    for perturbation, level, _, images in _each_trial(clean, perturbed):
-        for model, predict in models.items():
-            if is_wanted(model, perturbation):
-                # One number per pair of classes.
-                pairs = labels.astype(np.int64) * N_CLASSES + predict(images).argmax(axis=1)
-                key = model, perturbation, level
-                counts[key] = counts.get(key, 0) + np.bincount(pairs, minlength=N_CLASSES**2)
+    for perturbation, level, _, predicted in _predict_each_trial(
+        models, clean, perturbed, device, batch_size, lambda model, perturbation, trial: is_wanted(model, perturbation)
+    ):
+        for model, classes in predicted.items():
+            # One number per pair of classes.
+            pairs = labels.astype(np.int64) * N_CLASSES + classes
+            key = model, perturbation, level
+            counts[key] = counts.get(key, 0) + np.bincount(pairs, minlength=N_CLASSES**2)
     return [
         (model, Confusion(perturbation, level, *divmod(pair, N_CLASSES), n_examples=int(n)))
         for (model, perturbation, level), pairs in counts.items()
         for pair, n in enumerate(pairs)
     ]
+
+
+def _predict_each_trial(
+    models: Mapping[Model, Predictor],
+    clean: Images,
+    perturbed: Perturbed,
+    device: torch.device,
+    batch_size: int,
+    is_wanted: Callable[[Model, str, int], bool],
+) -> Iterator[tuple[str, float, int, dict[Model, NDArray[np.int64]]]]:
+    """The clean test images, then every level and trial: (perturbation, level, trial, model → classes (N,)).
+
+    Batches of all models are spread over the cores, one thread each, while the next trial is read.
+    """
+    ahead: deque[tuple[str, float, int, dict[Model, list[Future[NDArray[np.int64]]]]]] = deque()
+    with worker_threads(device) as pool:
+        try:
+            for perturbation, level, trial, images in _each_trial(clean, perturbed):
+                batches = torch.split(torch.from_numpy(images).to(device), batch_size)
+                futures = {
+                    model: [pool.submit(_predict, predict, batch) for batch in batches]
+                    for model, predict in models.items()
+                    if is_wanted(model, perturbation, trial)
+                }
+                ahead.append((perturbation, level, trial, futures))
+                if len(ahead) == 2:
+                    yield _wait(*ahead.popleft())
+            while ahead:
+                yield _wait(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _predict(predict: Predictor, images: Tensor) -> NDArray[np.int64]:
+    return predict(images).argmax(1).cpu().numpy()
+
+
+def _wait(
+    perturbation: str, level: float, trial: int, futures: dict[Model, list[Future[NDArray[np.int64]]]]
+) -> tuple[str, float, int, dict[Model, NDArray[np.int64]]]:
+    predicted = {model: np.concatenate([part.result() for part in parts]) for model, parts in futures.items()}
+    return perturbation, level, trial, predicted
 
 
 def _each_trial(clean: Images, perturbed: Perturbed) -> Iterator[tuple[str, float, int, Images]]:

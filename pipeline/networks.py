@@ -16,14 +16,16 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from pipeline.arrays import Images
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_file, write_text
-from pipeline.recipes import Convolution, Network
+from pipeline.layers import ACTIVATIONS, Block, Group, Scale, Whitening
+from pipeline.recipes import NETWORKS, FastNetwork, Network
 
 N_CLASSES = 10
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Standardize(nn.Module):
@@ -80,51 +82,41 @@ def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64],
     return total / count, np.sqrt(variance)
 
 
-def build_network(network: Network, shape: tuple[int, int, int]) -> nn.Sequential:
+def build_network(network: Network | FastNetwork, shape: tuple[int, int, int]) -> nn.Sequential:
     """Untrained layers from float32 (N, C, H, W) to logits (N, 10).
-
-    Every convolution is followed by BatchNorm, activation, max pooling and, after a pool only, dropout; every hidden
-    fully connected layer by its activation.
 
     Args:
         network: Its description; `Params` has checked that it fits the images.
         shape: (H, W, C) of the images.
 
-    Source: paper section IV and Table I; the order within a block follows the authors' code.
+    Source: paper section IV and Table I; for `FastNetwork` see `layers`.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation]
-    channels = shape[2]
-    for number, convolution in enumerate(network.convolutions, start=1):
-        for name, layer in _block(network, convolution, channels, activation).items():
-            layers[f"{name}{number}"] = layer
-        channels = convolution.filters
+    height, width, channels = shape
+    if isinstance(network, FastNetwork):
+        whitening = Whitening(channels)
+        layers["whitening"], layers["activation"] = whitening, ACTIVATIONS[network.activation]()
+        channels = whitening.out_channels
+        for number, group_width in enumerate(network.widths, start=1):
+            layers[f"group{number}"] = Group(channels, group_width, network.activation)
+            channels = group_width
+        layers["pool"] = nn.AdaptiveMaxPool2d(1)
+    else:
+        for number, convolution in enumerate(network.convolutions, start=1):
+            height, width = convolution.output_side(height), convolution.output_side(width)
+            pools_evenly = height % convolution.pool == width % convolution.pool == 0
+            layers[f"block{number}"] = Block(network, convolution, channels, pools_evenly)
+            height, width, channels = height // convolution.pool, width // convolution.pool, convolution.filters
     layers["flatten"] = nn.Flatten()
-    width = network.n_features(shape)
+    n_features = network.n_features(shape)
     for number, hidden in enumerate(network.fully_connected, start=1):
-        layers[f"hidden{number}"] = nn.Linear(width, hidden)
-        layers[f"hidden{number}_activation"] = activation()
-        width = hidden
-    layers["output"] = nn.Linear(width, N_CLASSES)
+        layers[f"hidden{number}"] = nn.Linear(n_features, hidden)
+        layers[f"hidden{number}_activation"] = ACTIVATIONS[network.activation]()
+        n_features = hidden
+    layers["output"] = nn.Linear(n_features, N_CLASSES)
+    if isinstance(network, FastNetwork):
+        layers["scale"] = Scale(1 / 9)  # large steps need small logits; the factor is airbench's
     return nn.Sequential(layers)
-
-
-def _block(
-    network: Network, convolution: Convolution, channels: int, activation: type[nn.Module]
-) -> dict[str, nn.Module]:
-    block: dict[str, nn.Module] = {
-        "conv": nn.Conv2d(
-            channels, convolution.filters, convolution.kernel, stride=convolution.stride, padding=convolution.padding
-        )
-    }
-    if network.batch_norm:
-        block["norm"] = nn.BatchNorm2d(convolution.filters)
-    block["activation"] = activation()
-    if convolution.pool > 1:
-        block["pool"] = nn.MaxPool2d(convolution.pool)
-        if network.dropout > 0:
-            block["dropout"] = nn.Dropout(network.dropout)
-    return block
 
 
 class Classifier(nn.Module):
@@ -140,9 +132,12 @@ class Classifier(nn.Module):
         self.standardize = standardize
         self.network = network
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of raw images."""
-        logits: Tensor = self.network(self.standardize(images))
+    def forward(self, images: Tensor, side: int | None = None) -> Tensor:
+        """Logits of raw images; scaled to `side` pixels after standardization, if that is given."""
+        standardized = self.standardize(images)
+        if side is not None:
+            standardized = interpolate(standardized, size=(side, side), mode="bilinear")
+        logits: Tensor = self.network(standardized)
         return logits.float()
 
 
@@ -186,7 +181,7 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
         if hashlib.sha256(content).hexdigest() != description["weights_sha256"]:
             raise PipelineError(f"the weights are not those that {described.name} describes")
         tensors = safetensors.torch.load(content)
-        network = Network.model_validate(description["network"])
+        network = NETWORKS.validate_python(description["network"])
         height, width, channels = description["shape"]
         shape = (height, width, channels)
         mean = tensors["standardize.mean"].numpy().astype(np.float64)
@@ -209,30 +204,23 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def logits_of(
-    classifier: Classifier, images: Images, device: torch.device, precision: torch.dtype, batch_size: int
-) -> NDArray[np.float32]:
+def logits_of(classifier: Classifier, images: Tensor, precision: torch.dtype, batch_size: int) -> Tensor:
     """Logits in evaluation mode.
 
     Args:
-        classifier: On `device`; its mode is set to evaluation.
+        classifier: On the device of `images`; its mode is set to evaluation.
         images: uint8 (N, H, W, C), 0-255.
-        device: Where to compute.
         precision: float32 or bfloat16.
         batch_size: Images per pass.
 
     Returns:
-        float32 (N, 10).
+        float32 (N, 10), on that device.
 
     Raises:
         PipelineError: The images' shape is not what the network takes.
     """
     if images.shape[1:] != classifier.shape:
-        raise PipelineError(f"images of shape {images.shape[1:]} do not fit a network for {classifier.shape}")
+        raise PipelineError(f"images of shape {tuple(images.shape[1:])} do not fit a network for {classifier.shape}")
     classifier.eval()
-    parts = []
-    with torch.inference_mode(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(images[start : start + batch_size]).to(device)
-            parts.append(classifier(batch).cpu())
-    return torch.cat(parts).numpy() if parts else np.empty((0, N_CLASSES), np.float32)
+    with torch.inference_mode(), torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+        return torch.cat([classifier(batch) for batch in torch.split(images, batch_size)])

@@ -12,7 +12,7 @@ from pipeline import layout
 from pipeline.datasets import DATASETS, Dataset
 from pipeline.errors import PipelineError
 from pipeline.perturbations import PERTURBATIONS, Perturbation
-from pipeline.recipes import NATURAL, Block, Plan, Recipe, plan_natural
+from pipeline.recipes import NATURAL, RECIPES, Block, FastNetwork, FastRecipe, Plan, Recipe, RecipeOf, plan_natural
 from pipeline.seeding import level_name
 from pipeline.strategies import STRATEGIES
 
@@ -62,7 +62,7 @@ class Train(Block):
     """Training of the natural models."""
 
     seed: Seed
-    recipes: Mapping[str, Recipe]
+    recipes: Mapping[str, RecipeOf]
 
 
 class Evaluate(Block):
@@ -280,7 +280,7 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             return new
         return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
 
-    return Recipe.model_validate(merge(recipe.model_dump(), changes))
+    return RECIPES.validate_python(merge(recipe.model_dump(), changes))
 
 
 def _raise(problems: list[str]) -> None:
@@ -301,10 +301,18 @@ def _dataset_problems(name: str, subset: Subset) -> list[str]:
 
 def _recipe_problems(key: str, dataset: str, recipe: Recipe, subset: Subset | None) -> list[str]:
     problems = []
-    try:
-        recipe.network.n_features(DATASETS[dataset].shape)
-    except ValueError as error:
-        problems.append(f"{key}.network: {error}")
+    height, width, channels = DATASETS[dataset].shape
+    shapes = [(height, width, channels)]
+    if isinstance(recipe, FastRecipe):
+        if recipe.shift >= min(height, width):
+            problems.append(f"{key}.shift: {recipe.shift} pixels are too many for a {height}x{width} image")
+        shapes += [(recipe.small_images.side, recipe.small_images.side, channels)] * (recipe.small_images.share > 0)
+    for shape in shapes:
+        try:
+            recipe.network.n_features(shape)
+        except ValueError as error:
+            problems.append(f"{key}.network: {error}")
+            break
     return problems + _batch_problems(key, recipe, subset)
 
 
@@ -313,7 +321,8 @@ def _batch_problems(key: str, recipe: Recipe, subset: Subset | None) -> list[str
         return []
     if recipe.batch_size > subset.n_train:
         return [f"{key}.batch_size: {recipe.batch_size} is more than the {subset.n_train} training images"]
-    if not recipe.drop_last and recipe.network.batch_norm and subset.n_train % recipe.batch_size == 1:
+    uses_batch_norm = isinstance(recipe.network, FastNetwork) or recipe.network.batch_norm
+    if not recipe.drop_last and uses_batch_norm and subset.n_train % recipe.batch_size == 1:
         return [f"{key}.batch_size: leaves a last batch of one image, too few for BatchNorm"]
     return []
 
@@ -412,7 +421,9 @@ def validate(values: dict[str, Any], path: Path) -> Params:
 
 
 def _explain(detail: Any) -> list[str]:
-    key = ".".join(str(part) for part in detail["loc"] if part != "[key]")  # "[key]": the name itself is wrong
+    parts = [str(part) for part in detail["loc"] if part != "[key]"]  # "[key]": the name itself is wrong
+    # pydantic puts the kind of a recipe between its name and its keys.
+    key = ".".join(part for i, part in enumerate(parts) if not (part in ("paper", "fast") and i in (0, 3)))
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "value_error":
         return str(context["error"]).splitlines()
@@ -424,6 +435,10 @@ def _explain(detail: Any) -> list[str]:
         return [f"{key}: a name may have small letters, digits and underscores only"]
     if kind == "extra_forbidden":
         return [f"{key}: unknown key"]
+    if kind == "union_tag_not_found":
+        return [f"{key}.recipe: missing; choose from paper, fast"]
+    if kind == "union_tag_invalid":
+        return [f"{key}.recipe: unknown {context['tag']!r}; choose from paper, fast"]
     if kind == "literal_error":
         return [f"{key}: unknown {value!r}; choose from {context['expected']}"]
     shown = repr(value)

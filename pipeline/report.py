@@ -19,6 +19,7 @@ from pipeline.files import replacing_folder
 from pipeline.metrics import NATURAL, ModelName, aggregate_trials, recall_by_class
 from pipeline.params import Params, changed_keys, read
 from pipeline.perturbations import PERTURBATIONS
+from pipeline.recipes import Network
 
 _DPI = 150
 # The letters of the paper's figures in its appendix.
@@ -285,8 +286,9 @@ class _Study:
         rows: list[dict[str, Any]] = []
         for variant, recipe in recipes.items():
             rows.append({"variant": variant, "recipe": recipe, "authors": None, **self.variants[ablation][variant]})
-            if ablation == "components" and name == "cifar10":
-                network, table = recipe.network, charts.authors_components()
+            network = recipe.network
+            if ablation == "components" and name == "cifar10" and isinstance(network, Network):
+                table = charts.authors_components()
                 same = table[
                     table["batch_norm"].eq(network.batch_norm)
                     & table["dropout"].eq(network.dropout > 0)

@@ -67,15 +67,8 @@ def plan_transfer(settings: Transfer, recipe: Recipe, dataset: str) -> Plan:
     Source: paper section VI-C.
     """
     tuning = settings.recipes[dataset]
-    head = (*recipe.network.fully_connected, *tuning.fully_connected)
-    changed = {
-        "network": recipe.network.model_copy(update={"fully_connected": head}),
-        "adam": recipe.adam.model_copy(update={"learning_rate": tuning.learning_rate}),
-        "batch_size": tuning.batch_size,
-        "epochs": tuning.epochs,
-    }
     return Plan(
-        recipe.model_copy(update=changed),
+        recipe.fine_tuned(tuning.fully_connected, tuning.learning_rate, tuning.batch_size, tuning.epochs),
         (1.0,) * tuning.epochs,
         fits_on_perturbed=True,
         starts_from_natural=True,

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from pipeline.errors import PipelineError
+from pipeline.layers import Dropout, Group, Whitening
 from pipeline.networks import (
     Classifier,
     Standardize,
@@ -21,10 +22,8 @@ from pipeline.networks import (
     logits_of,
     save,
 )
-from pipeline.recipes import Network
+from pipeline.recipes import FastNetwork, Network
 from tests.conftest import ROOT
-
-CPU = torch.device("cpu")
 
 
 def make_network(**changes: Any) -> Network:
@@ -52,15 +51,76 @@ def make_classifier(network: Network, shape: tuple[int, int, int] = (12, 12, 3))
 
 
 def layer_types(network: Network) -> list[str]:
-    return [type(layer).__name__ for layer in build_network(network, (12, 12, 3))]
+    return [type(layer).__name__ for layer in build_network(network, (12, 12, 3)).modules()]
 
 
-def test_a_block_is_convolution_norm_activation_pool_dropout() -> None:
-    assert layer_types(make_network()) == [
-        *("Conv2d", "BatchNorm2d", "ReLU"),
-        *("Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Dropout"),
-        *("Flatten", "Linear"),
-    ]
+def plain_layers(network: Network, shape: tuple[int, int, int]) -> nn.Sequential:
+    """The network of torch's own layers, in the authors' order, with the weights of `build_network` after seed 0."""
+    activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation]
+    layers: list[nn.Module] = []
+    channels = shape[2]
+    for layer in network.convolutions:
+        conv = nn.Conv2d(channels, layer.filters, layer.kernel, stride=layer.stride, padding=layer.padding)
+        layers += [conv, *([nn.BatchNorm2d(layer.filters)] if network.batch_norm else []), activation()]
+        layers += [nn.MaxPool2d(layer.pool)] if layer.pool > 1 else []
+        channels = layer.filters
+    layers += [nn.Flatten(), nn.Linear(network.n_features(shape), 10)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("changes", [{}, {"batch_norm": False}, {"activation": "tanh"}], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "convolution"),
+    [
+        # Grey images are convolved and pooled in one, where the windows cover all; side 12, then 13.
+        pytest.param((12, 12, 1), {"kernel": 5, "stride": 1, "padding": 0, "pool": 2}, id="grey"),
+        pytest.param((28, 28, 1), {"kernel": 7, "stride": 3, "padding": 0, "pool": 2}, id="mnist"),
+        pytest.param((14, 14, 1), {"kernel": 3, "stride": 2, "padding": 3, "pool": 3}, id="padded-pool-3"),
+        pytest.param((13, 13, 1), {"kernel": 3, "stride": 1, "padding": 1, "pool": 2}, id="windows-leave-a-row"),
+        pytest.param((12, 12, 3), {"kernel": 3, "stride": 1, "padding": 1, "pool": 2}, id="colour"),
+    ],
+)
+def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and_statistics(
+    shape: tuple[int, int, int], convolution: dict[str, int], changes: dict[str, Any], training: bool
+) -> None:
+    network = make_network(convolutions=[{"filters": 4, **convolution}], dropout=0.0, **changes)
+    torch.manual_seed(0)
+    built, plain = build_network(network, shape).train(training), plain_layers(network, shape).train(training)
+    own = list(built.state_dict().items())
+    with torch.no_grad():
+        for name, values in own:
+            if "norm" in name and values.is_floating_point():
+                values.uniform_(-1, 1) if name.endswith(("weight", "bias", "mean")) else values.uniform_(0.5, 2)
+    plain.load_state_dict(dict(zip(plain.state_dict(), dict(own).values(), strict=True)))
+    images = torch.randn(40, shape[2], *shape[:2])
+    expected, found = plain(images), built(images)
+    assert torch.allclose(found, expected, atol=1e-4)
+    weighted = torch.randn(expected.shape)
+    for logits in (expected, found):
+        (logits * weighted).sum().backward()
+    for (name, weights), same in zip(built.named_parameters(), plain.parameters(), strict=True):
+        assert same.grad is not None
+        # Before BatchNorm, a bias has no gradient but rounding.
+        gradient = torch.zeros_like(same) if weights.grad is None else weights.grad
+        assert torch.allclose(gradient, same.grad, atol=1e-3, rtol=1e-3), name
+    for (name, values), expected_values in zip(built.named_buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(values, expected_values, atol=1e-5), name
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+    dropout = Dropout(0.2)
+    torch.manual_seed(0)
+    values = dropout(torch.ones(1000, 1001))
+    assert set(values.unique().tolist()) == {0.0, 1.25}
+    # Six standard deviations of a million draws.
+    assert abs((values == 0).float().mean().item() - 0.2) < 6 * (0.2 * 0.8 / values.numel()) ** 0.5
+    # Neighbours share the bits they are drawn from, and nothing else.
+    dropped = (values == 0).float() - 0.2
+    for lag in (1, 2, 3, 4, 1001):
+        correlation = (dropped.flatten()[lag:] * dropped.flatten()[:-lag]).mean() / (0.2 * 0.8)
+        assert abs(correlation.item()) < 6 / values.numel() ** 0.5, lag
+    assert torch.equal(dropout.eval()(torch.ones(5)), torch.ones(5))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +197,8 @@ def test_a_saved_network_comes_back_the_same(tmp_path: Path) -> None:
     save(classifier, tmp_path / "a.safetensors", {"network": network.model_dump(mode="json"), "shape": [12, 12, 3]})
     images = make_images(20)
     loaded = load(tmp_path / "a.safetensors", "make it")
-    expected, found = (logits_of(model, images, CPU, torch.float32, 7) for model in (classifier, loaded))
-    assert np.array_equal(expected, found)
+    expected, found = (logits_of(model, torch.from_numpy(images), torch.float32, 7) for model in (classifier, loaded))
+    assert torch.equal(expected, found)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 
 
@@ -163,12 +223,52 @@ def test_a_description_that_disagrees_is_an_error(tmp_path: Path, key: str, valu
 
 
 def test_logits_do_not_depend_on_the_batch_size() -> None:
-    classifier, images = make_classifier(make_network()), make_images(33)
-    one, other = (logits_of(classifier, images, CPU, torch.float32, size) for size in (33, 8))
-    assert np.allclose(one, other, atol=1e-5)
-    assert np.array_equal(one.argmax(1), other.argmax(1))
+    classifier, images = make_classifier(make_network()), torch.from_numpy(make_images(33))
+    one, other = (logits_of(classifier, images, torch.float32, size) for size in (33, 8))
+    assert torch.allclose(one, other, atol=1e-5)
+    assert torch.equal(one.argmax(1), other.argmax(1))
 
 
 def test_images_of_another_shape_are_refused() -> None:
     with pytest.raises(PipelineError, match="do not fit"):
-        logits_of(make_classifier(make_network()), make_images(2, (16, 16, 3)), CPU, torch.float32, 8)
+        logits_of(make_classifier(make_network()), torch.from_numpy(make_images(2, (16, 16, 3))), torch.float32, 8)
+
+
+def test_whitened_patches_are_uncorrelated_with_variance_one() -> None:
+    rng = np.random.default_rng(1)
+    smooth = rng.normal(size=(500, 3, 10, 10)).cumsum(2).cumsum(3)  # neighbours alike, as in pictures
+    images = torch.from_numpy((smooth / smooth.std()).astype(np.float32))
+    whitening = Whitening(3)
+    whitening.fit(images)
+    values = whitening(images).detach().permute(1, 0, 2, 3).reshape(24, -1).double()
+    assert torch.allclose(values[:12], -values[12:])
+    second_moments = values[:12] @ values[:12].T / values.shape[1]
+    assert torch.allclose(second_moments, torch.diag(second_moments.diag()), atol=1e-3)
+    # The last directions hardly vary: there the added epsilon counts.
+    assert torch.allclose(second_moments.diag()[:3], torch.ones(3, dtype=torch.float64), atol=0.01)
+    assert not whitening.weight.requires_grad
+
+
+def test_a_group_starts_by_passing_its_input_on() -> None:
+    group = Group(3, 5, "relu")
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(group.conv1(images)[:, :3], images)
+    assert group(images).shape == (2, 5, 4, 4)
+
+
+@pytest.mark.parametrize("side", [32, 24, 17])
+def test_a_fast_network_takes_images_of_other_sides(side: int) -> None:
+    network = build_network(FastNetwork(widths=(4, 6, 8), fully_connected=(7,), activation="gelu"), (32, 32, 3))
+    assert network(torch.rand(2, 3, side, side)).shape == (2, 10)
+
+
+def test_a_saved_fast_network_comes_back_the_same(tmp_path: Path) -> None:
+    network = FastNetwork(widths=(4, 6), fully_connected=(), activation="tanh")
+    standardize = Standardize(*fit_standardization(make_images(50), "channel"))
+    classifier = Classifier((12, 12, 3), standardize, build_network(network, (12, 12, 3))).eval()
+    save(classifier, tmp_path / "a.safetensors", {"network": network.model_dump(mode="json"), "shape": [12, 12, 3]})
+    images = torch.from_numpy(make_images(20))
+    expected, found = (
+        logits_of(model, images, torch.float32, 7) for model in (classifier, load(tmp_path / "a.safetensors", ""))
+    )
+    assert torch.equal(expected, found)

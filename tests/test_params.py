@@ -12,6 +12,7 @@ from pipeline import params
 from pipeline.datasets import DATASETS
 from pipeline.errors import PipelineError
 from pipeline.params import Params
+from pipeline.recipes import Network, PaperRecipe
 from pipeline.strategies import FineTuning, Ramp, Transfer
 from pipeline.variants import planned_variants
 from tests.conftest import ROOT
@@ -108,6 +109,7 @@ def test_the_paper_trains_as_its_authors_did(
     paper: Params, name: str, filters: list[int], learning_rate: float, epochs: int, batch_size: int
 ) -> None:
     recipe = paper.train.recipes[name]
+    assert isinstance(recipe, PaperRecipe)
     assert [layer.filters for layer in recipe.network.convolutions] == filters
     assert (recipe.adam.learning_rate, recipe.epochs, recipe.batch_size) == (learning_rate, epochs, batch_size)
     assert (recipe.adam.beta1, recipe.adam.beta2) == (0.9, 0.999)
@@ -131,6 +133,7 @@ def test_the_papers_convolutions_leave_as_many_features_as_it_says(
     paper: Params, name: str, geometry: list[tuple[int, int, int, int]], n_features: int
 ) -> None:
     network = paper.train.recipes[name].network
+    assert isinstance(network, Network)
     assert [(layer.kernel, layer.stride, layer.padding, layer.pool) for layer in network.convolutions] == geometry
     assert network.n_features(DATASETS[name].shape) == n_features
 
@@ -177,6 +180,13 @@ BAD = [
     ("ablation-batch", {"ablations.x": {"y": {"batch_size": 10**6}}}, "ablations.x.y.batch_size: 1000000 is more than"),
     ("ablation-name", {"ablations.x": {"../y": {}}}, "a name may have small letters, digits and underscores only"),
     ("unknown-key-in-data-set", {"datasets.mnist.n_val": 1}, "datasets.mnist.n_val: unknown key"),
+    (
+        "recipe-missing",
+        {"train.recipes.mnist.recipe": REMOVED},
+        "train.recipes.mnist.recipe: missing; choose from paper",
+    ),
+    ("recipe-unknown", {"train.recipes.mnist.recipe": "slow"}, "train.recipes.mnist.recipe: unknown 'slow'; choose"),
+    ("recipe-of-another", {"train.recipes.mnist.recipe": "fast"}, "train.recipes.mnist.sgd: missing"),
     ("unknown-key-in-adam", {"train.recipes.mnist.adam.eps": 1.0}, "train.recipes.mnist.adam.eps: unknown key"),
     ("unknown-key-in-layer", {f"{FIRST_CONVOLUTION}.dilation": 2}, f"{FIRST_CONVOLUTION}.dilation: unknown key"),
     ("unknown-option", {"perturbations.noise.scope": "image"}, "perturbations.noise.scope: unknown key"),

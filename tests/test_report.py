@@ -20,6 +20,7 @@ from pipeline import campaign, charts, layout, metrics, results
 from pipeline.campaign import Task
 from pipeline.datasets import DATASETS
 from pipeline.params import load
+from pipeline.recipes import PaperRecipe
 from tests.conftest import ROOT, WriteParams
 from tests.test_campaign import InProcess
 from tests.test_stages import run, succeed, tree
@@ -100,6 +101,7 @@ def test_a_variant_that_changes_nothing_is_the_natural_model(reported: Path, dat
 
 def test_every_other_variant_is_trained_by_its_own_recipe(reported: Path) -> None:
     recipe = load().train.recipes["mnist"]
+    assert isinstance(recipe, PaperRecipe)
     for ablation, variant, changes in (
         ("components", "no_dropout", {"network": {"dropout": 0.0}}),
         ("components", "tanh", {"network": {"activation": "tanh"}}),

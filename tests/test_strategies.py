@@ -24,7 +24,7 @@ from pipeline.strategies import (
     plan_transfer,
 )
 from pipeline.training import Epoch, Examples, train_model
-from tests.test_training import CPU, make_recipe, same
+from tests.test_training import CPU, make_fast_recipe, make_recipe, same
 
 TUNING = {"fully_connected": (8,), "learning_rate": 0.02, "batch_size": 50, "epochs": 2}
 
@@ -145,11 +145,11 @@ def test_a_share_in_between_is_that_share_of_every_batch_rounded_down(
     seen: list[tuple[int, int]] = []
     forward = Classifier.forward
 
-    def spy(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+    def spy(self: Classifier, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
         if self.training:
             values = images.flatten(1)[:, 0]
             seen.append((int((values == 200).sum()), int((values == 10).sum())))
-        return forward(self, images)
+        return forward(self, images, side)
 
     monkeypatch.setattr(Classifier, "forward", spy)
     train = Examples(np.full_like(splits[0].images, 10), splits[0].labels)
@@ -167,10 +167,10 @@ def test_perturbed_images_keep_their_labels_and_are_not_the_clean_ones_again(
     batches: list[torch.Tensor] = []
     forward = Classifier.forward
 
-    def spy(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+    def spy(self: Classifier, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
         if self.training:
             batches.append(images[:, 0, 0, :2].clone())
-        return forward(self, images)
+        return forward(self, images, side)
 
     monkeypatch.setattr(Classifier, "forward", spy)
     train = Examples(splits[0].images[:200].copy(), splits[0].labels[:200])
@@ -199,9 +199,9 @@ def test_transfer_starts_with_the_natural_convolutions_and_a_new_head(
 ) -> None:
     plan = plan_transfer(make_transfer(learning_rate=1e-30), make_recipe(), "cifar10")
     found, given = weights_of(plan, splits, perturbed, natural), natural.state_dict()
-    assert torch.equal(found["network.conv1.weight"], given["network.conv1.weight"])
-    assert torch.equal(found["network.conv1.bias"], given["network.conv1.bias"])
-    assert torch.equal(found["network.norm1.weight"], given["network.norm1.weight"])
+    assert torch.equal(found["network.block1.conv.weight"], given["network.block1.conv.weight"])
+    assert torch.equal(found["network.block1.conv.bias"], given["network.block1.conv.bias"])
+    assert torch.equal(found["network.block1.norm.weight"], given["network.block1.norm.weight"])
     assert found["network.hidden1.weight"].shape == (8, given["network.output.weight"].shape[1])
     assert found["network.output.weight"].shape == (10, 8)
 
@@ -212,6 +212,20 @@ def test_a_new_output_of_the_old_size_does_not_start_as_the_old_one(
     plan = plan_transfer(make_transfer(fully_connected=(), learning_rate=1e-30), make_recipe(), "cifar10")
     found = weights_of(plan, splits, perturbed, natural)
     assert not torch.equal(found["network.output.weight"], natural.state_dict()["network.output.weight"])
+
+
+def test_transfer_of_a_fast_network_starts_with_its_groups_and_a_new_head(
+    splits: tuple[Examples, Examples], perturbed: Images
+) -> None:
+    recipe = make_fast_recipe(epochs=1)
+    natural = train_model(plan_natural(recipe), *splits[:1], None, None, splits[1], (1,), CPU)[0]
+    plan = plan_transfer(make_transfer(learning_rate=1e-30), recipe, "cifar10")
+    found, given = weights_of(plan, splits, perturbed, natural), natural.state_dict()
+    kept = [name for name in found if name.split(".")[1] in ("whitening", "group1", "group2") and "running" not in name]
+    assert "network.whitening.weight" in kept
+    assert [name for name in kept if "tracked" not in name and not torch.equal(found[name], given[name])] == []
+    assert found["network.output.weight"].shape == (10, 8)
+    assert plan.recipe.learning_rate == 1e-30
 
 
 def test_transfer_leaves_the_natural_model_as_it_was(
@@ -231,8 +245,8 @@ def test_frozen_layers_stay_bit_identical_while_the_head_learns(
     start = plan_transfer(make_transfer(freeze=True, learning_rate=1e-30), recipe, "cifar10")
     begun = weights_of(start, splits, perturbed, natural)
     given = natural.state_dict()
-    shared = [name for name in found if name.split(".")[1] in ("conv1", "norm1")]
-    assert "network.norm1.running_mean" in shared
+    shared = [name for name in found if name.split(".")[1] == "block1"]
+    assert "network.block1.norm.running_mean" in shared
     assert [name for name in shared if not torch.equal(found[name], given[name])] == []
     assert not torch.equal(found["network.hidden1.weight"], begun["network.hidden1.weight"])
     assert not torch.equal(found["network.output.weight"], begun["network.output.weight"])
@@ -242,7 +256,7 @@ def test_without_freezing_all_layers_learn(
     splits: tuple[Examples, Examples], perturbed: Images, natural: Classifier
 ) -> None:
     found = weights_of(plan_transfer(make_transfer(), make_recipe(), "cifar10"), splits, perturbed, natural)
-    assert not torch.equal(found["network.conv1.weight"], natural.state_dict()["network.conv1.weight"])
+    assert not torch.equal(found["network.block1.conv.weight"], natural.state_dict()["network.block1.conv.weight"])
 
 
 def test_a_strategy_that_starts_from_a_natural_model_needs_one(
@@ -260,6 +274,7 @@ RESUMED = {
     "incremental": plan_incremental(Ramp(start=0.2, end=1), make_recipe(epochs=4), "cifar10"),
     "transfer": plan_transfer(make_transfer(epochs=4), make_recipe(), "cifar10"),
     "frozen": plan_transfer(make_transfer(freeze=True, epochs=4), make_recipe(), "cifar10"),
+    "fast": plan_incremental(Ramp(start=0.2, end=1), make_fast_recipe(epochs=4), "cifar10"),
 }
 
 

@@ -1,21 +1,24 @@
 """The training loop learns, is reproducible, and does what the recipe says."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline import training
 from pipeline.networks import logits_of
-from pipeline.recipes import Recipe, plan_natural
+from pipeline.recipes import RECIPES, FastRecipe, Recipe, plan_natural
 from pipeline.sources import Arrays
-from pipeline.training import Epoch, Examples, train_model
+from pipeline.training import Epoch, Examples, _augment, _rate, train_model
 
 CPU = torch.device("cpu")
 
 
 def make_recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
+        "recipe": "paper",
         "network": {
             "convolutions": [{"filters": 6, "kernel": 5, "stride": 2, "padding": 0, "pool": 2}],
             "fully_connected": [],
@@ -31,7 +34,26 @@ def make_recipe(**changes: Any) -> Recipe:
         "drop_last": True,
         "precision": "float32",
     }
-    return Recipe.model_validate({**values, **changes})
+    return RECIPES.validate_python({**values, **changes})
+
+
+def make_fast_recipe(**changes: Any) -> FastRecipe:
+    values: dict[str, Any] = {
+        "recipe": "fast",
+        "network": {"widths": [16, 24], "fully_connected": [], "activation": "gelu"},
+        "standardize": "channel",
+        "sgd": {"learning_rate": 0.5, "momentum": 0.85, "weight_decay": 0.002, "bias_factor": 16.0, "warm_up": 0.2},
+        "label_smoothing": 0.1,
+        "flip": True,
+        "shift": 1,
+        "small_images": {"side": 20, "share": 0.5},
+        "epochs": 3,
+        "batch_size": 100,
+        "shuffle": True,
+        "drop_last": True,
+        "precision": "float32",
+    }
+    return FastRecipe.model_validate({**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +61,19 @@ def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
     arrays = tiny_arrays["cifar10"]
     train, test = (Examples(arrays[split, "images"], arrays[split, "labels"]) for split in ("train", "test"))
     return train, test
+
+
+@pytest.fixture(scope="module")
+def textures() -> tuple[Examples, Examples]:
+    """Images whose class is what they are covered with; where things lie does not matter to a fast network."""
+    rng = np.random.default_rng(5)
+    tiles = rng.integers(0, 150, (10, 4, 4, 3), dtype=np.uint8)
+
+    def make(n: int) -> Examples:
+        labels = rng.integers(0, 10, n, dtype=np.uint8)
+        return Examples(np.tile(tiles[labels], (1, 8, 8, 1)) + rng.integers(0, 100, (n, 32, 32, 3), np.uint8), labels)
+
+    return make(1230), make(620)
 
 
 def train_weights(splits: tuple[Examples, Examples], recipe: Recipe, seed: int = 1) -> dict[str, torch.Tensor]:
@@ -50,10 +85,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_it_learns_and_reports_what_the_model_then_does(splits: tuple[Examples, Examples], precision: str) -> None:
+@pytest.mark.parametrize(("make", "data"), [(make_recipe, "splits"), (make_fast_recipe, "textures")])
+def test_it_learns_and_reports_what_the_model_then_does(
+    make: Callable[..., Recipe], data: str, precision: str, request: pytest.FixtureRequest
+) -> None:
+    splits: tuple[Examples, Examples] = request.getfixturevalue(data)
     reported: list[Epoch] = []
     seen: list[int] = []
-    recipe = make_recipe(precision=precision)
+    recipe = make(precision=precision)
     classifier, curve = train_model(
         plan_natural(recipe), splits[0], None, None, splits[1], (1,), CPU, report=reported.append, progress=seen.append
     )
@@ -64,8 +103,8 @@ def test_it_learns_and_reports_what_the_model_then_does(splits: tuple[Examples, 
     assert curve[-1].test_accuracy > 0.9
     test = splits[1]
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    predicted = logits_of(classifier, test.images, CPU, dtype, 500).argmax(1)
-    assert curve[-1].test_accuracy == np.mean(predicted == test.labels)
+    predicted = logits_of(classifier, torch.from_numpy(test.images), dtype, 500).argmax(1)
+    assert curve[-1].test_accuracy == np.mean(predicted.numpy() == test.labels)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(splits: tuple[Examples, Examples]) -> None:
@@ -92,6 +131,76 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(splits: tu
 def test_every_entry_of_the_recipe_counts(splits: tuple[Examples, Examples], changes: dict[str, Any]) -> None:
     base, changed = (train_weights(splits, make_recipe(epochs=1, **change)) for change in ({}, changes))
     assert not same(base, changed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_smoothing": 0.0},
+        {"flip": False},
+        {"shift": 0},
+        {"small_images": {"side": 20, "share": 0.0}},
+        {"small_images": {"side": 16, "share": 0.5}},
+        {"network": {"widths": [16, 24], "fully_connected": [], "activation": "relu"}},
+        *(
+            {"sgd": {**make_fast_recipe().sgd.model_dump(), name: value}}
+            for name, value in (
+                ("learning_rate", 0.4),
+                ("momentum", 0.5),
+                ("weight_decay", 0.0),
+                ("bias_factor", 1.0),
+                ("warm_up", 0.0),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_every_entry_of_the_fast_recipe_counts(splits: tuple[Examples, Examples], changes: dict[str, Any]) -> None:
+    base, changed = (train_weights(splits, make_fast_recipe(epochs=1, **change)) for change in ({}, changes))
+    assert not same(base, changed)
+
+
+def test_every_image_is_shown_mirrored_in_every_other_epoch(
+    splits: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    augment = training._augment
+
+    def spy(recipe: FastRecipe, images: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
+        seen.append(flips)
+        return augment(recipe, images, flips)
+
+    monkeypatch.setattr(training, "_augment", spy)
+    train_weights(splits, make_fast_recipe(epochs=3, shuffle=False))
+    first, second, third = (torch.cat(seen[start : start + 12]) for start in (0, 12, 24))
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
+    assert 500 < first.sum() < 700
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_a_batch_is_mirrored_where_told_and_shifted_as_a_whole(splits: tuple[Examples, Examples], shift: int) -> None:
+    images = splits[0].images[:50]
+    flips = torch.arange(50) % 3 == 0
+    mirrored = np.where(flips.numpy()[:, None, None, None], images[:, :, ::-1], images)
+    padded = np.pad(mirrored, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
+    side = images.shape[1]
+    places = [(y, x) for y in range(2 * shift + 1) for x in range(2 * shift + 1)]
+    found = set()
+    for seed in range(100):
+        torch.manual_seed(seed)
+        result = _augment(make_fast_recipe(shift=shift), torch.from_numpy(images), flips).numpy()
+        matching = [(y, x) for y, x in places if np.array_equal(padded[:, y : y + side, x : x + side], result)]
+        assert len(matching) == 1
+        found |= set(matching)
+    # Of 49 places, 100 draws miss 6 on average.
+    assert len(found) > 0.6 * len(places)
+
+
+def test_the_rate_rises_to_its_full_value_and_falls_to_a_fourteenth() -> None:
+    recipe = make_fast_recipe()
+    assert [_rate(recipe, done) for done in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0.2, 0.6, 1, 0.535, 0.07])
+    assert _rate(make_recipe(), 0.3) == 1
 
 
 def test_it_equals_a_plain_loop_over_the_images_in_order(splits: tuple[Examples, Examples]) -> None:

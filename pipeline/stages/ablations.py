@@ -55,13 +55,16 @@ def ablations(dataset: str, ablation: str, params_path: Path, workers: int) -> N
 
     device = select_device(params.device)
     predictors = {
-        name: evaluation.predictor(classifiers[name], device, recipe.precision, params.impact.batch_size)
-        for name, recipe in recipes.items()
+        name: evaluation.predictor(classifiers[name], device, recipe.precision) for name, recipe in recipes.items()
     }
     n_images = subset.n_train + subset.n_test + sum(array.shape[0] * subset.n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} {ablation}, {len(predictors)} models", n_images) as bar:
-        trained = evaluation.measure_models(dataset, predictors, train_images, train_labels, {}, progress=bar.update)
-        tested = evaluation.measure_models(dataset, predictors, clean, labels, arrays, progress=bar.update)
+        trained, tested = (
+            evaluation.measure_models(
+                dataset, predictors, *examples, device, params.impact.batch_size, progress=bar.update
+            )
+            for examples in ((train_images, train_labels, {}), (clean, labels, arrays))
+        )
     frame = metrics.to_frame(
         [
             metrics.AblationCell(**asdict(cell), variant=name, split=split)

@@ -49,15 +49,14 @@ def confusion(dataset: str, params_path: Path) -> None:
             if name in best.values():
                 classifiers[name] = classifier
     device, precision = select_device(params.device), params.train.recipes[dataset].precision
-    predictors = {
-        name: evaluation.predictor(classifier, device, precision, params.evaluate.batch_size)
-        for name, classifier in classifiers.items()
-    }
+    predictors = {name: evaluation.predictor(classifier, device, precision) for name, classifier in classifiers.items()}
 
     def is_wanted(model: metrics.ModelName, perturbation: str) -> bool:
         return model in (natural, best.get(perturbation))
 
-    counted = evaluation.count_confusions(predictors, clean, labels, arrays, is_wanted)
+    counted = evaluation.count_confusions(
+        predictors, clean, labels, arrays, device, params.evaluate.batch_size, is_wanted
+    )
     rows = [metrics.ModelConfusion(**asdict(name), **asdict(pair)) for name, pair in counted]
     write_text(layout.confusion(dataset), metrics.to_csv(metrics.to_frame(rows)))
     for perturbation, name in best.items():

@@ -42,7 +42,7 @@ def evaluate(dataset: str, strategy: str, params_path: Path) -> None:
         classifiers[metrics.ModelName(strategy, variant.perturbation, variant.level)] = classifier
     device = select_device(params.device)
     predictors = {
-        name: evaluation.predictor(classifier, device, plan.recipe.precision, params.evaluate.batch_size)
+        name: evaluation.predictor(classifier, device, plan.recipe.precision)
         for name, classifier in classifiers.items()
     }
 
@@ -51,7 +51,9 @@ def evaluate(dataset: str, strategy: str, params_path: Path) -> None:
 
     n_images = n_test + sum(array.shape[0] * n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} {strategy}, {len(predictors)} models", n_images) as bar:
-        measured = evaluation.measure_models(dataset, predictors, clean, labels, arrays, is_wanted, bar.update)
+        measured = evaluation.measure_models(
+            dataset, predictors, clean, labels, arrays, device, params.evaluate.batch_size, is_wanted, bar.update
+        )
     frame = metrics.to_frame([metrics.ModelCell(**asdict(name), **asdict(cell)) for name, cell in measured])
     summary = metrics.summarize_strategy(frame)
     write_text(layout.evaluate_cells(dataset, strategy), metrics.to_csv(frame))

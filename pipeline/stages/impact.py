@@ -38,17 +38,15 @@ def impact(dataset: str, params_path: Path) -> None:
     from pipeline import evaluation, models
     from pipeline.devices import select_device
 
-    predict = evaluation.predictor(
-        models.load_natural(params, spec),
-        select_device(params.device),
-        params.train.recipes[dataset].precision,
-        params.impact.batch_size,
-    )
+    device, precision = select_device(params.device), params.train.recipes[dataset].precision
+    predict = evaluation.predictor(models.load_natural(params, spec), device, precision)
     n_images = n_test + sum(array.shape[0] * n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} impact", n_images) as bar:
-        measured = evaluation.measure_models(dataset, {NATURAL: predict}, clean, labels, arrays, progress=bar.update)
+        measured = evaluation.measure_models(
+            dataset, {NATURAL: predict}, clean, labels, arrays, device, params.impact.batch_size, progress=bar.update
+        )
     n_examples = params.impact.n_examples
-    examples = evaluation.describe_examples(predict, clean[:n_examples], labels[:n_examples], arrays)
+    examples = evaluation.describe_examples(predict, clean[:n_examples], labels[:n_examples], arrays, device)
     frame = metrics.to_frame([cell for _, cell in measured])
     summary = metrics.summarize(frame)
     write_text(layout.impact_cells(dataset), metrics.to_csv(frame))
