@@ -14,7 +14,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "ge
 class Dropout(nn.Dropout):
     """Dropout whose mask costs 16 random bits a value on CPU, a quarter of what torch draws.
 
-    The probability is rounded to a multiple of 2⁻¹⁶.
+    The probability is rounded to a multiple of 2⁻¹⁶. Values lie in memory without gaps, in any order.
     """
 
     def forward(self, values: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class Dropout(nn.Dropout):
         words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         # Compared as float32: torch computes with 1.0 and 0.0 several times as fast as with bools.
         kept = words.view(torch.int16)[: values.numel()].float().ge_(round(self.p * 2**16) - 2**15)
-        return values * kept.mul_(1 / (1 - self.p)).view(values.shape)
+        return values * kept.mul_(1 / (1 - self.p)).as_strided(values.shape, values.stride())
 
 
 class Block(nn.Module):
@@ -73,89 +73,83 @@ class Block(nn.Module):
         """Convolution, BatchNorm and pooling of grey images, up to rounding as torch's three layers.
 
         On grey images, passes over the large output cost more than the convolution. Here one convolution has a filter
-        for each place in the pooling window, so that pooling is the maximum of whole maps, and only what is pooled is
-        normalized: a maximum stays one under a growing function, and signs make the scale of BatchNorm grow.
+        for each place in the pooling window, and its maps are laid one after the other: pooling is the maximum of whole
+        maps, every pass runs along memory, and only what is pooled is normalized. (A maximum stays one under a growing
+        function, and signs make the scale of BatchNorm grow.)
         """
         weight: Tensor = self.conv.weight
         bias: Any = self.conv.bias
         norm: Any = self.norm
-        if norm is None:
-            return self._phases(images, weight).amax(1) + _channels(bias)
-        if not norm.training:
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            shift = norm.bias + (bias - norm.running_mean) * scale
-            return self._phases(images, weight * scale.view(-1, 1, 1, 1)).amax(1) + _channels(shift)
-        sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0)
-        maps = self._phases(images, weight * sign.view(-1, 1, 1, 1))
         pooled: Tensor
-        pooled, mean, variance = _PooledNorm.apply(maps, norm.weight * sign, norm.bias, norm.eps)
-        with torch.no_grad():
-            n = maps.numel() // len(mean)
-            norm.running_mean.lerp_(mean * sign + bias, norm.momentum)
-            norm.running_var.lerp_(variance * (n / (n - 1)), norm.momentum)
-            norm.num_batches_tracked += 1
-        return pooled
+        if norm is None:
+            maps, size = self._phases(images, weight)
+            pooled = maps.amax(0) + bias.view(-1, 1)
+        elif not norm.training:
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            maps, size = self._phases(images, weight * scale.view(-1, 1, 1, 1))
+            pooled = maps.amax(0) + (norm.bias + (bias - norm.running_mean) * scale).view(-1, 1)
+        else:
+            sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0)
+            maps, size = self._phases(images, weight * sign.view(-1, 1, 1, 1))
+            pooled, mean, variance = _PooledNorm.apply(maps, norm.weight * sign, norm.bias, norm.eps)
+            with torch.no_grad():
+                n = maps.numel() // len(mean)
+                norm.running_mean.lerp_(mean * sign + bias, norm.momentum)
+                norm.running_var.lerp_(variance * (n / (n - 1)), norm.momentum)
+                norm.num_batches_tracked += 1
+        return pooled.view(-1, len(images), *size).transpose(0, 1)
 
-    def _phases(self, images: Tensor, weight: Tensor) -> Tensor:
-        """The convolution at every place of the pooling windows: float32 (N, pool², filters, H', W')."""
-        step, last = self.conv.stride[0], self.pool - 1
+    def _phases(self, images: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The convolution at every place of the pooling windows: float32 (pool², filters, N·H'·W'), and (H', W')."""
+        stride, last, padding = self.conv.stride[0], self.pool - 1, int(self.conv.padding[0])
         shifted = [
-            pad(weight, (step * x, step * (last - x), step * y, step * (last - y)))
+            pad(weight, (stride * x, stride * (last - x), stride * y, stride * (last - y)))
             for y in range(self.pool)
             for x in range(self.pool)
         ]
-        # Flattened in between, so that torch does not take one channel for channels-last and answers in phases first.
+        # Flattened in between, so that torch does not take one channel for channels-last and answers filters first.
         filters = torch.cat(shifted).flatten(1).view(-1, 1, *shifted[0].shape[2:])
         images = images.flatten(1).view(images.shape)
-        maps = conv2d(images, filters, stride=step * self.pool, padding=self.conv.padding)
-        return maps.float().view(len(maps), self.pool**2, -1, *maps.shape[2:])
+        maps = conv2d(images, filters, stride=stride * self.pool, padding=padding)
+        size = (maps.shape[2], maps.shape[3])
+        return maps.transpose(0, 1).float().reshape(len(shifted), len(weight), -1), size
 
 
 class _PooledNorm(torch.autograd.Function):
-    """BatchNorm of maps float32 (N, phases, C, H, W) and the maximum over phases, with a scale ≥ 0: (N, C, H, W).
+    """BatchNorm of maps float32 (phases, C, N), its scale ≥ 0, and the maximum over phases: (C, N), mean and variance.
 
-    As BatchNorm and then max pooling, with a tenth of the time in passes over memory: what is not the maximum is never
-    normalized, and the gradient has a closed form. Of equal maxima the first gets the gradient, as in max_pool2d.
+    What is not the maximum is never normalized, and the gradient has a closed form. Of equal maxima the first gets the
+    gradient, as in max_pool2d.
     """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = _mean(maps)
-        variance = _mean(maps.square()) - mean.square()
+        mean = maps.mean((0, 2))
+        variance = maps.square().mean((0, 2)) - mean.square()
         inverse = torch.rsqrt(variance + epsilon)
-        maxima = maps.amax(1)
-        normalized = (maxima - _channels(mean)) * _channels(inverse)
+        maxima = maps.amax(0)
+        normalized = (maxima - mean.view(-1, 1)) * inverse.view(-1, 1)
         ctx.save_for_backward(maps, maxima, normalized, mean, inverse, scale)
         ctx.mark_non_differentiable(mean, variance)
-        return normalized * _channels(scale) + _channels(shift), mean, variance
+        return normalized * scale.view(-1, 1) + shift.view(-1, 1), mean, variance
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         maps, maxima, normalized, mean, inverse, scale = ctx.saved_tensors
         n = maps.numel() // len(mean)
-        of_scale, of_shift = (gradient * normalized).sum((0, 2, 3)), gradient.sum((0, 2, 3))
+        of_scale, of_shift = (gradient * normalized).sum(1), gradient.sum(1)
         factor = scale * inverse
         # What reaches every value through the mean and the variance, a linear function of the value.
         slope = -factor * inverse * of_scale / n
-        of_maps = maps * _channels(slope)
-        of_maps -= _channels(mean * slope + factor * of_shift / n)
-        left = gradient * _channels(factor)
-        for phase in range(maps.shape[1]):
+        of_maps = maps * slope.view(-1, 1)
+        of_maps -= (mean * slope + factor * of_shift / n).view(-1, 1)
+        left = gradient * factor.view(-1, 1)
+        for of_map, values in zip(of_maps, maps, strict=True):
             # 1.0 or 0.0: torch computes with these several times as fast as with bools.
-            is_maximum = maps[:, phase].clone().eq_(maxima)
-            of_maps[:, phase].addcmul_(left, is_maximum)
+            is_maximum = values.clone().eq_(maxima)
+            of_map.addcmul_(left, is_maximum)
             left.addcmul_(left, is_maximum, value=-1)
         return of_maps, of_scale, of_shift, None
-
-
-def _mean(maps: Tensor) -> Tensor:
-    """Mean of every channel of (N, phases, C, H, W), over images first: three times as fast as over all at once."""
-    return maps.flatten(1).mean(0).view(maps.shape[1:]).mean((0, 2, 3))
-
-
-def _channels(values: Tensor) -> Tensor:
-    """(C,) for (N, C, H, W)."""
-    return values.view(-1, 1, 1)
 
 
 class Whitening(nn.Conv2d):

@@ -47,7 +47,7 @@ class Standardize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Standardized images; the channels-last memory order of the input is kept."""
-        return ((images.float() - self.mean) * self.inverse_std).permute(0, 3, 1, 2)
+        return images.float().sub_(self.mean).mul_(self.inverse_std).permute(0, 3, 1, 2)
 
 
 def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
