@@ -1,0 +1,382 @@
+"""How fast this project is beside what a user would pick instead: one command, a table, a JSON file.
+
+    pip install -c constraints.txt -e '.[dev,benchmarks]'
+    python -m benchmarks.speed --json speed.json            # a quarter of an hour on two cores
+    python -m benchmarks.speed accuracy                     # time to 86.92 %: 3 seeds of the fast recipe
+
+Every number is the median over rounds; in a round every contender runs once, so that a busy machine hits all alike.
+Ratios are to this project: 0.25 is a quarter of its speed. Contenders get the same images and give the same type, and
+those that compute with torch have a process of their own, so that no setting of one reaches another. Peers that cannot
+be imported are named with their error. Needs the clean stores (`python -m pipeline prepare cifar10`, and mnist).
+"""
+
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+import cv2
+import numpy as np
+import torch
+import zarr
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import VisionDataset
+
+from benchmarks import peers
+from benchmarks.stage_costs import describe_machine
+from pipeline import evaluation, generation, layout, params, seeding, store
+from pipeline.arrays import Images
+from pipeline.datasets import CIFAR10, DATASETS
+from pipeline.devices import select_device
+from pipeline.networks import Classifier, Standardize, build_network, fit_standardization
+from pipeline.recipes import Network, Recipe, plan_natural
+from pipeline.training import Examples, train_model
+from pipeline.variants import Variant
+
+US = "this project"
+# Perturbation → level.
+LEVELS = {"stuck": 3, "hot": 3, "dead": 3, "noise": 0.05, "blur": 1.0}
+# Best clean accuracy of the paper's CIFAR-10 network, in percent, which the time to reach is compared for.
+PAPER_ACCURACY = 86.92
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one contender took for one task.
+
+    Attributes:
+        task: What was done, such as `generation, noise 0.05`.
+        contender: By whom.
+        per_second: Images, or bytes where `unit` says so, a second; the median.
+        unit: What is counted.
+        ratio: `per_second` over this project's.
+        seconds: Of every round.
+    """
+
+    task: str
+    contender: str
+    per_second: float
+    unit: str
+    ratio: float
+    seconds: list[float]
+
+
+def compare(
+    task: str, contenders: Mapping[str, Callable[[], float]], n: float, rounds: int, unit: str = "images"
+) -> list[Measurement]:
+    """Run all contenders in turn, once to warm up and then `rounds` times.
+
+    Args:
+        task: For the table.
+        contenders: Name → function that does the work and returns the seconds it took.
+        n: Units of work.
+        rounds: Timed runs of each.
+        unit: What `n` counts.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, run in contenders.items():
+            took = run()
+            if number:
+                seconds[name].append(took)
+    speed = {name: n / statistics.median(took) for name, took in seconds.items()}
+    measured = [
+        Measurement(task, name, speed[name], unit, speed[name] / speed[US], took) for name, took in seconds.items()
+    ]
+    for one in measured:
+        click.echo(f"{one.task}: {one.contender}: {one.per_second:,.0f} {unit}/s ({one.ratio:.2f})", err=True)
+    return measured
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that `work` took."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def compare_generation(images: Images, rounds: int) -> tuple[list[Measurement], dict[str, str]]:
+    """Every kernel beside its peers, and the peers that do not run with their errors."""
+    n_cores = torch.get_num_threads()
+    found: list[Measurement] = []
+    failed: dict[str, str] = {}
+    for name, level in LEVELS.items():
+        builders = peers.of(name, level)
+        options = {"blur": {"mix_channels": False}, "noise": {}}.get(name, {"scope": "image"})
+        variant = Variant(name, level, "train", 1, options)
+        contenders: dict[str, Callable[[], float]] = {
+            f"{US}, 1 thread": partial(timed, partial(generate, images, variant, 1)),
+            US: partial(timed, partial(generate, images, variant, n_cores)),
+        }
+        for peer, build in builders.items():
+            try:
+                damage = build()
+                assert damage(images[:2]).shape == images[:2].shape
+                contenders[peer] = partial(timed, partial(damage, images))
+            except Exception as error:  # whatever a peer raises is a result
+                failed[f"{peer}, {name}"] = repr(error)
+        found += compare(f"generation, {name} {seeding.level_name(level)}", contenders, len(images), rounds)
+    return found, failed
+
+
+def generate(images: Images, variant: Variant, n_threads: int) -> None:
+    """The perturbed versions of all images, in memory, block by block as the stage does it."""
+    cv2.setNumThreads(1)
+    with ThreadPoolExecutor(n_threads) as pool:
+        starts = range(0, len(images), seeding.BLOCK_SIZE)
+        list(pool.map(lambda start: generation.perturb_images(images, variant, 0, start, start + 500), starts))
+    cv2.setNumThreads(-1)
+
+
+def compare_stores(images: Images, rounds: int) -> list[Measurement]:
+    """Perturbing into a store beside writing the finished arrays with zarr alone, and beside copying them in memory."""
+    found = []
+    n_trials = 4
+    for name, level in LEVELS.items():
+        options = {"blur": {"mix_channels": False}, "noise": {}}.get(name, {"scope": "image"})
+        # Blur has one trial; more levels make up for it.
+        levels = [level * (1 - 0.1 * step) for step in range(n_trials)] if name == "blur" else [level]
+        trials = 1 if name == "blur" else n_trials
+        leading: tuple[int, ...] = (trials, len(images))
+        variants = [(Variant(name, value, "test", 1, options), leading) for value in levels]
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+            ours, theirs = Path(folder, "ours.zarr"), Path(folder, "theirs.zarr")
+            write = partial(
+                generation.write_perturbed, ours, CIFAR10, name, variants, {"test": images}, torch.get_num_threads()
+            )
+            write()
+            arrays: list[Any] = [group["test"] for _, group in zarr.open_group(ours, mode="r").groups()]
+            finished = [array[...] for array in arrays]
+            layouts = [(array.chunks, array.shards) for array in arrays]
+            spare = [np.empty_like(array) for array in finished]
+            contenders = {
+                US: partial(timed, write),
+                "zarr alone": partial(timed, partial(write_plainly, theirs, finished, layouts)),
+                "memory copy": partial(timed, partial(copy_all, spare, finished)),
+            }
+            n_bytes = sum(array.nbytes for array in finished)
+            found += compare(f"store, {name} {seeding.level_name(level)}", contenders, n_bytes, rounds, "bytes")
+    return found
+
+
+def copy_all(targets: list[Any], arrays: list[Any]) -> None:
+    """Copy arrays in memory."""
+    for target, array in zip(targets, arrays, strict=True):
+        np.copyto(target, array)
+
+
+def write_plainly(path: Path, arrays: list[Any], layouts: list[tuple[Any, Any]]) -> None:
+    """Finished arrays into a store of the same chunks, shards and codecs, as zarr's documentation does it."""
+    group = zarr.create_group(path, overwrite=True)
+    for number, (array, (chunks, shards)) in enumerate(zip(arrays, layouts, strict=True)):
+        target = group.create_array(
+            str(number),
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=chunks,
+            shards=shards,
+            compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
+        )
+        target[...] = array
+
+
+class PlainDataset(VisionDataset):  # type: ignore[misc]  # torchvision has no types
+    """Images one by one through PIL and transforms, as torchvision's own MNIST and CIFAR10."""
+
+    def __init__(self, images: Images, labels: Images) -> None:
+        mean, std = (images / 255).mean((0, 1, 2)), (images / 255).std((0, 1, 2))
+        super().__init__("", transform=transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)]))
+        self.images, self.labels = images.squeeze(), labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Image float32 (C, H, W) and label."""
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def plain_network(network: Network, shape: tuple[int, int, int]) -> nn.Sequential:
+    """The paper's network of torch's own layers, in the authors' order."""
+    layers: list[nn.Module] = []
+    channels = shape[2]
+    for layer in network.convolutions:
+        layers += [
+            nn.Conv2d(channels, layer.filters, layer.kernel, stride=layer.stride, padding=layer.padding),
+            nn.BatchNorm2d(layer.filters),
+            nn.ReLU(),
+        ]
+        if layer.pool > 1:
+            layers += [nn.MaxPool2d(layer.pool), nn.Dropout(network.dropout)]
+        channels = layer.filters
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(network.n_features(shape), 10))
+
+
+@lru_cache
+def load_study(dataset: str, n: int) -> tuple[Recipe, Examples]:
+    """The paper's recipe and the first n training images."""
+    recipe = params.load(layout.PROFILES / "paper.yaml").train.recipes[dataset]
+    examples = (store.read_clean(DATASETS[dataset], "train", kind)[:n] for kind in ("images", "labels"))
+    return recipe, Examples(*examples)
+
+
+def train_ours(dataset: str, n: int) -> float:
+    """One epoch on n images, with all that `train_model` does besides."""
+    recipe, examples = load_study(dataset, n)
+    plan = plan_natural(recipe.model_copy(update={"epochs": 1}))
+    few = Examples(examples.images[:10], examples.labels[:10])
+    return timed(lambda: train_model(plan, examples, None, None, few, (1,), select_device("cpu")))
+
+
+def train_plainly(dataset: str, n: int, n_workers: int) -> float:
+    """The same epoch by a plain loop in float32."""
+    recipe, examples = load_study(dataset, n)
+    assert isinstance(recipe.network, Network)
+    loader: DataLoader[Any] = DataLoader(
+        PlainDataset(examples.images, examples.labels), recipe.batch_size, num_workers=n_workers, drop_last=True
+    )
+    model = plain_network(recipe.network, DATASETS[dataset].shape)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+
+    def epoch() -> None:
+        for images, labels in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return timed(epoch)
+
+
+def evaluate_ours(dataset: str, n: int) -> float:
+    """Accuracy of one model on n images, by the function that the stages call."""
+    recipe, examples = load_study(dataset, n)
+    shape = DATASETS[dataset].shape
+    standardize = Standardize(*fit_standardization(examples.images, recipe.standardize))
+    device = select_device("cpu")
+    classifier = Classifier(shape, standardize, build_network(recipe.network, shape))
+    classifier.network.to(memory_format=torch.channels_last)
+    predict = evaluation.predictor(classifier, device, recipe.precision)
+    return timed(
+        lambda: evaluation.measure_models(
+            dataset, {"": predict}, examples.images, examples.labels, {}, device, batch_size=1000
+        )
+    )
+
+
+def evaluate_plainly(dataset: str, n: int, n_workers: int) -> float:
+    """The same accuracy by a plain loop in float32."""
+    recipe, examples = load_study(dataset, n)
+    assert isinstance(recipe.network, Network)
+    loader: DataLoader[Any] = DataLoader(PlainDataset(examples.images, examples.labels), 1000, num_workers=n_workers)
+    model = plain_network(recipe.network, DATASETS[dataset].shape).eval()
+
+    def count() -> int:
+        with torch.inference_mode():
+            return sum(int((model(images).argmax(1) == labels).sum()) for images, labels in loader)
+
+    return timed(count)
+
+
+def run_in(pool: ProcessPoolExecutor, work: Callable[[], float]) -> float:
+    """What `work` returns, run in the process of `pool`."""
+    return pool.submit(work).result()
+
+
+def compare_networks(rounds: int) -> list[Measurement]:
+    """Training and evaluation with the paper's networks beside plain loops."""
+    found = []
+    spawn = multiprocessing.get_context("spawn")
+    for dataset, n in (("mnist", 50_000), ("cifar10", 2_000)):
+        for task, ours, plain in (
+            ("training", train_ours, train_plainly),
+            ("evaluation", evaluate_ours, evaluate_plainly),
+        ):
+            works = {
+                US: partial(ours, dataset, n),
+                "DataLoader, no workers": partial(plain, dataset, n, 0),
+                "DataLoader, 2 workers": partial(plain, dataset, n, 2),
+            }
+            pools = {name: ProcessPoolExecutor(1, mp_context=spawn) for name in works}
+            contenders = {name: partial(run_in, pools[name], work) for name, work in works.items()}
+            found += compare(f"{task}, {dataset}", contenders, n, rounds)
+            for pool in pools.values():
+                pool.shutdown()
+    return found
+
+
+def measure_accuracy(n_seeds: int) -> list[dict[str, float]]:
+    """Clean test accuracy and training time of the fast recipe, one model after the other on all cores."""
+    study = params.load(layout.PROFILES / "fast.yaml")
+    plan, subset = study.plan("natural", "cifar10"), study.datasets["cifar10"]
+    train, test = (
+        Examples(store.read_clean(CIFAR10, split, "images")[:n], store.read_clean(CIFAR10, split, "labels")[:n])
+        for split, n in (("train", subset.n_train), ("test", subset.n_test))
+    )
+    rows = []
+    for seed in range(1, n_seeds + 1):
+        start = time.perf_counter()
+        _, curve = train_model(plan, train, None, None, test, (seed,), select_device("auto"))
+        seconds = time.perf_counter() - start
+        rows.append({"seed": seed, "accuracy": curve[-1].test_accuracy, "seconds": seconds})
+        click.echo(f"seed {seed}: {100 * rows[-1]['accuracy']:.2f} % in {seconds:.0f} s", err=True)
+    return rows
+
+
+def format_table(measured: list[Measurement]) -> str:
+    """Markdown, a row per task and contender."""
+    lines = ["| task | contender | per second | relative to ours |", "|---|---|--:|--:|"]
+    for one in measured:
+        speed = f"{one.per_second / 1e6:,.0f} MB" if one.unit == "bytes" else f"{one.per_second:,.0f} images"
+        lines.append(f"| {one.task} | {one.contender} | {speed} | {one.ratio:.2f} |")
+    return "\n".join(lines)
+
+
+SECTIONS = ("generation", "stores", "networks", "accuracy")
+
+
+@click.command()
+@click.argument("sections", nargs=-1, type=click.Choice(SECTIONS))
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each.")
+@click.option("--images", "n_images", type=click.IntRange(2, 10_000), default=5000, show_default=True, help="CIFAR-10.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Of the section accuracy.")
+@click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write every round here too.")
+def main(sections: tuple[str, ...], rounds: int, n_images: int, seeds: int, json_file: TextIO | None) -> None:
+    """Measure SECTIONS (all but accuracy, if none is named) and print a Markdown table."""
+    chosen = sections or SECTIONS[:-1]
+    images = store.read_clean(CIFAR10, "test", "images")[:n_images]
+    result: dict[str, Any] = {"machine": asdict(describe_machine())}
+    measured: list[Measurement] = []
+    if "generation" in chosen:
+        found, result["failed"] = compare_generation(images, rounds)
+        measured += found
+    if "stores" in chosen:
+        measured += compare_stores(store.read_clean(CIFAR10, "test", "images"), rounds)
+    if "networks" in chosen:
+        measured += compare_networks(rounds)
+    result["measured"] = [asdict(one) for one in measured]
+    if measured:
+        click.echo(format_table(measured))
+    for peer, error in result.get("failed", {}).items():
+        click.echo(f"{peer}: did not run: {error}")
+    if "accuracy" in chosen:
+        rows = result["accuracy"] = measure_accuracy(seeds)
+        mean = 100 * statistics.mean(row["accuracy"] for row in rows)
+        seconds = statistics.mean(row["seconds"] for row in rows)
+        click.echo(f"fast recipe: {mean:.2f} % in {seconds:.0f} s, mean of {seeds} seeds (paper: {PAPER_ACCURACY} %)")
+    if json_file is not None:
+        json_file.write(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
