@@ -84,7 +84,8 @@ def _noise(sigma: float) -> dict[str, Callable[[], Callable[[Images], Images]]]:
 
         def damage(images: Images) -> Images:
             noisy = images + rng.normal(0, 255 * sigma, images.shape)
-            return np.rint(noisy.clip(0, 255)).astype(np.uint8)
+            rounded: Images = np.rint(noisy.clip(0, 255)).astype(np.uint8)
+            return rounded
 
         return damage
 

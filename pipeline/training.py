@@ -161,10 +161,12 @@ def _build_optimizer(recipe: Recipe, classifier: Classifier) -> torch.optim.Opti
         return torch.optim.Adam(weights, lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), fused=True)
     assert isinstance(recipe, FastRecipe)
     sgd = recipe.sgd
+    shifting = (nn.BatchNorm2d, Whitening)
+    biases = {id(module.bias) for module in classifier.modules() if isinstance(module, shifting)}
     # Weight decay times learning rate is the same for all: biases take larger steps, not more decay.
     groups = [
         {
-            "params": [tensor for tensor in weights if (tensor.ndim == 1) == is_bias],
+            "params": [tensor for tensor in weights if (id(tensor) in biases) == is_bias],
             "lr": sgd.learning_rate * factor,
             "weight_decay": sgd.weight_decay / factor,
         }

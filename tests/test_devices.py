@@ -1,0 +1,58 @@
+"""Devices, precision, and memory that is kept."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipeline.devices import select_device, select_precision, worker_threads
+from pipeline.errors import PipelineError
+from tests.conftest import command_environment
+
+CPU = torch.device("cpu")
+
+COUNT_FAULTS = """
+import resource, torch
+from pipeline.devices import select_device
+select_device("cpu")
+values = torch.rand(20_000_000)
+for number in range(12):
+    if number == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    values + 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back so eagerly")
+def test_memory_of_a_tensor_is_used_again_instead_of_being_given_back() -> None:
+    command = [sys.executable, "-c", COUNT_FAULTS]
+    output = subprocess.run(command, env=command_environment(), capture_output=True, text=True, check=True).stdout
+    # Ten tensors of 80 MB are 195,000 pages of 4 KiB.
+    assert int(output) < 5000
+
+
+def test_every_thread_of_the_pool_computes_alone() -> None:
+    with worker_threads(CPU) as pool:
+        assert set(pool.map(lambda _: torch.get_num_threads(), range(20))) == {1}
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(PipelineError, match=r"device: 'cuda:99' is not there"):
+        select_device("cuda:99")
+
+
+def test_algorithms_are_deterministic_and_tensors_are_not_filled_for_it() -> None:
+    select_device("cpu")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+
+
+def test_precision_is_what_was_asked_for_or_what_the_processor_computes_with() -> None:
+    assert select_precision("float32", CPU) is torch.float32
+    assert select_precision("bfloat16", CPU) is torch.bfloat16
+    capable = torch.cpu.get_capabilities()
+    native = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    assert select_precision("auto", CPU) is (torch.bfloat16 if native else torch.float32)
