@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, max_pool2d, pad
+from torch.nn.functional import max_pool2d, pad
 
 from pipeline.recipes import Convolution, Network
 
@@ -35,14 +35,13 @@ class Block(nn.Module):
     Source: paper section IV and Table I; the order follows the authors' code.
     """
 
-    def __init__(self, network: Network, convolution: Convolution, channels: int, pools_evenly: bool) -> None:
+    def __init__(self, network: Network, convolution: Convolution, channels: int) -> None:
         """Untrained layers.
 
         Args:
             network: Activation, BatchNorm and dropout.
             convolution: This convolution.
             channels: Of its input.
-            pools_evenly: Whether the pooling windows cover the convolution's whole output.
         """
         super().__init__()
         filters, stride, padding = convolution.filters, convolution.stride, convolution.padding
@@ -51,68 +50,82 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[network.activation]()
         self.pool = convolution.pool
         self.dropout = Dropout(network.dropout) if self.pool > 1 and network.dropout > 0 else None
-        self.convolves_in_phases = self.pool > 1 and channels == 1 and pools_evenly
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) → (N, filters, H', W')."""
-        maps: Tensor
-        if self.convolves_in_phases:
-            maps = self._pooled_phases(images)
-        else:
-            maps = self.conv(images)
-            if self.norm is not None:
-                maps = self.norm(maps)
-            if self.pool > 1:
-                maps = max_pool2d(maps, self.pool)
+        maps: Tensor = self.conv(images)
+        if self.norm is not None:
+            maps = self.norm(maps)
+        if self.pool > 1:
+            maps = max_pool2d(maps, self.pool)
+        return self._activated(maps)
+
+    def _activated(self, maps: Tensor) -> Tensor:
         maps = self.activation(maps)
         if self.dropout is not None:
             maps = self.dropout(maps)
         return maps
 
-    def _pooled_phases(self, images: Tensor) -> Tensor:
-        """Convolution, BatchNorm and pooling of grey images, up to rounding as torch's three layers.
 
-        On grey images, passes over the large output cost more than the convolution. Here one convolution has a filter
-        for each place in the pooling window, and its maps are laid one after the other: pooling is the maximum of whole
-        maps, every pass runs along memory, and only what is pooled is normalized. (A maximum stays one under a growing
-        function, and signs make the scale of BatchNorm grow.)
-        """
+class WindowBlock(Block):
+    """A `Block` for grey images whose pooling windows cover the whole output, fast where that is small.
+
+    There, passes over the large output of the convolution cost more than its arithmetic. Here it is one matrix product,
+    of filters shifted to each place in the pooling window, with windows of the images that are cut once for all epochs.
+    Its maps lie one after the other: pooling is the maximum of whole maps, every pass runs along memory, and only what
+    is pooled is normalized. (A maximum stays one under a growing function, and signs make the scale of BatchNorm grow.)
+    Up to rounding the values, gradients and statistics are those of `Block`.
+    """
+
+    @staticmethod
+    def fits(convolution: Convolution, shape: tuple[int, int, int]) -> bool:
+        """Whether it can take the place of a `Block` for images of `shape` (H, W, C)."""
+        height, width, channels = shape
+        sides = (convolution.output_side(height), convolution.output_side(width))
+        return channels == 1 and convolution.pool > 1 and all(side % convolution.pool == 0 for side in sides)
+
+    def cut(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) → (N, H', W', side²): what decides each value after pooling, in the type that is computed in."""
+        if torch.is_autocast_enabled(images.device.type):
+            images = images.to(torch.get_autocast_dtype(images.device.type))
+        stride, padding = self.conv.stride[0], int(self.conv.padding[0])
+        side, step = self.conv.kernel_size[0] + stride * (self.pool - 1), stride * self.pool
+        windows = pad(images, (padding,) * 4).squeeze(1).unfold(1, side, step).unfold(2, side, step)
+        return windows.flatten(3)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(N, H', W', side²) → (N, filters, H', W')."""
         weight: Tensor = self.conv.weight
         bias: Any = self.conv.bias
         norm: Any = self.norm
         pooled: Tensor
         if norm is None:
-            maps, size = self._phases(images, weight)
-            pooled = maps.amax(0) + bias.view(-1, 1)
+            pooled = self._convolved(windows, weight).amax(0) + bias.view(-1, 1)
         elif not norm.training:
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            maps, size = self._phases(images, weight * scale.view(-1, 1, 1, 1))
+            maps = self._convolved(windows, weight * scale.view(-1, 1, 1, 1))
             pooled = maps.amax(0) + (norm.bias + (bias - norm.running_mean) * scale).view(-1, 1)
         else:
             sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0)
-            maps, size = self._phases(images, weight * sign.view(-1, 1, 1, 1))
+            maps = self._convolved(windows, weight * sign.view(-1, 1, 1, 1))
             pooled, mean, variance = _PooledNorm.apply(maps, norm.weight * sign, norm.bias, norm.eps)
             with torch.no_grad():
                 n = maps.numel() // len(mean)
                 norm.running_mean.lerp_(mean * sign + bias, norm.momentum)
                 norm.running_var.lerp_(variance * (n / (n - 1)), norm.momentum)
                 norm.num_batches_tracked += 1
-        return pooled.view(-1, len(images), *size).transpose(0, 1)
+        return self._activated(pooled.view(-1, *windows.shape[:3]).transpose(0, 1))
 
-    def _phases(self, images: Tensor, weight: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The convolution at every place of the pooling windows: float32 (pool², filters, N·H'·W'), and (H', W')."""
-        stride, last, padding = self.conv.stride[0], self.pool - 1, int(self.conv.padding[0])
+    def _convolved(self, windows: Tensor, weight: Tensor) -> Tensor:
+        """The convolution at every place of the pooling windows: float32 (pool², filters, N·H'·W')."""
+        stride, last = self.conv.stride[0], self.pool - 1
         shifted = [
             pad(weight, (stride * x, stride * (last - x), stride * y, stride * (last - y)))
             for y in range(self.pool)
             for x in range(self.pool)
         ]
-        # Flattened in between, so that torch does not take one channel for channels-last and answers filters first.
-        filters = torch.cat(shifted).flatten(1).view(-1, 1, *shifted[0].shape[2:])
-        images = images.flatten(1).view(images.shape)
-        maps = conv2d(images, filters, stride=stride * self.pool, padding=padding)
-        size = (maps.shape[2], maps.shape[3])
-        return maps.transpose(0, 1).float().reshape(len(shifted), len(weight), -1), size
+        maps = torch.cat(shifted).flatten(1) @ windows.flatten(0, 2).T
+        return maps.float().view(len(shifted), len(weight), -1)
 
 
 class _PooledNorm(torch.autograd.Function):
@@ -144,9 +157,10 @@ class _PooledNorm(torch.autograd.Function):
         of_maps = maps * slope.view(-1, 1)
         of_maps -= (mean * slope + factor * of_shift / n).view(-1, 1)
         left = gradient * factor.view(-1, 1)
+        is_maximum = torch.empty_like(left)
         for of_map, values in zip(of_maps, maps, strict=True):
             # 1.0 or 0.0: torch computes with these several times as fast as with bools.
-            is_maximum = values.clone().eq_(maxima)
+            torch.eq(values, maxima, out=is_maximum)
             of_map.addcmul_(left, is_maximum)
             left.addcmul_(left, is_maximum, value=-1)
         return of_maps, of_scale, of_shift, None

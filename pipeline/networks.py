@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 from pipeline.arrays import Images
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_file, write_text
-from pipeline.layers import ACTIVATIONS, Block, Group, Scale, Whitening
+from pipeline.layers import ACTIVATIONS, Block, Group, Scale, Whitening, WindowBlock
 from pipeline.recipes import NETWORKS, FastNetwork, Network
 
 N_CLASSES = 10
@@ -92,7 +92,7 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int]) -
     Source: paper section IV and Table I; for `FastNetwork` see `layers`.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    height, width, channels = shape
+    channels = shape[2]
     if isinstance(network, FastNetwork):
         whitening = Whitening(channels)
         layers["whitening"], layers["activation"] = whitening, ACTIVATIONS[network.activation]()
@@ -103,10 +103,9 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int]) -
         layers["pool"] = nn.AdaptiveMaxPool2d(1)
     else:
         for number, convolution in enumerate(network.convolutions, start=1):
-            height, width = convolution.output_side(height), convolution.output_side(width)
-            pools_evenly = height % convolution.pool == width % convolution.pool == 0
-            layers[f"block{number}"] = Block(network, convolution, channels, pools_evenly)
-            height, width, channels = height // convolution.pool, width // convolution.pool, convolution.filters
+            block = WindowBlock if number == 1 and WindowBlock.fits(convolution, shape) else Block
+            layers[f"block{number}"] = block(network, convolution, channels)
+            channels = convolution.filters
     layers["flatten"] = nn.Flatten()
     n_features = network.n_features(shape)
     for number, hidden in enumerate(network.fully_connected, start=1):
@@ -132,12 +131,25 @@ class Classifier(nn.Module):
         self.standardize = standardize
         self.network = network
 
+    def prepare(self, images: Tensor) -> Tensor:
+        """What the layers take of raw images: standardized (N, C, H, W), or cut into windows for a `WindowBlock`.
+
+        No weight enters into it, so that it need not be done anew in every epoch.
+        """
+        standardized: Tensor = self.standardize(images)
+        first = next(self.network.children())
+        return first.cut(standardized) if isinstance(first, WindowBlock) else standardized
+
     def forward(self, images: Tensor, side: int | None = None) -> Tensor:
         """Logits of raw images; scaled to `side` pixels after standardization, if that is given."""
-        standardized = self.standardize(images)
+        prepared = self.prepare(images)
         if side is not None:
-            standardized = interpolate(standardized, size=(side, side), mode="bilinear")
-        logits: Tensor = self.network(standardized)
+            prepared = interpolate(prepared, size=(side, side), mode="bilinear")
+        return self.classify(prepared)
+
+    def classify(self, prepared: Tensor) -> Tensor:
+        """Logits of images that went through `prepare`."""
+        logits: Tensor = self.network(prepared)
         return logits.float()
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from pipeline.arrays import Images
 from pipeline.devices import select_precision
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_file
-from pipeline.layers import Whitening
-from pipeline.networks import Classifier, Standardize, build_network, fit_standardization, logits_of
+from pipeline.layers import Whitening, WindowBlock
+from pipeline.networks import Classifier, Standardize, build_network, fit_standardization
 from pipeline.recipes import FastRecipe, PaperRecipe, Plan, Recipe
 from pipeline.seeding import derive_seed
 
@@ -100,10 +101,20 @@ def train_model(
     smoothing = recipe.label_smoothing if isinstance(recipe, FastRecipe) else 0.0
     _seed_torch(*seed_names, "flips")
     flips = torch.rand(n, device=device) < 0.5
+    autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
+    is_cut = isinstance(next(classifier.network.children()), WindowBlock)
+    if is_cut:
+        # Once for all epochs; four times the memory of the images in bfloat16. What the plan never uses stays as it is.
+        with autocast():
+            test_images = _cut(classifier, test_images)
+            if min(plan.perturbed_share) < 1:
+                clean_images = _cut(classifier, clean_images)
+            if max(plan.perturbed_share) > 0:
+                perturbed_images = _cut(classifier, perturbed_images)
     for epoch in range(len(curve) + 1, recipe.epochs + 1):
         # Every epoch has a seed of its own, so that the state of no generator outlives it.
         _seed_torch(*seed_names, "epoch", epoch)
-        order = (torch.randperm(n) if recipe.shuffle else torch.arange(n)).to(device)
+        order = torch.randperm(n).to(device) if recipe.shuffle else torch.arange(n, device=device)
         loss_sum = torch.zeros((), device=device)
         n_correct = torch.zeros((), device=device, dtype=torch.long)
         classifier.train()
@@ -115,18 +126,13 @@ def train_model(
                 group["lr"] = full_rate * _rate(recipe, done)
             batch = order[start : min(start + size, n_used)]
             n_perturbed = int(plan.perturbed_share[epoch - 1] * len(batch))
-            images = torch.cat(
-                [
-                    perturbed_images.index_select(0, batch[:n_perturbed]),
-                    clean_images.index_select(0, batch[n_perturbed:]),
-                ]
-            )
+            images = _mix(perturbed_images, clean_images, batch, n_perturbed)
             side = None
             if isinstance(recipe, FastRecipe):
                 images = _augment(recipe, images, flips[batch] ^ (epoch % 2 == 0))
                 side = recipe.small_images.side if done < recipe.small_images.share else None
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = classifier(images, side)
+            with autocast():
+                logits = classifier.classify(images) if is_cut else classifier(images, side)
             loss = cross_entropy(logits, labels[batch], label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -139,19 +145,35 @@ def train_model(
                 f"training diverged: the loss of epoch {epoch} is not finite; lower the learning rate "
                 f"({recipe.learning_rate:g})"
             )
-        n_test_correct = (logits_of(classifier, test_images, precision, batch_size=500).argmax(1) == test_labels).sum()
+        classifier.eval()
+        with torch.inference_mode(), autocast():
+            classify = classifier.classify if is_cut else classifier
+            predicted = torch.cat([classify(part).argmax(1) for part in torch.split(test_images, 500)])
         curve.append(
             Epoch(
                 epoch=epoch,
                 train_loss=loss_sum.item() / n_used,
                 train_accuracy=n_correct.item() / n_used,
-                test_accuracy=n_test_correct.item() / len(test_labels),
+                test_accuracy=(predicted == test_labels).sum().item() / len(test_labels),
             )
         )
         if checkpoint is not None:
             _save_checkpoint(checkpoint, classifier, optimizer, curve)
         report(curve[-1])
     return classifier.eval(), curve
+
+
+def _cut(classifier: Classifier, images: Tensor) -> Tensor:
+    return torch.cat([classifier.prepare(part) for part in torch.split(images, 1000)])
+
+
+def _mix(perturbed: Tensor, clean: Tensor, batch: Tensor, n_perturbed: int) -> Tensor:
+    """The images numbered in `batch`, the first `n_perturbed` of them perturbed."""
+    if n_perturbed == 0:
+        return clean.index_select(0, batch)
+    if n_perturbed == len(batch):
+        return perturbed.index_select(0, batch)
+    return torch.cat([perturbed.index_select(0, batch[:n_perturbed]), clean.index_select(0, batch[n_perturbed:])])
 
 
 def _build_optimizer(recipe: Recipe, classifier: Classifier) -> torch.optim.Optimizer:

@@ -116,7 +116,7 @@ def test_the_paper_trains_as_its_authors_did(
     assert recipe.standardize == "pixel"
     assert not recipe.shuffle
     assert recipe.drop_last
-    assert recipe.precision == {"mnist": "float32", "cifar10": "auto"}[name]
+    assert recipe.precision == "auto"
     network = recipe.network
     assert (network.activation, network.batch_norm, network.dropout) == ("relu", True, 0.2)
     assert network.fully_connected == ()
