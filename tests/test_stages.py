@@ -636,7 +636,7 @@ def test_an_unknown_profile_is_refused_with_the_choices(name: str, profiles: Pat
     before = tree(profiles)
     result = run("profile", name)
     assert result.exit_code == 1
-    assert result.output == f"Error: profile: unknown '{name}'; choose from paper, quick\n"
+    assert result.output == f"Error: profile: unknown '{name}'; choose from fast, paper, quick\n"
     assert differing(before, tree(profiles)) == []
 
 
