@@ -7,6 +7,8 @@ with that probability.
 
 import os
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,10 +67,12 @@ def _pixels(n_pixels: int, value: int | None) -> dict[str, Callable[[], Callable
     def albumentations() -> Callable[[Images], Images]:
         import albumentations
 
+        @lru_cache
+        def build(n_positions: int) -> Any:
+            return albumentations.PixelDropout(dropout_prob=n_pixels / n_positions, drop_value=value, p=1)
+
         def damage(image: Images) -> Images:
-            height, width, _ = image.shape
-            drop = albumentations.PixelDropout(dropout_prob=n_pixels / (height * width), drop_value=value, p=1)
-            damaged: Images = drop(image=image)["image"]
+            damaged: Images = build(image.shape[0] * image.shape[1])(image=image)["image"]
             return damaged
 
         return _one_by_one(damage)
