@@ -39,6 +39,7 @@ from pipeline import evaluation, generation, layout, params, seeding, store
 from pipeline.arrays import Images
 from pipeline.datasets import CIFAR10, DATASETS
 from pipeline.devices import select_device
+from pipeline.memory import keep_freed_memory
 from pipeline.networks import Classifier, Standardize, build_network, fit_standardization
 from pipeline.recipes import Network, Recipe, plan_natural
 from pipeline.training import Examples, train_model
@@ -133,6 +134,7 @@ def compare_generation(images: Images, rounds: int) -> tuple[list[Measurement], 
 def generate(images: Images, variant: Variant, n_threads: int) -> None:
     """The perturbed versions of all images, in memory, block by block as the stage does it."""
     cv2.setNumThreads(1)
+    keep_freed_memory()
     with ThreadPoolExecutor(n_threads) as pool:
         starts = range(0, len(images), seeding.BLOCK_SIZE)
         list(pool.map(lambda start: generation.perturb_images(images, variant, 0, start, start + 500), starts))
@@ -348,7 +350,9 @@ SECTIONS = ("generation", "stores", "networks", "accuracy")
 @click.command()
 @click.argument("sections", nargs=-1, type=click.Choice(SECTIONS))
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each.")
-@click.option("--images", "n_images", type=click.IntRange(2, 10_000), default=5000, show_default=True, help="CIFAR-10.")
+@click.option(
+    "--images", "n_images", type=click.IntRange(2, 10_000), default=10_000, show_default=True, help="CIFAR-10."
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Of the section accuracy.")
 @click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write every round here too.")
 def main(sections: tuple[str, ...], rounds: int, n_images: int, seeds: int, json_file: TextIO | None) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline import store
 from pipeline.arrays import Images
 from pipeline.datasets import Dataset
+from pipeline.memory import keep_freed_memory
 from pipeline.seeding import BLOCK_SIZE, block_generator, level_name
 from pipeline.variants import Variant, variant_attributes
 
@@ -73,6 +74,7 @@ def write_perturbed(
         progress: Called with the number of images finished since the last call.
     """
     cv2.setNumThreads(1)  # the workers are the parallelism
+    keep_freed_memory()
     root_attributes = {"dataset": dataset.name, "perturbation": perturbation}
     with store.replacing_store(path, root_attributes) as root, ThreadPoolExecutor(n_workers) as pool:
         arrays = []

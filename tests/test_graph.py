@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "pipeline"
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
-    {"", "arrays", "datasets", "errors", "files", "layout", "recipes", "seeding"},
+    {"", "arrays", "datasets", "errors", "files", "layout", "memory", "recipes", "seeding"},
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
     {"devices", "layers", "sources", "variants"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"__main__"},
 ]
 # These say where things lie, how params are read and what errors look like; no output depends on them.
-PLUMBING = {"", "errors", "files", "layout", "params", "stages.options", "stages"}
+PLUMBING = {"", "errors", "files", "layout", "memory", "params", "stages.options", "stages"}
 STAGES = (
     "check",
     "prepare",

@@ -39,13 +39,13 @@ def gaussian_blur(
     size = 2 * radius + 1
     blurred = np.empty_like(images, order="C")
     for start in range(0, n, _STRIP_IMAGES):
-        # One wide picture of mirror-padded images side by side: long rows are what OpenCV is fast at, and no pixel
-        # of one image comes within a radius of another's.
-        rows_first = images[start : start + _STRIP_IMAGES].transpose(1, 0, 2, 3)
-        strip = np.pad(rows_first, ((radius, radius), (0, 0), (radius, radius), (0, 0)), mode="symmetric")
-        strip = _blur(strip.reshape(height + 2 * radius, -1, channels), (size, size), sigma).reshape(strip.shape)
-        cropped = strip[radius : radius + height, :, radius : radius + width]
-        blurred[start : start + _STRIP_IMAGES] = cropped.transpose(1, 0, 2, 3)
+        # One wide picture of images side by side: long rows are what OpenCV is fast at. Their left and right edges are
+        # mirrored here, so that no pixel of one image comes within a radius of another's; the others OpenCV mirrors.
+        column = images[start : start + _STRIP_IMAGES].reshape(-1, width, channels)
+        padded = cv2.copyMakeBorder(column, 0, 0, radius, radius, cv2.BORDER_REFLECT)
+        strip = padded.reshape(-1, height, width + 2 * radius, channels).transpose(1, 0, 2, 3)
+        strip = _blur(strip.reshape(height, -1, channels), (size, size), sigma).reshape(strip.shape)
+        blurred[start : start + _STRIP_IMAGES] = strip[:, :, radius : radius + width].transpose(1, 0, 2, 3)
     if mix_channels and channels > 1 and n > 0:
         blurred = _blur(blurred.reshape(-1, channels), (size, 1), sigma).reshape(images.shape)
     return blurred
