@@ -50,9 +50,21 @@ def test_algorithms_are_deterministic_and_tensors_are_not_filled_for_it() -> Non
     assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 
-def test_precision_is_what_was_asked_for_or_what_the_processor_computes_with() -> None:
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "ARM Neoverse", "bf16": True}, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_f": True}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_precision_is_what_was_asked_for_or_what_the_processor_is_faster_with(
+    processor: dict[str, str | bool], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert select_precision("auto", CPU) is expected
     assert select_precision("float32", CPU) is torch.float32
     assert select_precision("bfloat16", CPU) is torch.bfloat16
-    capable = torch.cpu.get_capabilities()
-    native = any(capable.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    assert select_precision("auto", CPU) is (torch.bfloat16 if native else torch.float32)

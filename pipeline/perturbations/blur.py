@@ -44,7 +44,9 @@ def gaussian_blur(
         column = images[start : start + _STRIP_IMAGES].reshape(-1, width, channels)
         padded = cv2.copyMakeBorder(column, 0, 0, radius, radius, cv2.BORDER_REFLECT)
         strip = padded.reshape(-1, height, width + 2 * radius, channels).transpose(1, 0, 2, 3)
-        strip = _blur(strip.reshape(height, -1, channels), (size, size), sigma).reshape(strip.shape)
+        strip = _blur(np.asarray(strip, np.uint8).reshape(height, -1, channels), (size, size), sigma).reshape(
+            strip.shape
+        )
         blurred[start : start + _STRIP_IMAGES] = strip[:, :, radius : radius + width].transpose(1, 0, 2, 3)
     if mix_channels and channels > 1 and n > 0:
         blurred = _blur(blurred.reshape(-1, channels), (size, 1), sigma).reshape(images.shape)
