@@ -114,7 +114,7 @@ def train_model(
     for epoch in range(len(curve) + 1, recipe.epochs + 1):
         # Every epoch has a seed of its own, so that the state of no generator outlives it.
         _seed_torch(*seed_names, "epoch", epoch)
-        order = torch.randperm(n).to(device) if recipe.shuffle else torch.arange(n, device=device)
+        order = torch.randperm(n).to(device) if recipe.shuffle else None
         loss_sum = torch.zeros((), device=device)
         n_correct = torch.zeros((), device=device, dtype=torch.long)
         classifier.train()
@@ -124,22 +124,25 @@ def train_model(
             done = (epoch - 1 + start / n_used) / recipe.epochs
             for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
                 group["lr"] = full_rate * _rate(recipe, done)
-            batch = order[start : min(start + size, n_used)]
-            n_perturbed = int(plan.perturbed_share[epoch - 1] * len(batch))
-            images = _mix(perturbed_images, clean_images, batch, n_perturbed)
+            stop = min(start + size, n_used)
+            middle = start + int(plan.perturbed_share[epoch - 1] * (stop - start))
+            parts = [_take(perturbed_images, order, start, middle), _take(clean_images, order, middle, stop)]
+            parts = [part for part in parts if len(part) > 0]
+            images = parts[0] if len(parts) == 1 else torch.cat(parts)
+            batch_labels = _take(labels, order, start, stop)
             side = None
             if isinstance(recipe, FastRecipe):
-                images = _augment(recipe, images, flips[batch] ^ (epoch % 2 == 0))
+                images = _augment(recipe, images, _take(flips, order, start, stop) ^ (epoch % 2 == 0))
                 side = recipe.small_images.side if done < recipe.small_images.share else None
             with autocast():
                 logits = classifier.classify(images) if is_cut else classifier(images, side)
-            loss = cross_entropy(logits, labels[batch], label_smoothing=smoothing)
+            loss = cross_entropy(logits, batch_labels, label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            loss_sum += loss.detach() * len(batch)
-            n_correct += (logits.argmax(1) == labels[batch]).sum()
-            progress(len(batch))
+            loss_sum += loss.detach() * len(images)
+            n_correct += (logits.argmax(1) == batch_labels).sum()
+            progress(len(images))
         if not loss_sum.isfinite():
             raise PipelineError(
                 f"training diverged: the loss of epoch {epoch} is not finite; lower the learning rate "
@@ -167,13 +170,9 @@ def _cut(classifier: Classifier, images: Tensor) -> Tensor:
     return torch.cat([classifier.prepare(part) for part in torch.split(images, 1000)])
 
 
-def _mix(perturbed: Tensor, clean: Tensor, batch: Tensor, n_perturbed: int) -> Tensor:
-    """The images numbered in `batch`, the first `n_perturbed` of them perturbed."""
-    if n_perturbed == 0:
-        return clean.index_select(0, batch)
-    if n_perturbed == len(batch):
-        return perturbed.index_select(0, batch)
-    return torch.cat([perturbed.index_select(0, batch[:n_perturbed]), clean.index_select(0, batch[n_perturbed:])])
+def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
+    """Values `start` to `stop` in that order, or as they lie: then nothing is copied."""
+    return values[start:stop] if order is None else values.index_select(0, order[start:stop])
 
 
 def _build_optimizer(recipe: Recipe, classifier: Classifier) -> torch.optim.Optimizer:
