@@ -10,6 +10,7 @@ import struct
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -501,10 +502,25 @@ class RunsACommand:
 
 
 def pickled(data: Any, labels: Any) -> bytes:
-    return pickle.dumps({b"data": data, b"labels": labels}, protocol=2)
+    return pickle.dumps({b"data": data, b"labels": labels}, protocol=4)
 
 
 DATA, LABELS = np.zeros((10_000, 3072), np.uint8), [0] * 10_000
+
+# An array whose dtype says that it holds objects where it holds bytes: their addresses are the file's to choose.
+_DTYPE = b"cnumpy\ndtype\nU\x02%bK\x00K\x01\x87R(K\x03U\x01|N%btb"
+_OBJECT = _DTYPE % (b"O8", b"NNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3f")
+_FORGED = _DTYPE % (b"V8", b"U\x01a\x85}U\x01a" + _OBJECT + b"K\x00\x86sK\x08K\x01K\x00")
+
+# Each gets through an unpickler that knows nothing but numpy's arrays, and kills it.
+HARMFUL_PICKLES = {
+    "forged-pointers": (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x01\x85" + _FORGED + b"\x89U\x08AAAAAAAAtbX\x01\x00\x00\x00aNs."
+    ),
+    "tuple-too-deep-to-hash": b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.",
+    "memo-of-gigabytes": b"\x80\x02Nr\xff\xff\xff\x7f.",
+}
 
 BAD_BATCHES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "truncated"),
@@ -512,13 +528,14 @@ BAD_BATCHES: dict[str, tuple[Callable[[], bytes], str]] = {
     "truncated": (lambda: pickled(DATA, LABELS)[:-1000], "truncated"),
     "cut-in-the-pixels": (lambda: batch_bytes(DATA.reshape(-1, 32, 32, 3), np.zeros(10, np.uint8))[:5000], "truncated"),
     "no-dictionary": (lambda: pickle.dumps([1, 2]), "not a CIFAR-10 batch"),
-    "no-labels": (lambda: pickle.dumps({b"data": DATA}, protocol=2), "b'labels'"),
+    "no-labels": (lambda: pickle.dumps({b"data": DATA}), "0 labels instead of 10,000"),
     "fewer-images": (lambda: pickled(DATA[:-1], LABELS), "no uint8 array of 10,000 x 3,072"),
     "other-type": (lambda: pickled(DATA[:10].astype(np.float32), LABELS), "no uint8 array of 10,000 x 3,072"),
     "no-array": (lambda: pickled([[0]], LABELS), "no uint8 array of 10,000 x 3,072"),
     "label-10": (lambda: pickled(DATA, [*LABELS[1:], 10]), "not a list of labels 0 to 9"),
-    "label-as-text": (lambda: pickled(DATA, [*LABELS[1:], "cat"]), "not a list of labels 0 to 9"),
-    "labels-as-array": (lambda: pickled(DATA, np.zeros(10_000, np.uint8)), "not a list of labels 0 to 9"),
+    "label-as-text": (lambda: pickled(DATA, [*LABELS[1:], "cat"]), "9,999 labels instead of 10,000"),
+    "labels-as-array": (lambda: pickled(DATA, np.zeros(10_000, np.uint8)), "labels instead of 10,000"),
+    **{name: (partial(bytes, content), "not a CIFAR-10 batch") for name, content in HARMFUL_PICKLES.items()},
 }
 
 
@@ -537,7 +554,7 @@ def test_a_pickle_that_would_run_a_command_does_not(place: str, attempt: Attempt
     evil = RunsACommand(tmp_path / "marker")
     content = {"data": pickled(evil, LABELS), "labels": pickled(DATA, [evil]), "whole": pickle.dumps(evil)}[place]
     write_files(tmp_path / "mine", {"cifar-10-batches-py/data_batch_1": content})
-    assert "refused to load" in attempt.fail(datasets.CIFAR10, "local", local_folder=tmp_path / "mine")
+    assert "not a CIFAR-10 batch" in attempt.fail(datasets.CIFAR10, "local", local_folder=tmp_path / "mine")
     assert not (tmp_path / "marker").exists()
     # The marker shows when the command does run, or this test could not fail.
     pickle.loads(pickle.dumps(evil))
