@@ -1,0 +1,158 @@
+"""What SECURITY.md promises and no other test holds."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from pipeline.__main__ import main
+from pipeline.sources import Arrays
+from tests.conftest import ROOT, WriteParams, command_environment
+from tests.test_graph import MODULES
+from tests.test_stages import write_originals
+
+# Python runs this first in every process, those that multiprocessing spawns too. It writes down what reaches out of the
+# process, and refuses it; that alone would not do, a library may ask in vain and go on.
+WATCH = """
+import os, sys
+
+def refuse(event, args):
+    reaches_out = event in ("socket.getaddrinfo", "socket.gethostbyname", "os.system", "os.exec", "os.posix_spawn")
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        reaches_out = not isinstance(args[1], (str, bytes))  # those are Unix sockets
+    if event == "subprocess.Popen":
+        reaches_out = os.path.basename(os.fsdecode(args[0])) not in LOCAL
+    if reaches_out:
+        with open(os.environ["WATCHED"], "a") as log:
+            log.write(f"{event} {args!r}\\n")
+        raise PermissionError(f"{event} {args!r}")
+
+sys.addaudithook(refuse)
+with open(os.environ["STARTED"], "a") as log:
+    log.write("process\\n")
+"""
+# What libraries ask about this machine: ctypes (for torch) for shared libraries, matplotlib for fonts.
+LOCAL = {"ldconfig", "gcc", "cc", "ld", "objdump", "fc-list", "system_profiler"}
+
+# One process for all stages: importing torch takes seconds.
+STAGES = """
+import sys
+from pipeline import datasets
+from pipeline.__main__ import main
+from tests.conftest import make_arrays, tiny_dataset
+
+mnist = datasets.DATASETS["mnist"]
+datasets.DATASETS["mnist"] = tiny_dataset(mnist, make_arrays(mnist.shape, len("mnist")))
+for command in sys.argv[1:]:
+    main(command.split(), standalone_mode=False)
+"""
+
+
+def run_offline(folder: Path, code: str, *arguments: str) -> tuple[int, str, list[str], int]:
+    """Status, output, what reached out, and how many processes there were, of code that runs without a network."""
+    watch = folder / "watch"
+    watch.mkdir()
+    (watch / "sitecustomize.py").write_text(f"LOCAL = {LOCAL}\n{WATCH}")
+    log, started = watch / "log", watch / "started"
+    environment = command_environment() | {"WATCHED": str(log), "STARTED": str(started)}
+    environment["PYTHONPATH"] = f"{watch}:{ROOT}"
+    # Where the system lets us: a network of our own without any interface, for what is no Python too.
+    unshare = ["unshare", "--map-root-user", "--net"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        unshare = []
+    command = [*unshare, sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    reached_out = log.read_text().splitlines() if log.exists() else []
+    return result.returncode, result.stdout + result.stderr, reached_out, len(started.read_text().splitlines())
+
+
+def test_every_stage_runs_without_a_network_in_all_its_processes(
+    study: Path, tiny_values: dict[str, Any], tiny_datasets: dict[str, Arrays], write_params: WriteParams
+) -> None:
+    shutil.rmtree("data")
+    shutil.copytree(ROOT / "profiles", "profiles")
+    write_originals(Path("originals"), tiny_datasets["mnist"])
+    tiny_values["prepare"].update(sources=["local"], local_folder="originals")
+    del (
+        tiny_values["datasets"]["cifar10"],
+        tiny_values["strategies"]["incremental"],
+        tiny_values["strategies"]["transfer"],
+    )
+    for name in ("stuck", "dead", "blur"):
+        del tiny_values["perturbations"][name], tiny_values["evaluate"]["levels"][name]
+    tiny_values["ablations"] = {"components": {"full": {}}}  # the natural model again, so that none is trained
+    shutil.copy(write_params(tiny_values), "profiles/mine.yaml")
+    commands = [
+        "check",
+        "prepare mnist",
+        "perturb mnist hot --workers 2",
+        "perturb mnist noise --workers 2",
+        "train mnist",
+        "impact mnist",
+        "figures mnist",
+        "strategies mnist constant --workers 2",
+        "evaluate mnist constant",
+        "ablations mnist components --workers 2",
+        "confusion mnist",
+        "report",
+        "profile mine",
+    ]
+    assert {command.split()[0] for command in commands} == set(main.commands)
+    status, output, reached_out, n_processes = run_offline(study, STAGES, *commands)
+    assert status == 0, output
+    assert reached_out == []
+    assert n_processes > 2  # the workers were watched too
+
+
+REACHES_OUT = {
+    "socket": ("import socket; socket.socket().connect(('192.0.2.1', 80))", "socket.connect"),
+    "name": ("import urllib.request as r; r.urlopen('http://example.org')", "socket.getaddrinfo"),
+    "program": ("import subprocess; subprocess.run(['curl', 'http://example.org'])", "subprocess.Popen"),
+    "child": (
+        "import multiprocessing as m, os; m.get_context('spawn').Pool(1).apply(os.system, ('curl example.org',))",
+        "os.system",
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "expected"), REACHES_OUT.values(), ids=REACHES_OUT)
+def test_what_reaches_out_is_noticed(code: str, expected: str, tmp_path: Path) -> None:
+    status, _, reached_out, _ = run_offline(tmp_path, code)
+    assert status != 0
+    assert [line.split()[0] for line in reached_out[:1]] == [expected]
+
+
+def test_no_module_loads_pickles_or_runs_text() -> None:
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text())
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert not {"pickle", "marshal", "shelve", "dill", "joblib"} & imported, name
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not {"eval", "exec", "torch.load", "np.load", "pd.read_pickle", "os.system"} & called, name
+
+
+def test_dvc_sends_no_analytics_and_asks_for_no_updates() -> None:
+    config = ConfigParser()
+    config.read(ROOT / ".dvc/config")
+    assert config.getboolean("core", "analytics") is False
+    assert config.getboolean("core", "check_update") is False
+
+
+def test_the_constraints_are_exact_versions_and_name_every_requirement() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    wanted = [*project["dependencies"], *(text for extra in extras for text in extra)]
+    assert {canonicalize_name(Requirement(text).name) for text in wanted} <= pinned
