@@ -7,6 +7,7 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,20 @@ def test_the_page_says_whether_these_are_the_papers_settings(reported: Path, wri
     write_params(values)
     succeed("report")
     assert "These are not the paper's settings" not in PAGE.read_text()
+
+
+def test_what_files_say_is_text_on_the_page(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, image = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'
+    mnist = DATASETS["mnist"]
+    monkeypatch.setitem(DATASETS, "mnist", replace(mnist, classes=(script, image, *mnist.classes[2:])))
+    paper = layout.PROFILES / "paper.yaml"
+    paper.write_text(f"{paper.read_text()}\n'{script}': 1\nmine: '{image}'\n")
+    succeed("report")
+    page = PAGE.read_text()
+    assert page.count("&lt;script&gt;alert(1)") > 2
+    assert page.count("&lt;img src=x onerror") > 2
+    assert "<script" not in page
+    assert "<img src=x" not in page
 
 
 def test_the_same_metrics_give_the_same_bytes(reported: Path) -> None:

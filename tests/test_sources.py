@@ -113,9 +113,8 @@ class FakeNpm:
     def does(self, command: str) -> None:
         """`$4` is the folder that --pack-destination names, `$2` the package."""
         script = self.folder / "npm"
-        script.write_text(
-            f'#!/bin/sh\necho "$2" >> "{self.folder}/calls"\n[ "$3$5" = --pack-destination--ignore-scripts ] || exit\n{command}\n'
-        )
+        checked = '[ "$3$5" = --pack-destination--ignore-scripts ] || exit'
+        script.write_text(f'#!/bin/sh\necho "$2" >> "{self.folder}/calls"\n{checked}\n{command}\n')
         script.chmod(0o755)
 
     def gives(self, archive: Path) -> None:
