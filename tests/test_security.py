@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,15 @@ def refuse(event, args):
         reaches_out = os.path.basename(os.fsdecode(args[0])) not in LOCAL
     if reaches_out:
         with open(os.environ["WATCHED"], "a") as log:
-            log.write(f"{event} {args!r}\\n")
-        raise PermissionError(f"{event} {args!r}")
+            log.write(f"{event} {args[:2]!r}\\n")
+        raise PermissionError(f"{event} {args[:2]!r}")
 
 sys.addaudithook(refuse)
 with open(os.environ["STARTED"], "a") as log:
     log.write("process\\n")
 """
-# What libraries ask about this machine: ctypes (for torch) for shared libraries, matplotlib for fonts.
-LOCAL = {"ldconfig", "gcc", "cc", "ld", "objdump", "fc-list", "system_profiler"}
+# What libraries ask about this machine: platform for its name, ctypes for shared libraries, matplotlib for fonts.
+LOCAL = {"uname", "ldconfig", "gcc", "cc", "ld", "objdump", "fc-list", "system_profiler"}
 
 # One process for all stages: importing torch takes seconds.
 STAGES = """
@@ -63,7 +62,8 @@ def run_offline(folder: Path, code: str, *arguments: str) -> tuple[int, str, lis
     watch.mkdir()
     (watch / "sitecustomize.py").write_text(f"LOCAL = {LOCAL}\n{WATCH}")
     log, started = watch / "log", watch / "started"
-    environment = command_environment() | {"WATCHED": str(log), "STARTED": str(started)}
+    # One thread, as fixture `one_thread` has it.
+    environment = command_environment() | {"WATCHED": str(log), "STARTED": str(started), "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = f"{watch}:{ROOT}"
     # Where the system lets us: a network of our own without any interface, for what is no Python too.
     unshare = ["unshare", "--map-root-user", "--net"]
@@ -141,11 +141,24 @@ def test_no_module_loads_pickles_or_runs_text() -> None:
         assert not {"eval", "exec", "torch.load", "np.load", "pd.read_pickle", "os.system"} & called, name
 
 
-def test_dvc_sends_no_analytics_and_asks_for_no_updates() -> None:
-    config = ConfigParser()
-    config.read(ROOT / ".dvc/config")
-    assert config.getboolean("core", "analytics") is False
-    assert config.getboolean("core", "check_update") is False
+# The one command that would ask for updates too.
+DVC = "from dvc.cli import main; main(['version'])"
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["our-config", "no-config"])
+def test_dvc_sends_no_analytics_and_asks_for_no_updates(is_ours: bool, tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    config = tmp_path / ".dvc/config"
+    config.parent.mkdir()
+    shutil.copy(ROOT / ".dvc/config", config)
+    if not is_ours:  # then it tries: the test sees what it should
+        config.write_text("")
+    with config.open("a") as file:
+        file.write("[core]\n    no_scm = true\n")
+    _, output, reached_out, _ = run_offline(tmp_path, DVC)
+    tried = set(re.findall("'(analytics|updater)'", " ".join(reached_out)))
+    assert tried == (set() if is_ours else {"analytics", "updater"}), output
+    assert is_ours is (reached_out == [])
 
 
 def test_the_constraints_are_exact_versions_and_name_every_requirement() -> None:
