@@ -90,8 +90,9 @@ class WindowBlock(Block):
             images = images.to(torch.get_autocast_dtype(images.device.type))
         stride, padding = self.conv.stride[0], int(self.conv.padding[0])
         side, step = self.conv.kernel_size[0] + stride * (self.pool - 1), stride * self.pool
-        windows = pad(images, (padding,) * 4).squeeze(1).unfold(1, side, step).unfold(2, side, step)
-        return windows.flatten(3)
+        if padding:  # pad copies even where it adds nothing
+            images = pad(images, (padding,) * 4)
+        return images.squeeze(1).unfold(1, side, step).unfold(2, side, step).flatten(3)
 
     def forward(self, windows: Tensor) -> Tensor:
         """(N, H', W', side²) → (N, filters, H', W')."""
