@@ -18,6 +18,7 @@ from pipeline.stages.profile import profile
 from pipeline.stages.report import report
 from pipeline.stages.strategies import strategies
 from pipeline.stages.train import train
+from pipeline.stages.verify import verify
 
 _ADVICE = {
     errno.ENOSPC: "free some disk space and run again",
@@ -56,6 +57,7 @@ def main() -> None:
 
 for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, ablations, confusion, report):
     main.add_command(command)
+main.add_command(verify)
 main.add_command(profile)
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Metric files as tables, checked against what params ask for."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,32 @@ def read_confusions(params: Params, dataset: Dataset) -> pd.DataFrame:
     return confusions
 
 
+def read_curves(params: Params, dataset: Dataset, strategy: str) -> pd.DataFrame:
+    """Learning curves of all models of a strategy, or of the natural model: columns as the fields of `Epoch`.
+
+    Raises:
+        PipelineError: As `read_impact`.
+    """
+    epochs = range(1, params.plan(strategy, dataset.name).recipe.epochs + 1)
+    types = {"epoch": "int", "train_loss": "float", "train_accuracy": "float", "test_accuracy": "float"}
+    if strategy == NATURAL:
+        path, made_by = layout.learning_curve(dataset.name), f"python -m pipeline train {dataset.name}"
+        curves = _read_columns(path, types, made_by)
+        _check_keys(path, curves, ["epoch"], [(epoch,) for epoch in epochs], made_by)
+        return curves
+    path, made_by = (
+        layout.strategy_curves(dataset.name, strategy),
+        f"python -m pipeline strategies {dataset.name} {strategy}",
+    )
+    curves = _read_columns(path, {"model": "str", **types}, made_by)
+    labels = [
+        f"{model.train_perturbation}-{level_name(model.train_level)}"
+        for model in trained_models(params, dataset, strategy)
+    ]
+    _check_keys(path, curves, ["model", "epoch"], [(label, epoch) for label in labels for epoch in epochs], made_by)
+    return curves
+
+
 def read_summary(path: Path, made_by: str) -> dict[str, Any]:
     """The few numbers of a metrics file.
 
@@ -148,7 +174,10 @@ def _tested(params: Params, dataset: Dataset, levels: Any) -> list[Key]:
 
 def _read(path: Path, row: type, made_by: str) -> pd.DataFrame:
     """A table of rows that were written as `row`."""
-    types = {field.name: field.type for field in fields(row)}
+    return _read_columns(path, {field.name: field.type for field in fields(row)}, made_by)
+
+
+def _read_columns(path: Path, types: Mapping[str, Any], made_by: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=types)
     except FileNotFoundError:

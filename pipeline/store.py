@@ -6,7 +6,7 @@ appears whole or not at all. Readers raise one error of our own for anything mis
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,16 @@ def _n_missing_shards(array: Array) -> int:
     # zarr counts the chunks of an initialised shard, those beyond the array's edge too.
     chunks_per_shard = math.prod(array.shards or array.chunks) // math.prod(array.chunks)
     return math.prod(_shard_grid(array)) - array.nchunks_initialized // chunks_per_shard
+
+
+def files_of(arrays: Iterable[Array]) -> set[Path]:
+    """The files of a store that holds these arrays and nothing else, relative to its folder."""
+    files = {Path("zarr.json")}
+    for array in arrays:
+        folder = Path(array.path)
+        files |= {parent / "zarr.json" for parent in (folder, *folder.parents)}
+        files |= {folder / array.metadata.encode_chunk_key(index) for index in np.ndindex(_shard_grid(array))}
+    return files
 
 
 def finish(array: Array, digest: str) -> None:

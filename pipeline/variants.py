@@ -84,23 +84,40 @@ def open_perturbed(params: Params, dataset: Dataset, perturbation: str) -> list[
         PipelineError: The store is missing, damaged, or made with other params.
     """
     made_by = f"python -m pipeline perturb {dataset.name} {perturbation}"
-    path = layout.perturbed_store(dataset.name, perturbation)
-    group = store.open_store(path, made_by)
-    arrays = []
-    for variant, leading in planned_variants(params, dataset.name, perturbation):
-        name = f"{level_name(variant.level)}/{variant.split}"
-        array = store.get_array(group, name, made_by)
-        expected = {**variant_attributes(dataset, variant), "shape": [*leading, *dataset.shape]}
-        actual = {**dict(array.attrs), "shape": list(array.shape)}
-        differing = [key for key, value in expected.items() if actual.get(key) != value]
-        if differing:
-            key = differing[0]
-            raise PipelineError(
-                f"{path}/{name}: made with other params ({key} is {actual.get(key)!r}, params.yaml asks for "
-                f"{expected[key]!r}); make it again with `{made_by}`"
-            )
-        arrays.append((variant, array, made_by))
-    return arrays
+    group = store.open_store(layout.perturbed_store(dataset.name, perturbation), made_by)
+    return [
+        (variant, open_variant(group, dataset, variant, leading, made_by), made_by)
+        for variant, leading in planned_variants(params, dataset.name, perturbation)
+    ]
+
+
+def open_variant(
+    group: store.Group, dataset: Dataset, variant: Variant, leading: tuple[int, ...], made_by: str
+) -> store.Array:
+    """One array of an open perturbed store, checked against params.
+
+    Args:
+        group: The store.
+        dataset: Which data set.
+        variant: With `leading`, from `planned_variants`.
+        leading: The array's leading shape.
+        made_by: Command that makes the store, for the error message.
+
+    Raises:
+        PipelineError: It is missing, damaged, or made with other params.
+    """
+    name = f"{level_name(variant.level)}/{variant.split}"
+    array = store.get_array(group, name, made_by)
+    expected = {**variant_attributes(dataset, variant), "shape": [*leading, *dataset.shape]}
+    actual = {**dict(array.attrs), "shape": list(array.shape)}
+    differing = [key for key, value in expected.items() if actual.get(key) != value]
+    if differing:
+        key = differing[0]
+        raise PipelineError(
+            f"{layout.perturbed_store(dataset.name, variant.perturbation)}/{name}: made with other params ({key} is "
+            f"{actual.get(key)!r}, params.yaml asks for {expected[key]!r}); make it again with `{made_by}`"
+        )
+    return array
 
 
 def open_tested(

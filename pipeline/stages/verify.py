@@ -1,0 +1,76 @@
+"""Command verify: everything that params ask for is there, whole, and what the code makes."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.stages.options import params_option, progress_bar
+
+# Found by damaging files on purpose (tests/test_repro.py): DVC remembers hashes by size and time, and believes what is
+# write-protected in its cache, whose files a hard link shares with the workspace.
+_ADVICE = """Run the commands named above, or let DVC look at everything anew, its cache too, and mend what it finds:
+  find .dvc/cache/files data models metrics -type f -exec chmod u+w {} + -exec touch {} +
+  dvc repro"""
+
+
+@click.command(short_help="Check all that has been made.")
+@click.argument("dataset", required=False)
+@click.argument("perturbation", required=False)
+@click.option("--full", "is_full", is_flag=True, help="Make every image again, not a block of 500 per array.")
+@click.option("--data", "only_data", is_flag=True, help="Look at the stores only.")
+@params_option
+@click.pass_context
+def verify(
+    context: click.Context,
+    dataset: str | None,
+    perturbation: str | None,
+    is_full: bool,
+    only_data: bool,
+    params_path: Path,
+) -> None:
+    """Check stores, models and metric files against params.yaml, of DATASET alone or of one PERTURBATION's store alone.
+
+    Every chunk of every store is read and its checksum and digest checked, some images are made again and compared
+    byte for byte, weights are compared with their digests, and summaries with the cells that they sum up. A line for
+    each problem says what mends it; the exit status is 1 if there are any. Nothing is changed.
+    """
+    from math import prod
+
+    from pipeline import verification
+    from pipeline.params import load
+    from pipeline.variants import planned_variants
+
+    params = load(params_path)
+    datasets = [params.dataset(name) for name in ([dataset] if dataset else params.datasets)]
+    perturbations = [perturbation] if perturbation else list(params.perturbations)
+    n_images = sum(
+        sum(spec.n_examples.values())
+        + sum(prod(leading) for name in perturbations for _, leading in planned_variants(params, spec.name, name))
+        for spec in datasets
+    )
+    n_fine = n_problems = 0
+    with progress_bar("verify", n_images) as bar:
+
+        def say(findings: list[verification.Finding]) -> None:
+            nonlocal n_fine, n_problems
+            for finding in findings:
+                n_problems += finding.is_problem
+                n_fine += not finding.is_problem
+                bar.write(f"{'PROBLEM' if finding.is_problem else 'ok     '} {finding.text}")
+
+        for spec in datasets:
+            clean, findings = verification.verify_clean(spec, bar.update)
+            say(findings)
+            for name in perturbations:
+                say(verification.verify_perturbed(params, spec, name, clean, is_full, bar.update))
+        if not (perturbation or only_data):
+            for spec in datasets:
+                say(verification.verify_models(params, spec))
+                say(verification.verify_metrics(params, spec))
+        if not (dataset or only_data):
+            say(verification.verify_finished())
+            say(verification.verify_leftovers(params))
+    click.echo(f"{n_problems} problem(s), {n_fine} thing(s) as they should be")
+    if n_problems:
+        click.echo(_ADVICE)
+        context.exit(1)

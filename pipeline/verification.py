@@ -1,0 +1,314 @@
+"""Whether stores, models and metric files are whole, as params ask, and what this code makes of the clean images."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from pipeline import layout, metrics, results, store
+from pipeline.arrays import Images
+from pipeline.datasets import Dataset
+from pipeline.errors import PipelineError
+from pipeline.files import PARTIAL_SUFFIX
+from pipeline.generation import perturb_images
+from pipeline.params import Params
+from pipeline.recipes import NATURAL, plan_natural
+from pipeline.seeding import BLOCK_SIZE, derive_seed, level_name
+from pipeline.variants import Variant, open_variant, planned_variants, variant_attributes
+
+Progress = Callable[[int], object]
+# Left by systems and by DVC; .dvcignore names them, or DVC does not look at them.
+_NOT_OURS = (".DS_Store", "Thumbs.db", ".gitignore")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        text: What is well, or what is wrong and the command that mends it; begins with a path.
+        is_problem: Whether something is wrong.
+    """
+
+    text: str
+    is_problem: bool
+
+
+def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images], list[Finding]]:
+    """The clean images of every split that is whole, and what is to be said of their store.
+
+    Args:
+        dataset: Which data set.
+        progress: Called with the number of images looked at since the last call.
+
+    Returns:
+        Split → uint8 (N, H, W, C); the findings.
+    """
+    made_by = f"python -m pipeline prepare {dataset.name}"
+    path = layout.clean_store(dataset.name)
+    clean: dict[str, Images] = {}
+    try:
+        group = store.open_store(path, made_by)
+    except PipelineError as error:
+        return clean, [Finding(str(error), True)]
+    problems, arrays = [], []
+    for split, kind in dataset.digests:
+        try:
+            arrays.append((store.get_array(group, f"{split}/{kind}", made_by), dict[str, Any]()))
+            values = store.read_clean(dataset, split, kind)
+        except PipelineError as error:
+            problems.append(str(error))
+            continue
+        if kind == "images":
+            clean[split] = values
+            progress(len(values))
+    attributes = {"dataset": dataset.name, "classes": list(dataset.classes)}
+    if len(arrays) == len(dataset.digests):
+        problems += _differences(path, group, attributes, arrays, made_by)
+    return clean, _findings(problems, f"{path}: {len(arrays)} arrays, digests as published")
+
+
+def verify_perturbed(
+    params: Params, dataset: Dataset, perturbation: str, clean: Mapping[str, Images], is_full: bool, progress: Progress
+) -> list[Finding]:
+    """What is to be said of one perturbed store.
+
+    Every chunk of every array is read; one block of its images, or all of them, is made again from the clean ones.
+
+    Args:
+        params: What the store should hold.
+        dataset: Which data set.
+        perturbation: Which perturbation.
+        clean: From `verify_clean`.
+        is_full: Make all images again.
+        progress: Called with the number of images looked at since the last call.
+    """
+    made_by = f"python -m pipeline perturb {dataset.name} {perturbation}"
+    path = layout.perturbed_store(dataset.name, perturbation)
+    planned = planned_variants(params, dataset.name, perturbation)
+    try:
+        group = store.open_store(path, made_by)
+    except PipelineError as error:
+        return [Finding(str(error), True)]
+    problems, arrays, n_compared = [], [], 0
+    for variant, leading in planned:
+        try:
+            array = open_variant(group, dataset, variant, leading, made_by)
+            arrays.append((array, variant_attributes(dataset, variant)))
+            n_compared += _compare(path, array, variant, clean.get(variant.split), is_full, made_by, progress)
+        except PipelineError as error:
+            problems.append(str(error))
+    if len(arrays) == len(planned):
+        attributes = {"dataset": dataset.name, "perturbation": perturbation}
+        problems += _differences(path, group, attributes, arrays, made_by)
+    n_images = sum(prod(leading) for _, leading in planned)
+    again = f"{n_compared:,} made again, the same" if n_compared else "none made again: no clean images"
+    return _findings(problems, f"{path}: {len(planned)} arrays, {n_images:,} images, {again}")
+
+
+def _compare(
+    path: Path,
+    array: store.Array,
+    variant: Variant,
+    clean: Images | None,
+    is_full: bool,
+    made_by: str,
+    progress: Progress,
+) -> int:
+    """Read all of an array, make some of its images again, and return how many."""
+    has_trials = variant.split == "test"
+    n_trials, n_images = array.shape[:2] if has_trials else (1, array.shape[0])
+    n_blocks = -(-n_images // BLOCK_SIZE)
+    sample = derive_seed("verify", str(path), array.path) % (n_trials * n_blocks)
+    n_compared, first = 0, None
+    for trial, values in enumerate(store.read_trials(array, made_by) if has_trials else [store.read(array, made_by)]):
+        progress(len(values))
+        for block in range(n_blocks):
+            if clean is None or not (is_full or trial * n_blocks + block == sample):
+                continue
+            start, stop = block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, n_images)
+            differs = (perturb_images(clean, variant, trial, start, stop) != values[start:stop]).any(axis=(1, 2, 3))
+            n_compared += len(differs)
+            if first is None and differs.any():
+                first = f"trial {trial}, image {start + int(differs.argmax())}"
+    if first is not None:
+        raise PipelineError(
+            f"{path}/{array.path}: not what this code makes of the clean images (first: {first}), with these versions "
+            f"of numpy and OpenCV; make it again with `{made_by}`"
+        )
+    return n_compared
+
+
+def _differences(
+    path: Path,
+    group: store.Group,
+    attributes: Mapping[str, Any],
+    arrays: Sequence[tuple[store.Array, Mapping[str, Any]]],
+    made_by: str,
+) -> list[str]:
+    """What tells a store with readable arrays from the one that its stage writes: attributes, files too many or few."""
+    wanted = [("zarr.json", group.attrs, {"schema_version": store.SCHEMA_VERSION, **attributes})]
+    wanted += [
+        (array.path, array.attrs, {**expected, "sha256": array.attrs.get("sha256")}) for array, expected in arrays
+    ]
+    problems = [
+        f"{path}/{name}: attributes are not those that the stage writes; make it again with `{made_by}`"
+        for name, actual, expected in wanted
+        if dict(actual) != expected
+    ]
+    files = [path / file for file in store.files_of(array for array, _ in arrays)]
+    lost = [(file, "is missing") for file in sorted(files) if not file.is_file()]
+    strays = [(file, "does not belong there") for file in _strays(path, files)]
+    return problems + [f"{file}: {what}; make the store again with `{made_by}`" for file, what in lost + strays]
+
+
+def verify_metrics(params: Params, dataset: Dataset) -> list[Finding]:
+    """What is to be said of the metric files of a data set: rows as params ask for, summaries as the rows say."""
+    findings: list[Finding] = []
+    for stage, check in _metric_checks(params, dataset):
+        made_by = f"python -m pipeline {stage}"
+        try:
+            summaries = check()
+            problems = [
+                f"{path}: not what the cells add up to; make it again with `{made_by}`"
+                for path, summary in summaries.items()
+                if results.read_summary(path, made_by) != summary
+            ]
+        except PipelineError as error:
+            problems = [str(error)]
+        findings += _findings(problems, f"metrics of {stage}: complete")
+    return findings
+
+
+def _metric_checks(params: Params, dataset: Dataset) -> Iterator[tuple[str, Callable[[], Mapping[Path, Any]]]]:
+    """Arguments of a stage, and what reads its files and returns the summaries that must lie beside them."""
+    name = dataset.name
+
+    def read_impact() -> Mapping[Path, Any]:
+        cells, _ = results.read_impact(params, dataset)
+        return {layout.impact_metrics(name): metrics.summarize(cells)}
+
+    def read_curves(strategy: str) -> Mapping[Path, Any]:
+        results.read_curves(params, dataset, strategy)
+        return {}
+
+    def read_evaluation(strategy: str) -> Mapping[Path, Any]:
+        cells = results.read_evaluation(params, dataset, strategy)
+        return {layout.evaluate_metrics(name, strategy): metrics.summarize_strategy(cells)}
+
+    def read_ablation(ablation: str) -> Mapping[Path, Any]:
+        summaries = metrics.summarize_ablation(results.read_ablation(params, dataset, ablation))
+        folder = layout.ablation_metrics(name, ablation)
+        return {folder / f"{variant}.json": summary for variant, summary in summaries.items()}
+
+    def read_confusions() -> Mapping[Path, Any]:
+        results.read_confusions(params, dataset)
+        return {}
+
+    yield f"train {name}", partial(read_curves, NATURAL)
+    yield f"impact {name}", read_impact
+    for strategy in params.strategies:
+        yield f"strategies {name} {strategy}", partial(read_curves, strategy)
+        yield f"evaluate {name} {strategy}", partial(read_evaluation, strategy)
+    for ablation in params.ablations:
+        yield f"ablations {name} {ablation}", partial(read_ablation, ablation)
+    yield f"confusion {name}", read_confusions
+
+
+def verify_models(params: Params, dataset: Dataset) -> list[Finding]:
+    """What is to be said of the models of a data set: weights as their descriptions say, descriptions as params ask."""
+    # torch takes seconds to import, which who looks at data only need not wait for.
+    from pipeline import networks
+
+    problems, planned = [], _planned_models(params, dataset)
+    for path, made_by, description in planned:
+        try:
+            networks.load(path, made_by, description)
+        except PipelineError as error:
+            problems.append(str(error))
+    return _findings(
+        problems, f"models of {dataset.name}: {len(planned)}, as params.yaml asks, weights by their digests"
+    )
+
+
+def verify_finished() -> list[Finding]:
+    """What is to be said of the models that are kept between runs."""
+    from pipeline import networks  # as in verify_models
+
+    problems, curves = [], sorted(layout.finished_models().glob("*.curve.json"))
+    for curve in curves:
+        stem = curve.name.removesuffix(".curve.json")
+        try:
+            json.loads(curve.read_text(encoding="utf-8"))
+            networks.load(curve.with_name(f"{stem}.safetensors"), "")
+        except (PipelineError, ValueError):
+            problems.append(f"{curve.with_name(stem)}: damaged, and of no use; `rm {curve.with_name(stem)}.*`")
+    return _findings(problems, f"{layout.finished_models()}: {len(curves)} kept models, weights by their digests")
+
+
+def _planned_models(params: Params, dataset: Dataset) -> list[tuple[Path, str, dict[str, Any]]]:
+    """Weights, the command that makes them, and what their description must say, of every model of a data set."""
+    name, run = dataset.name, "python -m pipeline"
+    natural = params.describe_model(NATURAL, dataset, params.plan(NATURAL, name), None)
+    planned = [(layout.natural_model(name), f"{run} train {name}", natural)]
+    stores = [planned_variants(params, name, perturbation) for perturbation in params.perturbations]
+    variants = [variant for arrays in stores for variant, _ in arrays if variant.split == "train"]
+    for strategy in params.strategies:
+        for variant in variants:
+            path = layout.strategy_model(name, strategy, variant.perturbation, level_name(variant.level))
+            trained_on = variant_attributes(dataset, variant)
+            description = params.describe_model(strategy, dataset, params.plan(strategy, name), trained_on)
+            planned.append((path, f"{run} strategies {name} {strategy}", description))
+    for ablation in params.ablations:
+        for label, recipe in params.ablation(ablation, name).items():
+            if recipe != params.train.recipes[name]:  # or it is the natural model itself
+                path = layout.ablation_models(name, ablation) / f"{label}.safetensors"
+                description = params.describe_model(NATURAL, dataset, plan_natural(recipe), None)
+                planned.append((path, f"{run} ablations {name} {ablation}", description))
+    return planned
+
+
+def verify_leftovers(params: Params) -> list[Finding]:
+    """A problem for everything among the outputs that params do not ask for: stages depend on whole folders."""
+    roots, expected = [Path("metrics")], [layout.report()]
+    for name in params.datasets:
+        dataset = params.dataset(name)
+        roots += [layout.perturbed_store(name, "any").parent, layout.natural_model(name).parent]
+        roots += [layout.ablation_models(name, "any").parent]
+        expected += [layout.perturbed_store(name, perturbation) for perturbation in params.perturbations]
+        for path, *_ in _planned_models(params, dataset):
+            expected += [path, path.with_suffix(".json")]
+        expected += [layout.impact_cells(name), layout.impact_examples(name), layout.impact_metrics(name)]
+        expected += [layout.learning_curve(name), layout.figures(name), layout.confusion(name)]
+        for strategy in params.strategies:
+            expected += [layout.evaluate_cells(name, strategy), layout.evaluate_metrics(name, strategy)]
+            expected += [layout.strategy_curves(name, strategy)]
+        for ablation, variants in params.ablations.items():
+            expected += [layout.ablation_cells(name, ablation)]
+            expected += [layout.ablation_metrics(name, ablation) / f"{variant}.json" for variant in variants]
+    return [
+        Finding(f"{path}: params.yaml does not ask for it; remove it with `rm -r {path}`", True)
+        for root in roots
+        for path in _strays(root, expected)
+    ]
+
+
+def _strays(root: Path, expected: Iterable[Path]) -> list[Path]:
+    """What lies below `root` and is not expected; a folder stands for all that is in it."""
+    known = set(expected)
+    holders = {parent for path in known for parent in path.parents}
+    found: list[Path] = []
+    for path in sorted(root.glob("*")):
+        is_left_out = path.name in _NOT_OURS or path.name.endswith(PARTIAL_SUFFIX)
+        if path in holders:
+            found += _strays(path, known)
+        elif path not in known and not is_left_out and (path.is_file() or any(map(Path.is_file, path.rglob("*")))):
+            found.append(path)
+    return found
+
+
+def _findings(problems: Sequence[str], all_well: str) -> list[Finding]:
+    return [Finding(problem, True) for problem in problems] or [Finding(all_well, False)]
