@@ -55,7 +55,8 @@ class Kept:
             return False
         try:
             networks.load(self.weights, "", self.description)
-        except PipelineError:  # damaged since: train it again
+            json.loads(self.curve.read_text(encoding="utf-8"))
+        except (PipelineError, ValueError):  # damaged since: train it again
             return False
         self.checkpoint.unlink(missing_ok=True)
         return True

@@ -167,20 +167,20 @@ def _differences(
 
 def verify_metrics(params: Params, dataset: Dataset) -> list[Finding]:
     """What is to be said of the metric files of a data set: rows as params ask for, summaries as the rows say."""
-    findings: list[Finding] = []
-    for stage, check in _metric_checks(params, dataset):
+    problems: list[str] = []
+    checks = list(_metric_checks(params, dataset))
+    for stage, check in checks:
         made_by = f"python -m pipeline {stage}"
         try:
-            summaries = check()
-            problems = [
+            problems += [
                 f"{path}: not what the cells add up to; make it again with `{made_by}`"
-                for path, summary in summaries.items()
+                for path, summary in check().items()
                 if results.read_summary(path, made_by) != summary
             ]
         except PipelineError as error:
-            problems = [str(error)]
-        findings += _findings(problems, f"metrics of {stage}: complete")
-    return findings
+            problems.append(str(error))
+    well = f"metrics of {dataset.name}: {len(checks)} stages, rows as params.yaml asks, summaries as the rows add up"
+    return _findings(problems, well)
 
 
 def _metric_checks(params: Params, dataset: Dataset) -> Iterator[tuple[str, Callable[[], Mapping[Path, Any]]]]:

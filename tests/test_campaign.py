@@ -413,13 +413,15 @@ def test_a_worker_that_is_killed_is_one_error_that_says_what_to_do(done: Path, m
     assert result.output.startswith("Error: a training process was killed, perhaps because memory ran out; run again")
 
 
-@pytest.mark.parametrize("damage", ["flipped", "missing"])
+@pytest.mark.parametrize("damage", ["flipped", "missing", "curve"])
 def test_a_kept_model_that_is_damaged_is_trained_again(damage: str, done: Path, trained: list[str]) -> None:
     before = tree(layout.strategy_models("mnist", "constant"))
     content = layout.strategy_model("mnist", "constant", "stuck", "200").read_bytes()
     (kept,) = [path for path in layout.finished_models().glob("*.safetensors") if path.read_bytes() == content]
     if damage == "missing":
         kept.unlink()
+    elif damage == "curve":
+        kept.with_suffix(".curve.json").write_bytes(b"")
     else:
         kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     succeed("strategies", "mnist", "constant")

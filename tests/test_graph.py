@@ -19,7 +19,7 @@ LAYERS = [
     {"devices", "layers", "sources", "variants"},
     {"networks"},
     {"evaluation", "generation", "models", "results", "training"},
-    {"kept"},
+    {"kept", "verification"},
     {"campaign", "charts", "drawing"},
     {"report"},
     {"stages"},

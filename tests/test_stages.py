@@ -657,6 +657,7 @@ def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
         "ablations",
         "confusion",
         "report",
+        "verify",
         "profile",
     ]
 
