@@ -1,12 +1,16 @@
 """`dvc repro` as a user runs it, on real MNIST at a small size: reproducible, and idle when nothing changed."""
 
+import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline import layout
 from tests.conftest import DOWNLOADS, ROOT, run
+from tests.test_stages import differing, shard, tree
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,52 @@ def test_a_failing_stage_says_why_and_stops_the_run(checkout: Path) -> None:
         assert "Traceback" not in output
     finally:
         params.write_text(before)
+
+
+def flip_byte_unnoticed(path: Path) -> None:
+    """Change one byte and neither size nor time, as a failing disk does; where the cache shares the file, there too."""
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.chmod(0o644)
+    path.write_bytes(content)
+    path.chmod(status.st_mode)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+# What DVC shares with its cache is damaged there too and has to be made again; a copy comes back from the cache, unless
+# the stage has an output that DVC does not keep, a metric file.
+@pytest.mark.parametrize(
+    ("links", "made_again"),
+    [
+        ("hardlink", {"perturb@mnist-noise", "train@mnist", "impact@mnist"}),
+        pytest.param("symlink", {"perturb@mnist-noise", "train@mnist", "impact@mnist"}, marks=pytest.mark.slow),
+        pytest.param("copy", {"train@mnist", "impact@mnist"}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_verify_advises_mends_exactly_what_is_damaged(checkout: Path, links: str, made_again: set[str]) -> None:
+    run(checkout, "dvc", "config", "--local", "cache.type", links)
+    run(checkout, "dvc", "checkout", "--relink")
+    before = {name: tree(checkout / name) for name in ("data", "models", "metrics")}
+    lock = (checkout / "dvc.lock").read_bytes()
+    damaged = [
+        shard(layout.perturbed_store("mnist", "noise"), "0.05/test"),
+        layout.natural_model("mnist"),
+        layout.impact_cells("mnist"),
+    ]
+    for path in damaged:
+        flip_byte_unnoticed(checkout / path)
+    assert "Data and pipelines are up to date." in run(checkout, "dvc", "repro")  # it goes by size and time
+    output = run(checkout, "python", "-m", "pipeline", "verify", status=1)
+    assert f"{len(damaged)} problem(s)" in output
+    for place in ("noise.zarr/0.05/test", *map(str, damaged[1:])):
+        assert f"{place}: " in output
+    commands = [line.strip() for line in output.splitlines() if line.startswith("  ")]
+    said = "".join(run(checkout, "bash", "-c", command) for command in commands)
+    assert set(re.findall("Running stage '(.*)'", said)) == made_again
+    for name, content in before.items():
+        assert differing(content, tree(checkout / name)) == []
+    assert (checkout / "dvc.lock").read_bytes() == lock
+    for path in damaged[:2]:
+        (checkout / path).unlink()
+    run(checkout, "dvc", "checkout", "--force", "perturb@mnist-noise", "train@mnist")  # the cache is whole again
+    assert all(differing(content, tree(checkout / name)) == [] for name, content in before.items())
