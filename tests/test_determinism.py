@@ -5,12 +5,13 @@ import copy
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import erfc, exp, sqrt
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,7 @@ def test_blur_differs_from_the_exact_gaussian_by_its_coefficients_and_nothing_el
 
 
 COMMAND = (sys.executable, "-m", "pipeline", "perturb", "mnist")
-SIZES = {"small": {"n_train": 1300, "n_test": 700}, "full": {"n_train": 60_000, "n_test": 10_000}}
+SIZES = {"small": {"n_train": 700, "n_test": 1300}, "full": {"n_train": 60_000, "n_test": 10_000}}
 OPTIONS = {"stuck": {"scope": "sensor"}, "blur": {"mix_channels": True}}
 
 
@@ -302,7 +303,8 @@ class Study:
 
     clean: Path
     values: dict[str, Any]
-    stores: dict[str, bytes | None]
+    folder: Path = Path()
+    stores: dict[str, bytes | None] = field(default_factory=dict)
 
     def start(self, folder: Path, **changes: dict[str, Any]) -> Path:
         """A new folder with the clean store and params, blocks of `perturbations` updated as given."""
@@ -325,11 +327,11 @@ def study(request: pytest.FixtureRequest, prepared: Path, tmp_path_factory: pyte
     values["datasets"]["mnist"] = SIZES[request.param]
     for name, options in OPTIONS.items():
         values["perturbations"][name].update(options)
-    made = Study(prepared, values, {})
-    folder = made.start(tmp_path_factory.mktemp("study") / "one worker")
+    made = Study(prepared, values)
+    made.folder = made.start(tmp_path_factory.mktemp("study") / "one worker")
     for name in PERTURBATIONS:
-        run(folder, *COMMAND, name, "--workers", "1")
-    made.stores = tree(folder / "data/perturbed")
+        run(made.folder, *COMMAND, name, "--workers", "1")
+    made.stores = tree(made.folder / "data/perturbed")
     return made
 
 
@@ -420,3 +422,9 @@ def test_a_killed_run_leaves_nothing_and_run_again_ends_with_the_same_bytes(stud
         run(folder, *COMMAND, name)
     assert study.differing(folder) == []
     assert not partial.exists()
+
+
+def test_the_example_in_the_docs_makes_an_image_by_hand(study: Study) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/reproducibility.md").read_text(), re.DOTALL)
+    assert "pipeline" not in code
+    assert run(study.folder, sys.executable, "-c", code) == "True\nTrue\n"
