@@ -146,6 +146,17 @@ def test_a_kernel_gives_the_bytes_of_the_first_release(
         pytest.fail(f"{cause}; a new perturbation? its line in {GOLDEN_FILE.name}: {name!r}: {digest!r}")
 
 
+def test_a_failure_names_the_library_that_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    blur = cv2.GaussianBlur
+
+    def other(*arguments: Any, **options: Any) -> Any:
+        return blur(*arguments, **options) ^ 1
+
+    monkeypatch.setattr(cv2, "GaussianBlur", other)
+    with pytest.raises(pytest.fail.Exception, match=r"^changed below it: OpenCV: GaussianBlur;"):
+        test_a_kernel_gives_the_bytes_of_the_first_release(PERTURBATIONS["blur"], {"mix_channels": False}, tmp_path)
+
+
 # Independent definitions: nothing but draws from the same generator, and arithmetic that anyone can repeat.
 
 
