@@ -4,11 +4,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline import layout, networks
 from pipeline.devices import select_precision
@@ -18,6 +20,9 @@ from pipeline.training import Epoch
 
 # Code that decides the weights; a change to it makes every kept model stale.
 _TRAINING_CODE = ("devices", "layers", "networks", "recipes", "seeding", "training")
+
+
+_CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Kept:
         if not self.curve.is_file():
             return False
         try:
+            _read_curve(self.curve)
             networks.load(self.weights, "", self.description)
             json.loads(self.curve.read_text(encoding="utf-8"))
         except (PipelineError, ValueError):  # damaged since: train it again
@@ -72,8 +78,18 @@ class Kept:
         for suffix in (".safetensors", ".json"):
             with replacing_file(path.with_suffix(suffix)) as partial:
                 shutil.copyfile(self.weights.with_suffix(suffix), partial)
-        rows: list[dict[str, Any]] = json.loads(self.curve.read_text(encoding="utf-8"))
-        return rows
+        return [asdict(epoch) for epoch in _read_curve(self.curve)]
+
+
+def _read_curve(path: Path) -> list[Epoch]:
+    try:
+        curve = _CURVES.validate_json(path.read_bytes())
+    except ValidationError:
+        raise PipelineError(f"{path}: damaged; delete it, and the model is trained again") from None
+    numbers = [number for epoch in curve for number in astuple(epoch)]
+    if [epoch.epoch for epoch in curve] != list(range(1, len(curve) + 1)) or not all(map(isfinite, numbers)):
+        raise PipelineError(f"{path}: damaged; delete it, and the model is trained again")
+    return curve
 
 
 def keep(

@@ -197,6 +197,12 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
         height, width, channels = description["shape"]
         shape = (height, width, channels)
         mean = tensors["standardize.mean"].numpy().astype(np.float64)
+        if mean.shape not in (shape, (1, 1, channels), (1, 1, 1)):
+            raise PipelineError(f"no standardization of {shape} images")
+        with torch.device("meta"):  # no memory for what the description claims until the weights are known to fit
+            claimed = build_network(network, shape).state_dict()
+        if any(tensors[f"network.{name}"].shape != tensor.shape for name, tensor in claimed.items()):
+            raise PipelineError("weights of another shape than the network")
         classifier = Classifier(shape, Standardize(mean, np.ones_like(mean)), build_network(network, shape))
         classifier.load_state_dict(tensors)
     except Exception as error:  # damaged files can raise anything; the file is what the user can act on

@@ -25,6 +25,8 @@ from pipeline.files import replacing_folder
 CHUNK_IMAGES = 500
 # Bytes per shard, before compression: what one task makes, holds and writes.
 SHARD_BYTES = 64 * 2**20
+# Fifty times the shards of the largest array of profile paper.
+_MAX_SHARDS = 1000
 SCHEMA_VERSION = 1
 
 Array = zarr.Array[Any]
@@ -75,9 +77,13 @@ def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: M
 
 def create_labels(group: Group, name: str, labels: NDArray[np.uint8]) -> None:
     """Write labels, uint8 (N,), as one shard."""
-    array = _create(group, name, labels.shape, chunks=labels.shape, shards=labels.shape, attributes={})
+    array = _create_labels(group, name, labels.shape)
     array[...] = labels
     finish(array, sha256(labels))
+
+
+def _create_labels(group: Group, name: str, shape: tuple[int, ...]) -> Array:
+    return _create(group, name, shape, chunks=shape, shards=shape, attributes={})
 
 
 def _create(
@@ -134,6 +140,22 @@ def files_of(arrays: Iterable[Array]) -> set[Path]:
     return files
 
 
+def _layout_problem(array: Array) -> str | None:
+    """What its metadata claim that no array of this module has; a reader would allocate what they say."""
+    if not isinstance(array.attrs.get("sha256"), str):
+        return "no digest"
+    shape = array.shape
+    if len(shape) not in (1, 4, 5) or min(shape) < 1:
+        return f"shape {shape}"
+    nowhere = zarr.create_group({})
+    expected = _create_labels(nowhere, "x", shape) if len(shape) == 1 else create_images(nowhere, "x", shape, {})
+    if math.prod(expected.shards or ()) > SHARD_BYTES or math.prod(_shard_grid(expected)) > _MAX_SHARDS:
+        return f"shape {shape}"
+    found = array.metadata.to_dict()
+    different = [key for key, value in expected.metadata.to_dict().items() if found.get(key) != value]
+    return next((f"unexpected {key}" for key in different if key != "attributes"), None)
+
+
 def finish(array: Array, digest: str) -> None:
     """Record the SHA-256 of the array's decoded bytes in C order."""
     array.attrs["sha256"] = digest
@@ -160,7 +182,8 @@ def open_store(path: Path, made_by: str) -> Group:
         group = zarr.open_group(path, mode="r")
     except Exception as error:  # zarr passes on what its JSON and codec parsers raise
         raise PipelineError(f"{path}: damaged metadata ({error}); make it again with `{made_by}`") from None
-    version = group.attrs.get("schema_version")
+    attributes = group.metadata.attributes
+    version = attributes.get("schema_version") if isinstance(attributes, dict) else None
     if version != SCHEMA_VERSION:
         raise PipelineError(f"{path}: schema version {version!r}, expected {SCHEMA_VERSION}; run `{made_by}`")
     return group
@@ -180,13 +203,18 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     where = f"{group.store_path.store}/{name}".removeprefix("file://")
     try:
         array = group[name]
-        missing = _n_missing_shards(array) if isinstance(array, zarr.Array) else 0
+        if not isinstance(array, zarr.Array) or array.dtype != np.uint8:
+            raise PipelineError(f"{where}: not an array of uint8; make it again with `{made_by}`")
+        problem = _layout_problem(array)
+        missing = 0 if problem else _n_missing_shards(array)
+    except PipelineError:
+        raise
     except KeyError:
         raise PipelineError(f"{where}: not in the store; make it again with `{made_by}`") from None
     except Exception as error:  # as in open_store
         raise PipelineError(f"{where}: damaged metadata ({error}); make it again with `{made_by}`") from None
-    if not isinstance(array, zarr.Array) or array.dtype != np.uint8:
-        raise PipelineError(f"{where}: not an array of uint8; make it again with `{made_by}`")
+    if problem:
+        raise PipelineError(f"{where}: damaged metadata ({problem}); make it again with `{made_by}`")
     if missing:
         raise PipelineError(f"{where}: {missing} shard(s) are missing; make it again with `{made_by}`")
     return array
