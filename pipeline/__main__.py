@@ -39,7 +39,9 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except PipelineError as error:
-            raise click.ClickException(str(error)) from None
+            # What a damaged file holds may be quoted: no lone surrogates, no commands for the terminal.
+            text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error))
+            raise click.ClickException(text) from None
         except MemoryError as error:
             raise click.ClickException(f"not enough memory ({error}); ask for less in params.yaml") from None
         except OSError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.composer import Composer
 
 from pipeline import layout
 from pipeline.datasets import DATASETS, Dataset
@@ -16,8 +16,11 @@ from pipeline.recipes import NATURAL, RECIPES, Block, FastNetwork, FastRecipe, P
 from pipeline.seeding import level_name
 from pipeline.strategies import STRATEGIES
 
+# Hundreds of times what a study needs.
+_MAX_VALUES, _MAX_VALUE_LENGTH = 100_000, 1000
+
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**256)]
 # Names that a person gives; files are called by them.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
 
@@ -68,7 +71,7 @@ class Train(Block):
 class Evaluate(Block):
     """Evaluation of the models that were trained against perturbations."""
 
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     levels: Mapping[str, Levels]
     cross_trials: Annotated[int, Field(ge=1)]
 
@@ -76,7 +79,7 @@ class Evaluate(Block):
 class Impact(Block):
     """Evaluation of the natural models."""
 
-    batch_size: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     n_examples: Annotated[int, Field(ge=1, le=20)]
 
 
@@ -114,7 +117,11 @@ class Params(Block):
     @field_validator("prepare")
     @classmethod
     def _check_prepare(cls, prepare: Prepare) -> Prepare:
-        _raise([] if prepare.sources else ["prepare.sources: empty; name at least one of local, torchvision, npm"])
+        problems = [] if prepare.sources else ["prepare.sources: empty; name at least one of local, torchvision, npm"]
+        for key, folder in (("local_folder", prepare.local_folder), ("download_folder", prepare.download_folder)):
+            if folder is not None and not folder.isprintable() or folder == "":
+                problems.append(f"prepare.{key}: {folder!r} is no path")
+        _raise(problems)
         return prepare
 
     @field_validator("perturbations")
@@ -384,18 +391,40 @@ def load(path: Path = layout.PARAMS) -> Params:
     return validate(read(path), path)
 
 
+class _BoundedComposer(Composer):
+    """Refuses files that a few aliases (`*name`) make too large for memory, and values that are no params."""
+
+    def get_single_node(self) -> Any:
+        root = super().get_single_node()
+        waiting, n_values = [root], 0
+        while waiting:
+            content = getattr(waiting.pop(), "value", None)
+            n_values += 1
+            if n_values > _MAX_VALUES:
+                raise ValueError(f"more than {_MAX_VALUES:,} values, counting what aliases stand for")
+            if isinstance(content, str) and len(content) > _MAX_VALUE_LENGTH:
+                raise ValueError(f"a value of more than {_MAX_VALUE_LENGTH:,} characters")
+            if isinstance(content, list):
+                waiting += [node for item in content for node in (item if isinstance(item, tuple) else (item,))]
+        return root
+
+
 def read(path: Path) -> dict[str, Any]:
     """The content of a params file as plain values, not validated.
 
     Raises:
         PipelineError: The file is missing, unreadable, or no YAML mapping.
     """
+    # The parser that DVC uses (YAML 1.2): both must see the same values.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _BoundedComposer
     try:
-        # The parser that DVC uses (YAML 1.2): both must see the same values.
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; run in the repository root, or name one with --params") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # a date or number can be wrong without being wrong YAML
+    except OSError:
+        raise
+    except Exception as error:  # a date, number or bool can be wrong without being wrong YAML
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise PipelineError(f"{path}: expected keys and values, found {type(values).__name__}")

@@ -109,7 +109,7 @@ class Recipe(Block):
 
     network: Network | FastNetwork
     standardize: Literal["pixel", "channel", "none"]
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2)]
     shuffle: bool
     drop_last: bool

@@ -16,7 +16,15 @@ from pipeline import charts, layout, results
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_folder
-from pipeline.metrics import NATURAL, ModelName, aggregate_trials, recall_by_class
+from pipeline.metrics import (
+    NATURAL,
+    ModelName,
+    aggregate_trials,
+    recall_by_class,
+    summarize,
+    summarize_ablation,
+    summarize_strategy,
+)
 from pipeline.params import Params, changed_keys, read
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.recipes import Network
@@ -136,7 +144,7 @@ class _Study:
         self.params, self.dataset, self.album = params, dataset, album
         name, run = dataset.name, "python -m pipeline"
         self.cells, _ = results.read_impact(params, dataset)
-        self.impact = results.read_summary(layout.impact_metrics(name), f"{run} impact {name}")
+        self.impact = results.read_summary(layout.impact_metrics(name), summarize(self.cells), f"{run} impact {name}")
         families = [family for family in _FAMILIES if any(PERTURBATIONS[p].family == family for p in self._tested())]
         self.pictures = {
             kind: [self._figure(f"{kind}_{family}", f"{what}, {family}") for family in families]
@@ -148,19 +156,23 @@ class _Study:
         }
         self.models, self.numbers, self.authors = {}, {}, {}
         for strategy in params.strategies:
-            self.models[strategy] = charts.aggregate_models(results.read_evaluation(params, dataset, strategy))
+            cells = results.read_evaluation(params, dataset, strategy)
+            self.models[strategy] = charts.aggregate_models(cells)
             self.authors[strategy] = charts.authors_strategies(dataset, strategy)
             path = layout.evaluate_metrics(name, strategy)
-            self.numbers[strategy] = results.read_summary(path, f"{run} evaluate {name} {strategy}")
+            expected = summarize_strategy(cells)
+            self.numbers[strategy] = results.read_summary(path, expected, f"{run} evaluate {name} {strategy}")
         self.ablations = {ablation: results.read_ablation(params, dataset, ablation) for ablation in params.ablations}
         self.variants = {
             ablation: {
                 variant: results.read_summary(
-                    layout.ablation_metrics(name, ablation) / f"{variant}.json", f"{run} ablations {name} {ablation}"
+                    layout.ablation_metrics(name, ablation) / f"{variant}.json",
+                    expected,
+                    f"{run} ablations {name} {ablation}",
                 )
-                for variant in variants
+                for variant, expected in summarize_ablation(cells).items()
             }
-            for ablation, variants in params.ablations.items()
+            for ablation, cells in self.ablations.items()
         }
         self.confusions = results.read_confusions(params, dataset)
 

@@ -1,8 +1,10 @@
 """Metric files as tables, checked against what params ask for."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import astuple, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pandas as pd
 from pipeline import layout
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
-from pipeline.metrics import NATURAL, AblationCell, Cell, Example, ModelCell, ModelConfusion, ModelName
+from pipeline.metrics import NATURAL, AblationCell, Cell, Example, ModelCell, ModelConfusion, ModelName, find_best
 from pipeline.params import Params
 from pipeline.seeding import level_name
 from pipeline.variants import planned_variants
@@ -29,15 +31,17 @@ def read_impact(params: Params, dataset: Dataset) -> tuple[pd.DataFrame, pd.Data
     made_by = f"python -m pipeline impact {dataset.name}"
     keys = _tested(params, dataset, params.impact_levels)
     path = layout.impact_cells(dataset.name)
-    cells = _read(path, Cell, made_by)
+    cells = _read(path, Cell, dataset, made_by)
     _check_keys(path, cells, ["perturbation", "level", "trial"], keys, made_by)
     _check_counts(path, cells, params.datasets[dataset.name].n_test, made_by)
     path = layout.impact_examples(dataset.name)
-    examples = _read(path, Example, made_by)
+    examples = _read(path, Example, dataset, made_by)
     shown = range(min(params.impact.n_examples, params.datasets[dataset.name].n_test))
     expected = [(name, level, index) for name, level in dict.fromkeys(key[:2] for key in keys) for index in shown]
     _check_keys(path, examples, ["perturbation", "level", "index"], expected, made_by)
     _check_classes(path, examples[["label", "predicted"]], dataset, made_by)
+    if not examples["confidence"].between(0, 1).all():
+        raise PipelineError(f"{path}: a confidence that is not in [0, 1]; make it again with `{made_by}`")
     return cells, examples
 
 
@@ -49,7 +53,7 @@ def read_evaluation(params: Params, dataset: Dataset, strategy: str) -> pd.DataF
     """
     made_by = f"python -m pipeline evaluate {dataset.name} {strategy}"
     path = layout.evaluate_cells(dataset.name, strategy)
-    cells = _read(path, ModelCell, made_by)
+    cells = _read(path, ModelCell, dataset, made_by)
     models = [ModelName(NATURAL, NATURAL, 0), *trained_models(params, dataset, strategy)]
     expected = [
         (model.strategy, model.train_perturbation, model.train_level, *key)
@@ -71,7 +75,7 @@ def read_ablation(params: Params, dataset: Dataset, ablation: str) -> pd.DataFra
     """
     made_by = f"python -m pipeline ablations {dataset.name} {ablation}"
     path = layout.ablation_cells(dataset.name, ablation)
-    cells = _read(path, AblationCell, made_by)
+    cells = _read(path, AblationCell, dataset, made_by)
     variants = list(params.ablations[ablation])
     expected = [
         *((variant, "train", NATURAL, 0, 0) for variant in variants),
@@ -92,11 +96,22 @@ def read_confusions(params: Params, dataset: Dataset) -> pd.DataFrame:
     """
     made_by = f"python -m pipeline confusion {dataset.name}"
     path = layout.confusion(dataset.name)
-    confusions = _read(path, ModelConfusion, made_by)
-    found = confusions.loc[confusions["strategy"] == NATURAL, ["perturbation", "level"]].drop_duplicates()
-    expected = [(NATURAL, 0.0), *((name, levels[0]) for name, levels in hardest_levels(params).items())]
-    _check_keys(path, found, ["perturbation", "level"], expected, made_by)
-    _check_classes(path, confusions[["actual", "predicted"]], dataset, made_by)
+    confusions = _read(path, ModelConfusion, dataset, made_by)
+    tables = [read_evaluation(params, dataset, strategy) for strategy in params.strategies]
+    models = {(NATURAL, 0.0): [ModelName(NATURAL, NATURAL, 0)]}
+    for name, (level,) in hardest_levels(params).items():
+        best = find_best(pd.concat(tables), name, level) if tables else None
+        models[name, level] = [*models[NATURAL, 0.0], *([best] if best else [])]
+    classes = range(len(dataset.classes))
+    tested = [(astuple(model), *level) for level, of_level in models.items() for model in of_level]
+    expected = [(*model, *level, *pair) for model, *level in tested for pair in product(classes, repeat=2)]
+    columns = ["strategy", "train_perturbation", "train_level", "perturbation", "level", "actual", "predicted"]
+    _check_keys(path, confusions, columns, expected, made_by)
+    n_trials = Counter(key[:2] for key in _tested(params, dataset, params.evaluate.levels))
+    n_images = [n_trials[name, level] * params.datasets[dataset.name].n_test for _, name, level in tested]
+    counts = confusions["n_examples"].to_numpy().reshape(len(tested), -1)
+    if counts.min() < 0 or counts.sum(axis=1).tolist() != n_images:
+        raise PipelineError(f"{path}: counts that do not add up; make it again with `{made_by}`")
     return confusions
 
 
@@ -126,20 +141,31 @@ def read_curves(params: Params, dataset: Dataset, strategy: str) -> pd.DataFrame
     return curves
 
 
-def read_summary(path: Path, made_by: str) -> dict[str, Any]:
+def read_summary(path: Path, expected: Mapping[str, Any], made_by: str) -> dict[str, Any]:
     """The few numbers of a metrics file.
 
+    Args:
+        path: The file.
+        expected: The same numbers from the cells.
+        made_by: Command that makes it, for the error message.
+
     Raises:
-        PipelineError: It is missing or no JSON.
+        PipelineError: It is missing, no JSON, or holds other numbers.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
-    if not isinstance(values, dict):
-        raise PipelineError(f"{path}: damaged (no JSON object); make it again with `{made_by}`")
+    if not isinstance(values, dict) or values.keys() != expected.keys():
+        raise PipelineError(f"{path}: damaged (other entries than expected); make it again with `{made_by}`")
+    for name, number in expected.items():
+        value = values[name]
+        # To the rounding of sums in another order.
+        is_close = type(value) in (int, float) and number - 1e-5 <= value <= number + 1e-5
+        if not (value == number if isinstance(number, str) else is_close):
+            raise PipelineError(f"{path}: {name} is not what the cells give; make it again with `{made_by}`")
     return values
 
 
@@ -172,21 +198,26 @@ def _tested(params: Params, dataset: Dataset, levels: Any) -> list[Key]:
     ]
 
 
-def _read(path: Path, row: type, made_by: str) -> pd.DataFrame:
-    """A table of rows that were written as `row`."""
-    return _read_columns(path, {field.name: field.type for field in fields(row)}, made_by)
+def _read(path: Path, row: type, dataset: Dataset, made_by: str) -> pd.DataFrame:
+    """A table of rows that were written as `row`, all of this data set."""
+    table = _read_columns(path, {field.name: field.type for field in fields(row)}, made_by)
+    if "dataset" in table and not table["dataset"].eq(dataset.name).all():
+        raise PipelineError(f"{path}: of another data set; make it again with `{made_by}`")
+    return table
 
 
 def _read_columns(path: Path, types: Mapping[str, Any], made_by: str) -> pd.DataFrame:
+    """A table of these columns, without gaps."""
     try:
         table = pd.read_csv(path, dtype=types)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
-    except ValueError as error:  # pandas' parser errors are ValueErrors
+    except (ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
         raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
-    missing = [name for name in types if name not in table]
-    if missing:
-        raise PipelineError(f"{path}: damaged (no column {', '.join(missing)}); make it again with `{made_by}`")
+    if list(table) != list(types):
+        raise PipelineError(f"{path}: damaged (columns are not {', '.join(types)}); make it again with `{made_by}`")
+    if table.isna().any(axis=None):
+        raise PipelineError(f"{path}: damaged (a value is missing); make it again with `{made_by}`")
     return table
 
 

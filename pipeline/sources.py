@@ -361,7 +361,7 @@ def _check_pickle(content: bytes) -> None:
         n_items += opcode.name in _PICKLED_ITEMS
         n_rest += opcode.name not in _PICKLED_ITEMS
         # The unpickler makes room for all numbers below the largest.
-        is_far = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > n_items
+        is_far = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= (argument or 0) <= n_items
         if n_items > _MAX_PICKLED_ITEMS or n_rest > _MAX_PICKLED_REST or is_far:
             raise ValueError("asks for more than a batch holds")
 

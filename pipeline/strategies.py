@@ -32,7 +32,7 @@ class FineTuning(Block):
     fully_connected: Widths
     learning_rate: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(ge=2)]
-    epochs: Annotated[int, Field(ge=1)]
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Transfer(Block):

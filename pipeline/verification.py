@@ -172,11 +172,8 @@ def verify_metrics(params: Params, dataset: Dataset) -> list[Finding]:
     for stage, check in checks:
         made_by = f"python -m pipeline {stage}"
         try:
-            problems += [
-                f"{path}: not what the cells add up to; make it again with `{made_by}`"
-                for path, summary in check().items()
-                if results.read_summary(path, made_by) != summary
-            ]
+            for path, summary in check().items():
+                results.read_summary(path, summary, made_by)
         except PipelineError as error:
             problems.append(str(error))
     well = f"metrics of {dataset.name}: {len(checks)} stages, rows as params.yaml asks, summaries as the rows add up"
