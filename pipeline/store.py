@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.registry import register_codec
 
 from pipeline import layout
 from pipeline.datasets import Dataset
@@ -34,6 +37,19 @@ Group = zarr.Group
 
 # Two cores' worth: zarr's defaults are made for object stores, and workers here bring threads of their own.
 zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
+
+
+class BoundedZstd(ZstdCodec):
+    """zstd that decodes no more than a chunk has room for; a few bytes of it can stand for gigabytes."""
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        room = np.zeros(math.prod(chunk_spec.shape), np.uint8)
+        self._zstd_codec.decode(chunk_bytes.as_numpy_array(), room)
+        return chunk_spec.prototype.buffer.from_array_like(room)
+
+
+register_codec("zstd", BoundedZstd, qualname="pipeline.store.BoundedZstd")
+zarr.config.set({"codecs.zstd": "pipeline.store.BoundedZstd"})
 
 
 @contextmanager
@@ -102,7 +118,7 @@ def _create(
         shards=shards,
         serializer=BytesCodec(),
         # Level 1: noise does not compress at any level, and digits do almost as well as at the default.
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        compressors=[BoundedZstd(level=1), Crc32cCodec()],
         fill_value=0,
         attributes=dict(attributes),
         # A black image must be told from a lost one.
