@@ -282,9 +282,14 @@ def _decode_cifar10_png(dataset: Dataset, read: ReadFile) -> Arrays:
 
 
 def _decode_png(content: bytes, name: str, n_images: int) -> NDArray[np.uint8]:
-    # The header is looked at first: a decoder would allocate whatever size a small file claims.
+    # Sizes are looked at first, the picture's and the chunks': a decoder would allocate whatever a small file claims.
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:24] != b"IHDR" + struct.pack(">II", 1024, n_images):
         raise PipelineError(f"{name}: not a PNG of 1,024 x {n_images:,} pixels")
+    end = 8
+    while end + 12 <= len(content):
+        end += 12 + int.from_bytes(content[end : end + 4], "big")
+    if end > len(content):
+        raise PipelineError(f"{name}: damaged PNG: a chunk is longer than the file")
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:

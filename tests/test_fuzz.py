@@ -4,14 +4,16 @@ Inputs are drawn from valid files by FUZZ_SEED (environment, 1 by default), a fe
 with `-m slow`. An input that fails is kept, and the message says where and how to get it again.
 """
 
+import gzip
 import hashlib
 import json
 import os
 import resource
 import shutil
 import signal
+import struct
 import sys
-import time
+import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,10 +23,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import google_crc32c
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from pipeline import datasets, generation, kept, layout, metrics, networks, params, report, results, sources, store
 from pipeline.datasets import DATASETS, Dataset
@@ -43,7 +46,7 @@ from tests.test_sources import batch_bytes, idx_files, mnist_package, png_bytes,
 SEED = os.environ.get("FUZZ_SEED", "1")
 N_QUICK, N_SLOW = 150, 5000
 # For one input, and beyond what the process has at the start; the largest valid file has some kilobytes.
-MAX_SECONDS, MAX_BYTES = 10, 400 * 2**20
+MAX_SECONDS, MAX_BYTES = 20, 400 * 2**20
 MAX_MESSAGE = 3000
 N_EXAMPLES = {"train": 10, "test": 4}
 
@@ -232,8 +235,6 @@ def idx(mini: dict[str, Arrays]) -> Reader:
 
 
 def idx_gz(mini: dict[str, Arrays]) -> Reader:
-    import gzip
-
     files = {f"{name}.gz": gzip.compress(content, 1) for name, content in idx_files(mini["mnist"]).items()}
     return from_folder("mnist", mini["mnist"], files, fuzzing.spoil_gzip)
 
@@ -437,8 +438,6 @@ class Measured:
             (NATURAL, 0.0),
             *((name, level) for name, (level,) in results.hardest_levels(study).items()),
         ]:
-            import pandas as pd
-
             best = None if name == NATURAL else metrics.find_best(pd.concat(evaluated), name, level)
             for model in (metrics.ModelName(NATURAL, NATURAL, 0), best):
                 n_images = N_EXAMPLES["test"] * (1 if name in (NATURAL, "blur") else n_trials)
@@ -577,3 +576,166 @@ def test_a_spoiled_file_is_read_right_or_refused_in_words(
     name: str, n_inputs: int, mini: dict[str, Arrays], mini_params: Params, guarded: None, tmp_path: Path
 ) -> None:
     fuzz(name, READERS[name](mini, mini_params), n_inputs, tmp_path)
+
+
+# Files that were made to do harm: each small, each asking for what no machine has, or to be run.
+
+GIGABYTE = gzip.compress(bytes(2**24), 1) * 64
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def bomb_in_json(key: str, value: Any) -> Callable[[bytes], bytes]:
+    """JSON with another value at a dotted key."""
+
+    def edit(content: bytes) -> bytes:
+        values = json.loads(content)
+        *parents, last = key.split(".")
+        block = values
+        for part in parents:
+            block = block[int(part) if part.isdigit() else part]
+        block[last] = value
+        return json.dumps(values).encode()
+
+    return edit
+
+
+def array_of(*shape: int, chunks: tuple[int, ...]) -> Callable[[bytes], bytes]:
+    """Metadata of an array that claims a shape, in shards of one chunk each."""
+
+    def edit(content: bytes) -> bytes:
+        values = json.loads(content)
+        values["shape"], values["chunk_grid"]["configuration"]["chunk_shape"] = shape, chunks
+        values["codecs"][0]["configuration"]["chunk_shape"] = chunks
+        return json.dumps(values).encode()
+
+    return edit
+
+
+def shard_of_a_gigabyte(content: bytes) -> bytes:
+    """One chunk, its checksums right, of a byte that zstd is to repeat."""
+    blocks = [struct.pack("<I", 131_072 << 3 | 1 << 1)] * 8191 + [struct.pack("<I", 131_072 << 3 | 1 << 1 | 1)]
+    chunk = b"\x28\xb5\x2f\xfd\xc0\x38" + struct.pack("<Q", 2**30) + b"".join(blocks)
+    chunk += struct.pack("<I", google_crc32c.value(chunk))
+    index = struct.pack("<QQ", 0, len(chunk))
+    return chunk + index + struct.pack("<I", google_crc32c.value(index))
+
+
+def params_with(line: str) -> Callable[[bytes], bytes]:
+    return lambda content: content + line.encode()
+
+
+def nested(levels: int, of: str) -> str:
+    """Lines of which each names the one before nine times."""
+    return "\n" + "".join(f"x{i}: &x{i} {of.format(', '.join([f'*x{i - 1}'] * 9))}\n" for i in range(1, levels))
+
+
+HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
+    # id: reader, file, its content out of the valid one, what is said of it
+    "idx-that-claims-terabytes": ("idx", "train-images", lambda c: c[:4] + b"\xff" * 12 + c[16:], "truncated"),
+    "idx-of-nothing": ("idx", "train-images", lambda c: c[:4] + bytes(4) + b"\xff" * 8, "empty"),
+    "gz-of-a-gigabyte": ("idx-gz", "train-images", lambda _: GIGABYTE, "larger than any file"),
+    "gz-in-gz": ("idx-gz", "train-images", gzip.compress, "not an IDX file"),
+    "tar-of-a-gigabyte": (
+        "tar-of-pickles",
+        "cifar-10",
+        lambda _: gzip.compress(tar_header("data_batch_1", 2**30)) + GIGABYTE,
+        "holds more than the data set",
+    ),
+    "tar-with-a-name-of-a-gigabyte": (
+        "tar-of-pickles",
+        "cifar-10",
+        lambda _: gzip.compress(tar_header("x", 2**30, tarfile.GNUTYPE_LONGNAME)) + GIGABYTE,
+        "holds more than the data set",
+    ),
+    "tar-with-a-header-of-a-gigabyte-that-is-not-there": (
+        "tar-of-pickles",
+        "cifar-10",
+        lambda _: gzip.compress(tar_header("x", 2**33, tarfile.XHDTYPE)),
+        "truncated or damaged archive",
+    ),
+    "tar-of-100000-files": (
+        "tar-of-pickles",
+        "cifar-10",
+        lambda _: gzip.compress(tar_header("x", 0) * 1000) * 100,
+        "more files than the data set",
+    ),
+    "tar-of-devices": (
+        "tar-of-pickles",
+        "cifar-10",
+        lambda _: gzip.compress(
+            tar_header("cifar-10-batches-py/data_batch_1", 0, tarfile.CHRTYPE)
+            + tar_header("cifar-10-batches-py/data_batch_2", 0, tarfile.FIFOTYPE)
+            + bytes(1024)
+        ),
+        "has no file cifar-10-batches-py/data_batch_1",
+    ),
+    "png-of-a-chunk-of-gigabytes": ("png", "test_batch", lambda c: c[:33] + b"\x7f" + c[34:], "longer than the file"),
+    "pickle-with-room-for-billions": ("pickle", "data_batch_1", lambda c: b"\x80\x02}r\xff\xff\xff\x7f" + c[3:], "more than"),
+    "pickle-of-a-million-lists": ("pickle", "data_batch_1", lambda _: b"\x80\x02" + b"]" * 10**6 + b".", "more than"),
+    # Python's hash of a tuple is that of what it holds, and so on: enough of them end the process.
+    "pickle-of-tuples-in-tuples": (
+        "pickle", "data_batch_1", lambda _: b"\x80\x02})" + b"\x85" * 90_000 + b"Ns.", "more than",
+    ),
+    "pickle-of-a-terabyte": (
+        "pickle",
+        "data_batch_1",
+        lambda _: b"\x80\x02}U\x04datacnumpy\nndarray\n\x8a\x06\0\0\0\0\0\x01\x85\x85RsU\x06labels]s.",
+        "no uint8 array",
+    ),
+    "pickle-of-bytes-that-are-not-there": ("pickle", "test_batch", lambda _: b"\x80\x05\x96" + b"\xff" * 7 + b"\0", "truncated"),
+    "pickle-with-a-name-of-a-megabyte": ("pickle", "test_batch", lambda _: b"cos\n" + b"x" * 10**6 + b"\n.", "refused to load os"),
+    "labels-in-a-hundred-thousand-lists": ("labels", "train", lambda _: b"[" * 100_000, "not JSON"),
+    "labels-of-megabytes": ("labels", "train", lambda _: b"[" + b"[]," * 10**6 + b"[]]", "larger than any list"),
+    "clean-images-by-the-trillion": (
+        "clean-metadata", "train/images/zarr.json", array_of(2**40, 28, 28, 1, chunks=(500, 28, 28, 1)), "damaged metadata",
+    ),
+    "clean-images-of-a-terabyte-each": (
+        "clean-metadata", "train/images/zarr.json", array_of(10, 2**20, 2**20, 1, chunks=(500, 2**20, 2**20, 1)), "damaged metadata",
+    ),
+    "clean-labels-by-the-trillion": (
+        "clean-metadata", "train/labels/zarr.json", array_of(2**40, chunks=(2**40,)), "damaged metadata",
+    ),
+    "a-chunk-for-every-value": (
+        "clean-metadata", "train/images/zarr.json", array_of(10, 28, 28, 1, chunks=(1, 1, 1, 1)), "damaged metadata",
+    ),
+    "perturbed-trials-by-the-trillion": (
+        "perturbed-metadata", "test/zarr.json", bomb_in_json("shape", [2**40, 4, 28, 28, 1]), "noise.zarr",
+    ),
+    "root-of-attributes-that-are-none": ("clean-metadata", "mnist.zarr/zarr.json", bomb_in_json("attributes", [1]), "mnist.zarr"),
+    "chunk-of-a-gigabyte": ("clean-shards", "train/labels/c/0", shard_of_a_gigabyte, "damaged data"),
+    "model-of-terabytes": ("model-description", "json", bomb_in_json("network.fully_connected", [65_536] * 20), "damaged model"),
+    "model-for-pictures-of-a-terabyte": ("model-description", "json", bomb_in_json("shape", [2**20, 2**20, 3]), "damaged model"),
+    "description-nested": ("model-description", "json", lambda _: b'{"a":' * 100_000, "damaged model"),
+    "weights-with-a-header-of-exabytes": ("model-weights", "", lambda c: b"\xff" * 7 + b"\0" + c[8:], "damaged model"),
+    "params-that-name-themselves": ("params-file", "", params_with("\nx: &x {x: *x}\n"), "more than 100,000 values"),
+    "params-of-lists-of-lists": ("params-file", "", params_with("\nx0: &x0 [x]" + nested(12, "[{}]")), "more than 100,000 values"),
+    "params-merged-with-merged": (
+        "params-file", "", params_with("\nx0: &x0 {y: 1}" + nested(12, "{{<<: [{}]}}")), "more than 100,000 values",
+    ),
+    "params-nested": ("params-file", "", params_with("\nx: " + "[" * 100_000), "recursion"),
+    "params-with-a-number-of-thousands-of-digits": ("params-file", "", params_with("\nx: 0x" + "F" * 10_000), "characters"),
+    "params-that-run-a-program": (
+        "params-file", "", params_with("\nx: !!python/object/apply:os.system [touch marker]\n"), "could not determine",
+    ),
+    "cells-with-a-count-beyond-64-bits": ("cells", "impact/cells", lambda c: c + f"mnist,noise,1,0,{10**30},4\n".encode(), "damaged"),
+    "summary-nested": ("summaries", "impact", lambda _: b"[" * 100_000, "damaged"),
+    "curve-nested": ("curve", "curve", lambda _: b"[" * 100_000, "trained again"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_file_made_to_do_harm_is_refused_in_words(
+    case: str, mini: dict[str, Arrays], mini_params: Params, guarded: None
+) -> None:
+    name, file, make, expected = HOSTILE[case]
+    reader = READERS[name](mini, mini_params)
+    path = next(path for path in reader.files if file in str(path))
+    path.write_bytes(make(path.read_bytes()))
+    assert problem_of(reader, path) is None
+    with pytest.raises(PipelineError, match=expected):
+        reader.read()
