@@ -119,7 +119,7 @@ class Params(Block):
     def _check_prepare(cls, prepare: Prepare) -> Prepare:
         problems = [] if prepare.sources else ["prepare.sources: empty; name at least one of local, torchvision, npm"]
         for key, folder in (("local_folder", prepare.local_folder), ("download_folder", prepare.download_folder)):
-            if folder is not None and not folder.isprintable() or folder == "":
+            if folder == "" or (folder is not None and not folder.isprintable()):
                 problems.append(f"prepare.{key}: {folder!r} is no path")
         _raise(problems)
         return prepare

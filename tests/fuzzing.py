@@ -6,6 +6,7 @@ import pickletools
 import struct
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -231,11 +232,16 @@ def spoil_png(rng: Random, content: bytes) -> bytes:
 
 
 _OPCODES = (
-    *(b"\x94", b"q\xff", b"r\xff\xff\xff\xff", b"h\x00", b"j\xff\xff\xff\xff", b"0", b"1", b"2", b"(", b")", b"]", b"}", b"N"),
-    *(b"\x85", b"\x86", b"\x87", b"t", b"R", b"b", b"s", b"u", b"e", b"a", b"\x81", b"\x90", b"\x91", b"K\x05", b"\x88", b"."),
-    *(b"cos\nsystem\n", b"cbuiltins\neval\n", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"c\n\n", b"\x82\x01", b"Pid\n", b"Q"),
-    *(b"cnumpy.core.multiarray\n_reconstruct\n", b"\x8b\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8, b"\x96" + b"\xff" * 7 + b"\0"),
-    *(b"T\xff\xff\xff\x7f", b"L" + b"9" * 5000 + b"L\n", b"I" + b"9" * 20 + b"\n", b"Fnan\n", b"X\x02\0\0\0\xff\xff", b"p99999999\n"),
+    *(b"\x94", b"q\xff", b"r\xff\xff\xff\xff", b"h\x00"),
+    *(b"j\xff\xff\xff\xff", b"0", b"1", b"2", b"(", b")", b"]", b"}", b"N"),
+    *(b"\x85", b"\x86", b"\x87", b"t", b"R", b"b", b"s", b"u", b"e"),
+    *(b"a", b"\x81", b"\x90", b"\x91", b"K\x05", b"\x88", b"."),
+    *(b"cos\nsystem\n", b"cbuiltins\neval\n", b"cnumpy\nndarray\n"),
+    *(b"cnumpy\ndtype\n", b"c\n\n", b"\x82\x01", b"Pid\n", b"Q"),
+    *(b"cnumpy.core.multiarray\n_reconstruct\n", b"\x8b\xff\xff\xff\x7f"),
+    *(b"\x8e" + b"\xff" * 8, b"\x96" + b"\xff" * 7 + b"\0"),
+    *(b"T\xff\xff\xff\x7f", b"L" + b"9" * 5000 + b"L\n", b"I" + b"9" * 20 + b"\n"),
+    *(b"Fnan\n", b"X\x02\0\0\0\xff\xff", b"p99999999\n"),
 )  # fmt: skip
 
 
@@ -244,7 +250,7 @@ def spoil_pickle(rng: Random, content: bytes) -> bytes:
     if rng.random() < 0.3:
         return spoil_bytes(rng, content)
     places = [at or 0 for _, _, at in pickletools.genops(content)] + [len(content)]
-    steps = [content[start:end] for start, end in zip(places, places[1:], strict=False)]
+    steps = [content[start:end] for start, end in pairwise(places)]
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(steps))
         match rng.randrange(4):
@@ -293,9 +299,12 @@ def _n_chunks(content: bytes) -> int:
 
 
 _YAML = (
-    *("&a [*a]", "*a", "<<: *a", "!!python/object/apply:os.getpid []", "!!bool x", "!!int ''", "!!timestamp 1-1-1", "!!binary '@'"),
-    *("2004-13-01", "0x" + "F" * 900, "1e400", ".nan", "-.inf", "0o9", "1_000", "~", "? [a]", "- ", "| \n", "> 9\n", "%YAML 1.1\n---\n"),
-    *("---\n", "...\n", "\t", "{", "[", "}", '"\\ud800"', '"\\0"', "'", "\x85", "\u2028", "!!set {a}", "!!omap [a: 1]", "!!float x", "="),
+    *("&a [*a]", "*a", "<<: *a", "!!python/object/apply:os.getpid []"),
+    *("!!bool x", "!!int ''", "!!timestamp 1-1-1", "!!binary '@'"),
+    *("2004-13-01", "0x" + "F" * 900, "1e400", ".nan", "-.inf", "0o9"),
+    *("1_000", "~", "? [a]", "- ", "| \n", "> 9\n", "%YAML 1.1\n---\n"),
+    *("---\n", "...\n", "\t", "{", "[", "}", '"\\ud800"', '"\\0"', "'"),
+    *("\x85", "\u2028", "!!set {a}", "!!omap [a: 1]", "!!float x", "="),
 )  # fmt: skip
 
 

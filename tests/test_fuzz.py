@@ -81,11 +81,10 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event in _PROGRAMS:
         _seen.append(f"{event} {arguments}")
-    elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        if isinstance(arguments[0], str | bytes) and not os.path.abspath(os.fsdecode(arguments[0])).startswith(
-            str(_folder)
-        ):
-            _seen.append(f"writes {arguments[0]!r}")
+    elif event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        path = arguments[0]
+        if isinstance(path, str | bytes) and not Path(os.fsdecode(path)).absolute().is_relative_to(_folder):
+            _seen.append(f"writes {path!r}")
 
 
 sys.addaudithook(_audit)
@@ -179,8 +178,10 @@ def fuzz(name: str, reader: Reader, n_inputs: int, folder: Path) -> None:
 
 
 @pytest.fixture
-def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Arrays]:
-    """Both data sets with a dozen images, as `DATASETS` describes them, in a folder of their own."""
+def mini(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_values: dict[str, Any], write_params: WriteParams
+) -> "Mini":
+    """Both data sets with a dozen images, as `DATASETS` describes them, and params, in a folder of their own."""
     arrays: dict[str, Arrays] = {}
     for name, real in list(DATASETS.items()):
         rng = np.random.default_rng(len(name))
@@ -194,12 +195,6 @@ def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Arrays]:
     (tmp_path / "study").mkdir()
     monkeypatch.chdir(tmp_path / "study")
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    return arrays
-
-
-@pytest.fixture
-def mini_params(mini: dict[str, Arrays], tiny_values: dict[str, Any], write_params: WriteParams) -> Params:
-    """params.yaml for them."""
     values = tiny_values
     for subset in values["datasets"].values():
         subset.update(n_train=N_EXAMPLES["train"], n_test=N_EXAMPLES["test"])
@@ -211,7 +206,7 @@ def mini_params(mini: dict[str, Arrays], tiny_values: dict[str, Any], write_para
     values["evaluate"]["levels"] = {name: one["test_levels"] for name, one in values["perturbations"].items()}
     values["ablations"] = {"components": {"full": {}, "tanh": {"network": {"activation": "tanh"}}}}
     write_params(values)
-    return params.load()
+    return Mini(arrays, params.load(), values, write_params)
 
 
 def load_from(dataset: Dataset, source: str) -> Callable[[], Arrays]:
@@ -309,35 +304,28 @@ def labels(mini: dict[str, Arrays]) -> Reader:
     return packed(mini["cifar10"], files, [name for name in files if name.endswith("json")], fuzzing.spoil_json)
 
 
-def clean_files(arrays: Arrays) -> list[Path]:
-    path = layout.clean_store("mnist")
-    sources.write_clean(path, DATASETS["mnist"], arrays)
-    return sorted(file for file in path.rglob("*") if file.is_file())
+def files_of(path: Path, *, is_metadata: bool) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file() and (file.suffix == ".json") == is_metadata)
 
 
 def clean_store(mini: dict[str, Arrays], is_metadata: bool) -> Reader:
-    dataset = DATASETS["mnist"]
-    files = [path for path in clean_files(mini["mnist"]) if (path.suffix == ".json") == is_metadata]
+    dataset, path = DATASETS["mnist"], layout.clean_store("mnist")
+    sources.write_clean(path, dataset, mini["mnist"])
+    keys = [("train", "images"), ("test", "labels")]
+    files = [file for split, kind in keys for file in files_of(path / split / kind, is_metadata=is_metadata)]
+    files += [path / "zarr.json", path / "train/zarr.json"] * is_metadata
 
     def read() -> Arrays:
-        return {key: store.read_clean(dataset, *key) for key in dataset.digests}
+        return {key: store.read_clean(dataset, *key) for key in keys}
 
-    return Reader(
-        files,
-        fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard,
-        read,
-        is_like(mini["mnist"]),
-        "mnist.zarr",
-    )
+    is_right = is_like({key: mini["mnist"][key] for key in keys})
+    return Reader(files, fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard, read, is_right, path.name)
 
 
 def perturbed_store(mini: dict[str, Arrays], study: Params, is_metadata: bool) -> Reader:
-    dataset, arrays = DATASETS["mnist"], mini["mnist"]
-    path = layout.perturbed_store("mnist", "noise")
+    dataset, arrays, path = DATASETS["mnist"], mini["mnist"], layout.perturbed_store("mnist", "noise")
     clean = {split: arrays[split, "images"] for split in N_EXAMPLES}
-    clean_files(arrays)
     generation.write_perturbed(path, dataset, "noise", planned_variants(study, "mnist", "noise"), clean, 1)
-    files = sorted(file for file in path.rglob("*") if file.is_file() and (file.suffix == ".json") == is_metadata)
 
     def read() -> list[Any]:
         return [
@@ -346,9 +334,8 @@ def perturbed_store(mini: dict[str, Arrays], study: Params, is_metadata: bool) -
         ]
 
     expected = read()
-    return Reader(
-        files, fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard, read, expected.__eq__, "noise.zarr"
-    )
+    spoil = fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard
+    return Reader(files_of(path, is_metadata=is_metadata), spoil, read, expected.__eq__, path.name)
 
 
 def saved_model(describes: bool) -> Reader:
@@ -391,13 +378,19 @@ def curve() -> Reader:
     return Reader([finished.curve], fuzzing.spoil_json, read, is_right)
 
 
-def params_file(study: Params) -> Reader:
+def params_file(values: dict[str, Any], write_params: WriteParams) -> Reader:
+    for block in (values["datasets"], values["train"]["recipes"]):
+        del block["cifar10"]
+    values.update(strategies={"constant": {}}, ablations={})
+    for name in ("stuck", "hot", "dead"):
+        del values["perturbations"][name], values["evaluate"]["levels"][name]
+    write_params(values)
     return Reader([layout.PARAMS], fuzzing.spoil_yaml, params.load, lambda found: isinstance(found, Params))
 
 
-def params_values(study: Params) -> Reader:
+def params_values(values: dict[str, Any]) -> Reader:
     path = Path("params.json")
-    path.write_text(json.dumps(params.read(layout.PARAMS)))
+    path.write_text(json.dumps(values))
 
     def read() -> Params:
         return params.validate(json.loads(path.read_bytes()), path)
@@ -545,37 +538,47 @@ def picture(mini: dict[str, Arrays]) -> Reader:
     return Reader([path], fuzzing.spoil_png, lambda: report.read_picture(path, "", "make it"))
 
 
-READERS: dict[str, Callable[[dict[str, Arrays], Params], Reader]] = {
-    "idx": lambda mini, _: idx(mini),
-    "idx-gz": lambda mini, _: idx_gz(mini),
-    "pickle": lambda mini, _: pickle(mini),
-    "tar-of-pickles": lambda mini, _: tar_of_pickles(mini),
-    "tar-of-npm": lambda mini, _: tar_of_npm(mini),
-    "png": lambda mini, _: png(mini),
-    "labels": lambda mini, _: labels(mini),
-    "clean-metadata": lambda mini, _: clean_store(mini, is_metadata=True),
-    "clean-shards": lambda mini, _: clean_store(mini, is_metadata=False),
-    "perturbed-metadata": lambda mini, study: perturbed_store(mini, study, is_metadata=True),
-    "perturbed-shards": lambda mini, study: perturbed_store(mini, study, is_metadata=False),
-    "model-description": lambda mini, _: saved_model(describes=True),
-    "model-weights": lambda mini, _: saved_model(describes=False),
-    "curve": lambda mini, _: curve(),
-    "params-file": lambda _, study: params_file(study),
-    "params-values": lambda _, study: params_values(study),
-    "cells": lambda _, study: cells(study),
-    "model-cells": lambda _, study: model_cells(study),
-    "confusions": lambda _, study: confusions(study),
-    "summaries": lambda _, study: summaries(study),
-    "picture": lambda mini, _: picture(mini),
+@dataclass(frozen=True)
+class Mini:
+    """A study of a dozen images."""
+
+    arrays: dict[str, Arrays]
+    params: Params
+    values: dict[str, Any]
+    write_params: WriteParams
+
+
+READERS: dict[str, Callable[[Mini], Reader]] = {
+    "idx": lambda mini: idx(mini.arrays),
+    "idx-gz": lambda mini: idx_gz(mini.arrays),
+    "pickle": lambda mini: pickle(mini.arrays),
+    "tar-of-pickles": lambda mini: tar_of_pickles(mini.arrays),
+    "tar-of-npm": lambda mini: tar_of_npm(mini.arrays),
+    "png": lambda mini: png(mini.arrays),
+    "labels": lambda mini: labels(mini.arrays),
+    "clean-metadata": lambda mini: clean_store(mini.arrays, is_metadata=True),
+    "clean-shards": lambda mini: clean_store(mini.arrays, is_metadata=False),
+    "perturbed-metadata": lambda mini: perturbed_store(mini.arrays, mini.params, is_metadata=True),
+    "perturbed-shards": lambda mini: perturbed_store(mini.arrays, mini.params, is_metadata=False),
+    "model-description": lambda _: saved_model(describes=True),
+    "model-weights": lambda _: saved_model(describes=False),
+    "curve": lambda _: curve(),
+    "params-file": lambda mini: params_file(mini.values, mini.write_params),
+    "params-values": lambda mini: params_values(mini.values),
+    "cells": lambda mini: cells(mini.params),
+    "model-cells": lambda mini: model_cells(mini.params),
+    "confusions": lambda mini: confusions(mini.params),
+    "summaries": lambda mini: summaries(mini.params),
+    "picture": lambda mini: picture(mini.arrays),
 }
 
 
 @pytest.mark.parametrize("n_inputs", [N_QUICK, pytest.param(N_SLOW, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", READERS)
 def test_a_spoiled_file_is_read_right_or_refused_in_words(
-    name: str, n_inputs: int, mini: dict[str, Arrays], mini_params: Params, guarded: None, tmp_path: Path
+    name: str, n_inputs: int, mini: Mini, guarded: None, tmp_path: Path
 ) -> None:
-    fuzz(name, READERS[name](mini, mini_params), n_inputs, tmp_path)
+    fuzz(name, READERS[name](mini), n_inputs, tmp_path)
 
 
 # Files that were made to do harm: each small, each asking for what no machine has, or to be run.
@@ -675,11 +678,19 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         "has no file cifar-10-batches-py/data_batch_1",
     ),
     "png-of-a-chunk-of-gigabytes": ("png", "test_batch", lambda c: c[:33] + b"\x7f" + c[34:], "longer than the file"),
-    "pickle-with-room-for-billions": ("pickle", "data_batch_1", lambda c: b"\x80\x02}r\xff\xff\xff\x7f" + c[3:], "more than"),
+    "pickle-with-room-for-billions": (
+        "pickle",
+        "data_batch_1",
+        lambda c: b"\x80\x02}r\xff\xff\xff\x7f" + c[3:],
+        "more than",
+    ),
     "pickle-of-a-million-lists": ("pickle", "data_batch_1", lambda _: b"\x80\x02" + b"]" * 10**6 + b".", "more than"),
     # Python's hash of a tuple is that of what it holds, and so on: enough of them end the process.
     "pickle-of-tuples-in-tuples": (
-        "pickle", "data_batch_1", lambda _: b"\x80\x02})" + b"\x85" * 90_000 + b"Ns.", "more than",
+        "pickle",
+        "data_batch_1",
+        lambda _: b"\x80\x02})" + b"\x85" * 90_000 + b"Ns.",
+        "more than",
     ),
     "pickle-of-a-terabyte": (
         "pickle",
@@ -687,53 +698,112 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         lambda _: b"\x80\x02}U\x04datacnumpy\nndarray\n\x8a\x06\0\0\0\0\0\x01\x85\x85RsU\x06labels]s.",
         "no uint8 array",
     ),
-    "pickle-of-bytes-that-are-not-there": ("pickle", "test_batch", lambda _: b"\x80\x05\x96" + b"\xff" * 7 + b"\0", "truncated"),
-    "pickle-with-a-name-of-a-megabyte": ("pickle", "test_batch", lambda _: b"cos\n" + b"x" * 10**6 + b"\n.", "refused to load os"),
+    "pickle-of-bytes-that-are-not-there": (
+        "pickle",
+        "test_batch",
+        lambda _: b"\x80\x05\x96" + b"\xff" * 7 + b"\0",
+        "truncated",
+    ),
+    "pickle-with-a-name-of-a-megabyte": (
+        "pickle",
+        "test_batch",
+        lambda _: b"cos\n" + b"x" * 10**6 + b"\n.",
+        "refused to load os",
+    ),
     "labels-in-a-hundred-thousand-lists": ("labels", "train", lambda _: b"[" * 100_000, "not JSON"),
     "labels-of-megabytes": ("labels", "train", lambda _: b"[" + b"[]," * 10**6 + b"[]]", "larger than any list"),
     "clean-images-by-the-trillion": (
-        "clean-metadata", "train/images/zarr.json", array_of(2**40, 28, 28, 1, chunks=(500, 28, 28, 1)), "damaged metadata",
+        "clean-metadata",
+        "train/images/zarr.json",
+        array_of(2**40, 28, 28, 1, chunks=(500, 28, 28, 1)),
+        "damaged metadata",
     ),
     "clean-images-of-a-terabyte-each": (
-        "clean-metadata", "train/images/zarr.json", array_of(10, 2**20, 2**20, 1, chunks=(500, 2**20, 2**20, 1)), "damaged metadata",
+        "clean-metadata",
+        "train/images/zarr.json",
+        array_of(10, 2**20, 2**20, 1, chunks=(500, 2**20, 2**20, 1)),
+        "damaged metadata",
     ),
     "clean-labels-by-the-trillion": (
-        "clean-metadata", "train/labels/zarr.json", array_of(2**40, chunks=(2**40,)), "damaged metadata",
+        "clean-metadata",
+        "train/labels/zarr.json",
+        array_of(2**40, chunks=(2**40,)),
+        "damaged metadata",
     ),
     "a-chunk-for-every-value": (
-        "clean-metadata", "train/images/zarr.json", array_of(10, 28, 28, 1, chunks=(1, 1, 1, 1)), "damaged metadata",
+        "clean-metadata",
+        "train/images/zarr.json",
+        array_of(10, 28, 28, 1, chunks=(1, 1, 1, 1)),
+        "damaged metadata",
     ),
     "perturbed-trials-by-the-trillion": (
-        "perturbed-metadata", "test/zarr.json", bomb_in_json("shape", [2**40, 4, 28, 28, 1]), "noise.zarr",
+        "perturbed-metadata",
+        "test/zarr.json",
+        bomb_in_json("shape", [2**40, 4, 28, 28, 1]),
+        "noise.zarr",
     ),
-    "root-of-attributes-that-are-none": ("clean-metadata", "mnist.zarr/zarr.json", bomb_in_json("attributes", [1]), "mnist.zarr"),
+    "root-of-attributes-that-are-none": (
+        "clean-metadata",
+        "mnist.zarr/zarr.json",
+        bomb_in_json("attributes", [1]),
+        "mnist.zarr",
+    ),
     "chunk-of-a-gigabyte": ("clean-shards", "train/labels/c/0", shard_of_a_gigabyte, "damaged data"),
-    "model-of-terabytes": ("model-description", "json", bomb_in_json("network.fully_connected", [65_536] * 20), "damaged model"),
-    "model-for-pictures-of-a-terabyte": ("model-description", "json", bomb_in_json("shape", [2**20, 2**20, 3]), "damaged model"),
+    "model-of-terabytes": (
+        "model-description",
+        "json",
+        bomb_in_json("network.fully_connected", [65_536] * 20),
+        "damaged model",
+    ),
+    "model-for-pictures-of-a-terabyte": (
+        "model-description",
+        "json",
+        bomb_in_json("shape", [2**20, 2**20, 3]),
+        "damaged model",
+    ),
     "description-nested": ("model-description", "json", lambda _: b'{"a":' * 100_000, "damaged model"),
     "weights-with-a-header-of-exabytes": ("model-weights", "", lambda c: b"\xff" * 7 + b"\0" + c[8:], "damaged model"),
     "params-that-name-themselves": ("params-file", "", params_with("\nx: &x {x: *x}\n"), "more than 100,000 values"),
-    "params-of-lists-of-lists": ("params-file", "", params_with("\nx0: &x0 [x]" + nested(12, "[{}]")), "more than 100,000 values"),
+    "params-of-lists-of-lists": (
+        "params-file",
+        "",
+        params_with("\nx0: &x0 [x]" + nested(12, "[{}]")),
+        "more than 100,000 values",
+    ),
     "params-merged-with-merged": (
-        "params-file", "", params_with("\nx0: &x0 {y: 1}" + nested(12, "{{<<: [{}]}}")), "more than 100,000 values",
+        "params-file",
+        "",
+        params_with("\nx0: &x0 {y: 1}" + nested(12, "{{<<: [{}]}}")),
+        "more than 100,000 values",
     ),
     "params-nested": ("params-file", "", params_with("\nx: " + "[" * 100_000), "recursion"),
-    "params-with-a-number-of-thousands-of-digits": ("params-file", "", params_with("\nx: 0x" + "F" * 10_000), "characters"),
-    "params-that-run-a-program": (
-        "params-file", "", params_with("\nx: !!python/object/apply:os.system [touch marker]\n"), "could not determine",
+    "params-with-a-number-of-thousands-of-digits": (
+        "params-file",
+        "",
+        params_with("\nx: 0x" + "F" * 10_000),
+        "characters",
     ),
-    "cells-with-a-count-beyond-64-bits": ("cells", "impact/cells", lambda c: c + f"mnist,noise,1,0,{10**30},4\n".encode(), "damaged"),
+    "params-that-run-a-program": (
+        "params-file",
+        "",
+        params_with("\nx: !!python/object/apply:os.system [touch marker]\n"),
+        "could not determine",
+    ),
+    "cells-with-a-count-beyond-64-bits": (
+        "cells",
+        "impact/cells",
+        lambda c: c + f"mnist,noise,1,0,{10**30},4\n".encode(),
+        "damaged",
+    ),
     "summary-nested": ("summaries", "impact", lambda _: b"[" * 100_000, "damaged"),
     "curve-nested": ("curve", "curve", lambda _: b"[" * 100_000, "trained again"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_file_made_to_do_harm_is_refused_in_words(
-    case: str, mini: dict[str, Arrays], mini_params: Params, guarded: None
-) -> None:
+def test_a_file_made_to_do_harm_is_refused_in_words(case: str, mini: Mini, guarded: None) -> None:
     name, file, make, expected = HOSTILE[case]
-    reader = READERS[name](mini, mini_params)
+    reader = READERS[name](mini)
     path = next(path for path in reader.files if file in str(path))
     path.write_bytes(make(path.read_bytes()))
     assert problem_of(reader, path) is None

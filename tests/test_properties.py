@@ -1,0 +1,222 @@
+"""What holds for all params, names and seeds, tried on values that nobody thought of."""
+
+import copy
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dvc.utils.hydra import apply_overrides
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from pipeline import params
+from pipeline.errors import PipelineError
+from pipeline.params import Params
+from pipeline.recipes import RECIPES
+from pipeline.seeding import derive_seed, level_name
+from tests.conftest import ROOT
+from tests.test_params import WHERE, changed
+
+QUICK: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "profiles/quick.yaml").read_text())
+
+
+def examples(n: int) -> settings:
+    """The same examples in every run, or others with FUZZ_SEED in the environment and `--hypothesis-seed`."""
+    return settings(
+        max_examples=n,
+        deadline=None,
+        database=None,
+        derandomize="FUZZ_SEED" not in os.environ,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+def places_of(block: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a block, blocks and lists included."""
+    parts = block.items() if isinstance(block, dict) else enumerate(block) if isinstance(block, list) else ()
+    for name, value in parts:
+        yield f"{key}{name}", value
+        yield from places_of(value, f"{key}{name}.")
+
+
+PLACES = dict(places_of(QUICK))
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 30),
+    st.sampled_from([784, 1024, 10_000, 50_000, 60_001, 2**31, 2**63, 10**30]),
+    st.floats(),
+    st.floats(0, 1),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["paper", "fast", "none", "pixel", "relu", "gelu", "sensor", "local", "cuda:1", "mnist", "\0", "\ud800"]
+    ),
+)
+anything = st.one_of(
+    scalars,
+    st.sampled_from(list(PLACES.values())),
+    st.recursive(
+        scalars,
+        lambda of: st.one_of(st.lists(of, max_size=4), st.dictionaries(st.text(max_size=6), of, max_size=3)),
+        max_leaves=6,
+    ),
+)
+
+
+def neighbours(value: Any) -> st.SearchStrategy[Any]:
+    """Values of the same type, which are valid more often than not."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.integers(0, 2 * value + 2)
+    if isinstance(value, float):
+        return st.floats(0, 1.5 * value, exclude_min=True)
+    if isinstance(value, list) and value and isinstance(value[0], int | float):
+        return st.lists(neighbours(value[0]), max_size=5)
+    return anything
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> dict[str, Any]:
+    """Some keys of params.yaml with other values; no key within another."""
+    keys = draw(st.lists(st.sampled_from(list(PLACES)), min_size=1, max_size=3, unique=True))
+    assume(not any(f"{other}.".startswith(f"{key}.") for key in keys for other in keys if other != key))
+    return {key: draw(st.one_of(neighbours(PLACES[key]), anything)) for key in keys}
+
+
+def refused_or_kept(values: dict[str, Any]) -> list[str]:
+    """The keys that the message names; none if the values are valid, and then they are kept as they are."""
+    try:
+        loaded = params.validate(copy.deepcopy(values), WHERE)
+    except PipelineError as error:
+        heading, *problems = str(error).splitlines()
+        assert re.fullmatch(r"params\.yaml: \d+ problem\(s\)", heading)
+        assert problems
+        assert all(re.match(r"  \S.*: .|  and \d+ more$", problem) for problem in problems), problems
+        return [problem.strip().split(": ")[0] for problem in problems]
+    kept = loaded.model_dump(mode="json", serialize_as_any=True)
+    assert params.changed_keys(values, kept) == []
+    assert Params.model_validate(copy.deepcopy(kept)) == loaded
+    return []
+
+
+@examples(400)
+@given(changes())
+def test_params_are_kept_as_they_are_or_refused_with_keys(changes: dict[str, Any]) -> None:
+    refused_or_kept(changed(QUICK, changes))
+
+
+@examples(300)
+@given(st.sampled_from([key for key, value in PLACES.items() if not isinstance(value, dict | list)]), anything)
+def test_a_value_of_another_type_is_refused_with_its_key(key: str, value: Any) -> None:
+    old = PLACES[key]
+    numbers = (int, float) if isinstance(old, float) else type(old)
+    assume(isinstance(value, bool) != isinstance(old, bool) or not isinstance(value, numbers))
+    assume(not (key == "prepare.local_folder" and isinstance(value, str)))
+    named = refused_or_kept(changed(QUICK, {key: value}))
+    # The list or block in which it stands may be what is wrong.
+    assert any(f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.") for one in named), named
+
+
+def as_override(value: Any) -> str:
+    """A value in the grammar of `-S`."""
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(as_override, value))}]"
+    return "null" if value is None else str(value).lower()
+
+
+overridden = st.sampled_from([key for key, value in PLACES.items() if not isinstance(value, dict) and ".0" not in key])
+
+
+@examples(15)
+@given(st.data())
+def test_an_override_of_dvc_is_taken_as_if_it_stood_in_the_file(data: st.DataObject, tmp_path: Path) -> None:
+    key = data.draw(overridden)
+    value = data.draw(
+        neighbours(PLACES[key]).filter(lambda value: not isinstance(value, dict | str | float) or value == value)
+    )
+    assume(
+        not isinstance(value, str | dict)
+        and not (isinstance(value, list) and any(isinstance(one, dict | str | list) for one in value))
+    )
+    assume(not isinstance(value, float) or math.isfinite(value))
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "profiles/quick.yaml").read_text())
+    apply_overrides(path, [f"{key}={as_override(value)}"])
+    expected = changed(QUICK, {key: value})
+    assert params.read(path) == expected
+    refused_or_kept(params.read(path))
+
+
+trees = st.recursive(
+    st.integers(), lambda of: st.dictionaries(st.text("ab", min_size=1, max_size=2), of, min_size=1, max_size=3)
+)
+
+
+@examples(200)
+@given(
+    st.dictionaries(st.text("ab", min_size=1, max_size=2), trees),
+    st.dictionaries(st.text("ab", min_size=1, max_size=2), trees),
+)
+def test_changed_keys_are_none_only_for_the_same_and_turn_old_into_new(
+    old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    found = params.changed_keys(old, new)
+    assert (found == []) == (old == new)
+    leaves = dict(place for place in places_of(old) if not isinstance(place[1], dict))
+    wanted = dict(place for place in places_of(new) if not isinstance(place[1], dict))
+    for key, before, after in found:
+        leaves = {name: value for name, value in leaves.items() if f"{name}.".startswith(f"{key}.") is False}
+        leaves |= (
+            {key: after}
+            if not isinstance(after, dict | None)
+            else {f"{key}.{name}": value for name, value in places_of(after or {}) if not isinstance(value, dict)}
+        )
+        assert before != after
+    assert leaves == wanted
+
+
+@examples(200)
+@given(st.sampled_from(sorted(QUICK["train"]["recipes"])), st.sampled_from(sorted(QUICK["train"]["recipes"])))
+def test_a_recipe_changed_into_another_is_the_other(one: str, other: str) -> None:
+    old, new = (RECIPES.validate_python(QUICK["train"]["recipes"][name]) for name in (one, other))
+    assert params.change_recipe(old, {}) == old
+    assert params.change_recipe(old, new.model_dump()) == new
+
+
+levels = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
+
+
+@examples(300)
+@given(levels)
+def test_a_level_is_read_back_from_its_name(level: float) -> None:
+    name = level_name(level)
+    assert float(name) == level
+    assert re.fullmatch(r"\d+(\.\d*[1-9])?", name), "a file name, and one per level"
+
+
+names = st.lists(st.one_of(st.integers(), st.none(), st.text(max_size=5), st.floats(allow_nan=False)), max_size=5)
+
+
+@examples(300)
+@given(names, names)
+def test_seeds_are_the_same_for_the_same_names_only(one: list[Any], other: list[Any]) -> None:
+    same = [(type(name), name) for name in one] == [(type(name), name) for name in other]
+    assert (derive_seed(*one) == derive_seed(*other)) == same
+    assert 0 <= derive_seed(*one) < 2**128
+
+
+@examples(300)
+@given(st.lists(st.text('",[] \\x', max_size=4), min_size=1, max_size=4))
+def test_names_do_not_run_together(parts: list[str]) -> None:
+    """However a text is cut into names, each cut has a seed of its own."""
+    whole = "".join(parts)
+    assert derive_seed(*parts) != derive_seed(whole) or parts == [whole]
+    assert derive_seed(*parts) != derive_seed(",".join(parts)) or len(parts) == 1
