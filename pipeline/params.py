@@ -148,7 +148,7 @@ class Params(Block):
             if name in DATASETS:
                 problems += _recipe_problems(f"train.recipes.{name}", name, recipe, datasets.get(name))
             else:
-                problems.append(f"train.recipes: unknown '{name}'; choose from {', '.join(DATASETS)}")
+                problems.append(f"train.recipes: unknown {name!r}; choose from {', '.join(DATASETS)}")
         _raise(problems)
         return train
 
@@ -189,7 +189,7 @@ class Params(Block):
         ]
         for name, levels in evaluate.levels.items():
             if name not in PERTURBATIONS:
-                problems.append(f"evaluate.levels: unknown '{name}'; choose from {', '.join(PERTURBATIONS)}")
+                problems.append(f"evaluate.levels: unknown {name!r}; choose from {', '.join(PERTURBATIONS)}")
             else:
                 problems += _level_problems(PERTURBATIONS[name], f"evaluate.levels.{name}", levels, shapes)
         _raise(problems)
@@ -297,7 +297,7 @@ def _raise(problems: list[str]) -> None:
 
 def _dataset_problems(name: str, subset: Subset) -> list[str]:
     if name not in DATASETS:
-        return [f"datasets: unknown '{name}'; choose from {', '.join(DATASETS)}"]
+        return [f"datasets: unknown {name!r}; choose from {', '.join(DATASETS)}"]
     available = DATASETS[name].n_examples
     return [
         f"datasets.{name}.n_{split}: {wanted} is more than the {available[split]} images there are"
@@ -338,7 +338,7 @@ def _perturbation_problems(
     name: str, levels: PerturbationLevels, shapes: Mapping[str, tuple[int, int, int]]
 ) -> list[str]:
     if name not in PERTURBATIONS:
-        return [f"perturbations: unknown '{name}'; choose from {', '.join(PERTURBATIONS)}"]
+        return [f"perturbations: unknown {name!r}; choose from {', '.join(PERTURBATIONS)}"]
     perturbation = PERTURBATIONS[name]
     key = f"perturbations.{name}"
     problems = []
@@ -450,7 +450,8 @@ def validate(values: dict[str, Any], path: Path) -> Params:
 
 
 def _explain(detail: Any) -> list[str]:
-    parts = [str(part) for part in detail["loc"] if part != "[key]"]  # "[key]": the name itself is wrong
+    # "[key]": the name itself is wrong.
+    parts = [str(part) if str(part).isprintable() else repr(part) for part in detail["loc"] if part != "[key]"]
     # pydantic puts the kind of a recipe between its name and its keys.
     key = ".".join(part for i, part in enumerate(parts) if not (part in ("paper", "fast") and i in (0, 3)))
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
