@@ -418,7 +418,7 @@ class Measured:
         ]
         write(layout.impact_examples("mnist"), metrics.to_csv(metrics.to_frame(examples)))
         ablation = [
-            metrics.AblationCell(**asdict(self.cell(*key, split)), variant=variant, split=split)
+            metrics.AblationCell(**asdict(self.cell(key[0], key[1], key[2], split)), variant=variant, split=split)
             for split, keys in (("train", [(NATURAL, 0, 0)]), ("test", tested))
             for key in keys
             for variant in study.ablations["components"]
@@ -426,21 +426,17 @@ class Measured:
         write(layout.ablation_cells("mnist", "components"), metrics.to_csv(metrics.to_frame(ablation)))
         evaluated = [self.evaluate(strategy) for strategy in study.strategies]
         confusions = []
-        n_trials = study.perturb.trials
         for name, level in [
             (NATURAL, 0.0),
             *((name, level) for name, (level,) in results.hardest_levels(study).items()),
         ]:
             best = None if name == NATURAL else metrics.find_best(pd.concat(evaluated), name, level)
-            for model in (metrics.ModelName(NATURAL, NATURAL, 0), best):
-                n_images = N_EXAMPLES["test"] * (1 if name in (NATURAL, "blur") else n_trials)
-                for actual, predicted in product(range(10), repeat=2) if model else ():
+            n_images = N_EXAMPLES["test"] * (1 if name in (NATURAL, "blur") else study.perturb.trials)
+            for model in [metrics.ModelName(NATURAL, NATURAL, 0), *([best] if best else [])]:
+                for actual, predicted in product(range(10), repeat=2):
                     n = n_images if actual == predicted == 0 else 0
-                    confusions.append(
-                        metrics.ModelConfusion(
-                            **asdict(model), **asdict(metrics.Confusion(name, level, actual, predicted, n))
-                        )
-                    )
+                    pair = metrics.Confusion(name, level, actual, predicted, n)
+                    confusions.append(metrics.ModelConfusion(**asdict(model), **asdict(pair)))
         write(layout.confusion("mnist"), metrics.to_csv(metrics.to_frame(confusions)))
 
     def cell(self, name: str, level: float, trial: int, split: str = "test") -> metrics.Cell:
