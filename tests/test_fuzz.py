@@ -745,10 +745,10 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         "mnist.zarr",
     ),
     "chunk-of-a-gigabyte": ("clean-shards", "train/labels/c/0", shard_of_a_gigabyte, "damaged data"),
-    "model-of-terabytes": (
+    "model-of-a-gigabyte": (
         "model-description",
         "json",
-        bomb_in_json("network.fully_connected", [65_536] * 20),
+        bomb_in_json("network.fully_connected", [16_000, 16_000]),
         "damaged model",
     ),
     "model-for-pictures-of-a-terabyte": (
