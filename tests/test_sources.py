@@ -631,12 +631,12 @@ def test_an_archive_that_unpacks_to_more_than_the_data_set_is_refused(
     make: Callable[[Path], object], attempt: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "_MAX_ARCHIVE_BYTES", 22_000)
-    monkeypatch.setattr(sources, "_MAX_MEMBERS", 20)
+    monkeypatch.setattr(sources, "_MAX_ARCHIVE_FILES", 20)
     archive = tmp_path / "mine" / "cifar-10-python.tar.gz"
     archive.parent.mkdir()
     make(archive)
     line = attempt.fail(datasets.CIFAR10, "local", local_folder=archive.parent)
-    assert f"{archive}: holds more than the data set" in line
+    assert f"{archive}: holds more" in line
 
 
 # npm.
