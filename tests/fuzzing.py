@@ -6,6 +6,7 @@ import pickletools
 import struct
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -71,7 +72,7 @@ def spoil_value(rng: Random, value: Any) -> Any:
         other, other_key = rng.choice(places)
         match rng.randrange(7):
             case 0 | 1 | 2:
-                block[key] = rng.choice(_VALUES)
+                block[key] = deepcopy(rng.choice(_VALUES))
             case 3 if block is not root:
                 del block[key]
             case 4 if isinstance(block, dict):
@@ -80,7 +81,7 @@ def spoil_value(rng: Random, value: Any) -> Any:
                 # A copy: nothing may contain itself.
                 block[key] = json.loads(json.dumps(other[other_key]))
             case _:
-                block[key] = rng.choice(([block[key]], {"x": block[key]}, str(block[key]), [block[key]] * 2))
+                block[key] = rng.choice(([block[key]], {"x": block[key]}, str(block[key])[:100], [block[key], 0]))
     return root[0]
 
 
@@ -112,7 +113,7 @@ def spoil_csv(rng: Random, content: bytes) -> bytes:
             case 2:
                 rows.insert(row, rng.choice(rows))
             case 3:
-                rows[row].insert(column, rng.choice(rows)[column])
+                rows[row].insert(column, rng.choice(rng.choice(rows)))
             case 4:
                 for one in rows:
                     del one[column : column + 1]
