@@ -677,19 +677,13 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         "has no file cifar-10-batches-py/data_batch_1",
     ),
     "png-of-a-chunk-of-gigabytes": ("png", "test_batch", lambda c: c[:33] + b"\x7f" + c[34:], "longer than the file"),
-    "pickle-with-room-for-billions": (
-        "pickle",
-        "data_batch_1",
-        lambda c: b"\x80\x02}r\xff\xff\xff\x7f" + c[3:],
-        "more than",
-    ),
-    "pickle-of-a-million-lists": ("pickle", "data_batch_1", lambda _: b"\x80\x02" + b"]" * 10**6 + b".", "more than"),
-    # Python's hash of a tuple is that of what it holds, and so on: enough of them end the process.
+    "pickle-of-a-million-lists": ("pickle", "data_batch_1", lambda _: b"\x80\x02" + b"]" * 10**6 + b".", "no uint8 array"),
+    # Python's hash of a tuple is that of what it holds, and so on: enough of them would end a process that loads it.
     "pickle-of-tuples-in-tuples": (
         "pickle",
         "data_batch_1",
         lambda _: b"\x80\x02})" + b"\x85" * 90_000 + b"Ns.",
-        "more than",
+        "no uint8 array",
     ),
     "pickle-of-a-terabyte": (
         "pickle",
@@ -707,7 +701,7 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         "pickle",
         "test_batch",
         lambda _: b"cos\n" + b"x" * 10**6 + b"\n.",
-        "refused to load os",
+        "no uint8 array",
     ),
     "labels-in-a-hundred-thousand-lists": ("labels", "train", lambda _: b"[" * 100_000, "not JSON"),
     "labels-of-megabytes": ("labels", "train", lambda _: b"[" + b"[]," * 10**6 + b"[]]", "larger than any list"),
@@ -725,7 +719,7 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
     ),
     "clean-labels-by-the-trillion": (
         "clean-metadata",
-        "train/labels/zarr.json",
+        "test/labels/zarr.json",
         array_of(2**40, chunks=(2**40,)),
         "damaged metadata",
     ),
@@ -747,7 +741,7 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         bomb_in_json("attributes", [1]),
         "mnist.zarr",
     ),
-    "chunk-of-a-gigabyte": ("clean-shards", "train/labels/c/0", shard_of_a_gigabyte, "damaged data"),
+    "chunk-of-a-gigabyte": ("clean-shards", "test/labels/c/0", shard_of_a_gigabyte, "damaged data"),
     "model-of-a-gigabyte": (
         "model-description",
         "json",

@@ -213,12 +213,12 @@ DAMAGES = [
     ("ablation-model", without(Path("models/ablations/mnist/standardization/none.json")), ["none.json: no such model"]),
     ("stray-model", with_file(Path("models/mnist/transfer/x.json")), ["models/mnist/transfer: params.yaml does not"]),
     ("kept", with_damaged_kept_model, ["damaged, and of no use; `rm models/.finished/"] * 2),
-    ("cells", with_header(CELLS, "n_correct", "right"), [f"{CELLS}: damaged (no column n_correct)"]),
+    ("cells", with_header(CELLS, "n_correct", "right"), [f"{CELLS}: damaged (columns are not"]),
     ("no-cells", without(CELLS), [f"{CELLS}: no such file; make it with `python -m pipeline impact mnist`"]),
     (
         "summary",
         with_other_summary(SUMMARY, "robust_accuracy"),
-        [f"{SUMMARY}: not what the cells add up to; make it again with `p"],
+        [f"{SUMMARY}: robust_accuracy is not what the cells give; make it again with `p"],
     ),
     ("no-curve", without(layout.learning_curve("mnist")), [f"learning_curve.csv: no such file; make it with {TRAIN}"]),
     (
