@@ -19,10 +19,12 @@ from pipeline.stages.report import report
 from pipeline.stages.strategies import strategies
 from pipeline.stages.train import train
 from pipeline.stages.verify import verify
+from pipeline.stopping import stop_on_signals
 
 _ADVICE = {
     errno.ENOSPC: "free some disk space and run again",
     errno.EDQUOT: "your quota is used up: free some disk space and run again",
+    errno.EFBIG: "a limit on file sizes is in force (ulimit -f): raise it",
     errno.EACCES: "check who owns it and its permissions",
     errno.EROFS: "the file system is read-only: run in a folder that can be written",
 }
@@ -62,5 +64,12 @@ for command in (check, prepare, perturb, train, impact, figures, strategies, eva
 main.add_command(verify)
 main.add_command(profile)
 
-if __name__ == "__main__":
+
+def start() -> None:
+    """Run the command that the process was started with."""
+    stop_on_signals("Stopped by {signal}: no output is half written; run again to go on.")
     main(prog_name="python -m pipeline")
+
+
+if __name__ == "__main__":
+    start()

@@ -2,11 +2,15 @@
 
 import hashlib
 import multiprocessing
+import multiprocessing.util
 import os
+import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,13 @@ from pipeline import layout, store
 from pipeline.datasets import Dataset
 from pipeline.devices import select_device
 from pipeline.errors import PipelineError
+from pipeline.files import taking_turns
 from pipeline.kept import Kept, keep
 from pipeline.models import load_natural
 from pipeline.params import Params
 from pipeline.recipes import NATURAL, Plan, Recipe, plan_natural
 from pipeline.seeding import level_name
+from pipeline.stopping import stop_on_signals, taken_back_when_stopped
 from pipeline.training import Examples, train_model
 from pipeline.variants import Variant, open_perturbed, variant_attributes
 
@@ -149,8 +155,12 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
         return
     # Not fork: torch's threads do not survive it.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(n_workers, len(waiting)), mp_context=context, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(train_one, task): task for task in waiting}
+    with (
+        taken_back_when_stopped(_stop_workers),
+        ProcessPoolExecutor(min(n_workers, len(waiting)), mp_context=context, initializer=_begin_worker) as pool,
+    ):
+        with _signals_kept_from_workers():
+            futures = {pool.submit(train_one, task): task for task in waiting}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -161,12 +171,42 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
                 "it goes on from there"
             ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            _end_workers()  # or they would train the models under way to their end first
             raise
 
 
-def _end_with_parent() -> None:
-    """End this worker as soon as its parent is gone; or it would go on, and the next run write the same files."""
+@contextmanager
+def _signals_kept_from_workers() -> Iterator[None]:
+    """Processes begun in this block never see Ctrl-C in a terminal, which goes to them too: their parent ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_workers() -> None:
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + 1
+    for worker in workers:
+        worker.join(max(0, deadline - time.monotonic()))
+        worker.kill()  # still importing, or computing
+
+
+def _stop_workers() -> None:
+    _end_workers()
+    # Removes their semaphores, which no process that a signal ends does.
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+
+
+def _begin_worker() -> None:
+    """End this worker when asked to, and as soon as its parent is gone; or it would train on, beside the next run."""
+    stop_on_signals()
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -197,7 +237,11 @@ def train_one(task: Task) -> None:
         )
     natural = load_natural(params, dataset) if task.plan.starts_from_natural else None
     kept = task.kept
-    kept.finish(*train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, kept.checkpoint))
+    with taking_turns(kept.lock, f"{dataset.name} {task.label}"):
+        if not kept.is_finished():  # by another run, while this one waited
+            kept.finish(
+                *train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, kept.checkpoint)
+            )
 
 
 def collect(task: Task, folder: Path) -> list[dict[str, Any]]:

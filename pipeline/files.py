@@ -1,9 +1,19 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and are written by one process at a time."""
 
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial as bind
 from pathlib import Path
+
+from pipeline.stopping import taken_back_when_stopped
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Half-made outputs carry this suffix; .dvcignore and .gitignore name it too.
 PARTIAL_SUFFIX = ".partial"
@@ -22,8 +32,9 @@ def replacing_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     try:
-        yield partial
-        partial.replace(path)
+        with taken_back_when_stopped(bind(_remove, partial)):
+            yield partial
+            partial.replace(path)
     except OSError as error:
         raise _named(error, path) from None
     finally:
@@ -45,22 +56,27 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     previous = path.parent / f".{path.name}.previous{PARTIAL_SUFFIX}"
-    if previous.exists() and not path.exists():
-        previous.rename(path)  # killed between the two renames below
-    for leftover in (partial, previous):
-        _remove(leftover)
+
+    def take_back() -> None:
+        if previous.exists() and not path.exists():
+            previous.rename(path)  # ended between the two renames below
+        for leftover in (partial, previous):
+            _remove(leftover)
+
+    take_back()
     partial.mkdir()
     try:
-        yield partial
-        if path.exists():
-            path.rename(previous)
-        try:
-            partial.rename(path)
-        except OSError:
-            if previous.exists():
-                previous.rename(path)
-            raise
-        _remove(previous)
+        with taken_back_when_stopped(take_back):
+            yield partial
+            if path.exists():
+                path.rename(previous)
+            try:
+                partial.rename(path)
+            except OSError:
+                if previous.exists():
+                    previous.rename(path)
+                raise
+            _remove(previous)
     except OSError as error:
         raise _named(error, path) from None
     finally:
@@ -69,15 +85,75 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
-    with replacing_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+    write_texts({path: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write files that belong together (path → text, UTF-8): all are there in full before the first takes its place."""
+    with ExitStack() as stack:
+        for path, text in texts.items():
+            stack.enter_context(replacing_file(path)).write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def taking_turns(path: Path, what: str) -> Iterator[None]:
+    """Let one process at a time into the block; the others wait, and say for what.
+
+    The kernel forgets the lock when its process ends, however it does. Where there are no locks (Windows, some network
+    file systems, a folder that cannot be written) nobody waits.
+
+    Args:
+        path: A file that is there for as long as the block runs and holds the number of the process.
+        what: What the block does, for the line on standard error that those who wait write.
+    """
+    lock = _lock(path, what)
+    if lock is None:
+        yield
+        return
+    try:
+        with taken_back_when_stopped(bind(_remove, path)):
+            yield
+    finally:
+        _remove(path)  # while the lock is held: it is nobody else's yet
+        os.close(lock)
+
+
+def _lock(path: Path, what: str) -> int | None:
+    """The open file, locked; None where there are no locks."""
+    while fcntl is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError:
+            return None
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(lock, 20).decode() or "another process"
+                sys.stderr.write(f"{what}: {holder} is doing this; waiting for it to end\n")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), path.stat()):  # or it was removed by the one before
+                    with suppress(OSError):  # the disk is full: the number is for people only
+                        os.ftruncate(lock, 0)
+                        os.write(lock, f"process {os.getpid()}".encode())
+                    return lock
+        except OSError:
+            os.close(lock)
+            return None
+        os.close(lock)
+    return None
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    for _ in range(100):  # another thread may still be writing into it
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            break
 
 
 def _named(error: OSError, path: Path) -> OSError:

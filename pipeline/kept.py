@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass
 from math import isfinite
 from pathlib import Path
@@ -54,6 +55,11 @@ class Kept:
         """The learning curve; written last, so it marks a finished model."""
         return layout.finished_models() / f"{self.key}.curve.json"
 
+    @property
+    def lock(self) -> Path:
+        """There as long as a process trains the model."""
+        return layout.finished_models() / f"{self.key}.running"
+
     def is_finished(self) -> bool:
         """Whether the model is there, whole; removes the checkpoint of a run that was killed as it finished."""
         if not self.curve.is_file():
@@ -75,8 +81,9 @@ class Kept:
 
     def copy_to(self, path: Path) -> list[dict[str, Any]]:
         """Copy a finished model to `path` (`.safetensors`, `.json` beside it) and return its curve, a row per epoch."""
-        for suffix in (".safetensors", ".json"):
-            with replacing_file(path.with_suffix(suffix)) as partial:
+        with ExitStack() as both:
+            for suffix in (".safetensors", ".json"):
+                partial = both.enter_context(replacing_file(path.with_suffix(suffix)))
                 shutil.copyfile(self.weights.with_suffix(suffix), partial)
         return [asdict(epoch) for epoch in _read_curve(self.curve)]
 

@@ -1,9 +1,15 @@
 """Where everything lies: every path of the project as a function of its keys, relative to the repository root."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
+
+
+def running(*words: str) -> Path:
+    """Lock of the command of these words, there as long as it runs; .dvcignore and .gitignore name its suffix too."""
+    return Path(f".{quote('-'.join(words), safe='')}.running")
 
 
 def clean_store(dataset: str) -> Path:

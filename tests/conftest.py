@@ -2,8 +2,10 @@
 
 import copy
 import os
+import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # Fetched once, for all test runs.
 DOWNLOADS = ROOT / "data/downloads"
 
+# Of the random moments in test_faults.py; set it to have a failure again.
+FAULTS_SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))
+
 # Not multiples of the block, chunk or shard size.
 N_TRAIN, N_TEST = 1230, 620
+
+
+def pytest_report_header() -> str:
+    return f"FAULTS_SEED={FAULTS_SEED}"
 
 
 def command_environment() -> dict[str, str]:
@@ -39,6 +48,20 @@ def run(folder: Path, *command: str, status: int = 0) -> str:
     return result.stdout + result.stderr
 
 
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Everything below `folder`: relative path to content, None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def differing(before: dict[str, bytes | None], after: dict[str, bytes | None]) -> list[str]:
+    """The paths that are not alike in two trees."""
+    missing = object()
+    return [path for path in sorted({*before, *after}) if before.get(path, missing) != after.get(path, missing)]
+
+
 def make_arrays(shape: tuple[int, int, int], seed: int) -> Arrays:
     """Images in which each class is bright in a stripe of its own, so that a network can learn them."""
     rng = np.random.default_rng(seed)
@@ -50,6 +73,16 @@ def make_arrays(shape: tuple[int, int, int], seed: int) -> Arrays:
             image[2 * label : 2 * label + 6, 4:-4] += 150
         arrays[split, "images"], arrays[split, "labels"] = images, labels
     return arrays
+
+
+def write_originals(folder: Path, arrays: Arrays) -> None:
+    """The four IDX files of MNIST."""
+    folder.mkdir()
+    for split, stem in (("train", "train"), ("test", "t10k")):
+        for kind, n_dimensions in (("images", 3), ("labels", 1)):
+            values = arrays[split, kind]
+            header = struct.pack(f">HBB{n_dimensions}I", 0, 8, n_dimensions, *values.shape[:n_dimensions])
+            (folder / f"{stem}-{kind}-idx{n_dimensions}-ubyte").write_bytes(header + values.tobytes())
 
 
 def tiny_dataset(real: Dataset, arrays: Arrays) -> Dataset:

@@ -21,8 +21,8 @@ from ruamel.yaml import YAML
 from pipeline import campaign, layout, metrics, networks, training
 from pipeline.campaign import Task
 from pipeline.perturbations import PERTURBATIONS
-from tests.conftest import WriteParams
-from tests.test_stages import differing, run, stored, succeed, tree, with_params
+from tests.conftest import WriteParams, differing, tree
+from tests.test_stages import run, stored, succeed, with_params
 
 N_TRAIN, N_TEST, TRIALS, CROSS_TRIALS = 300, 200, 3, 2
 TRAIN_LEVELS: dict[str, list[float]] = {"stuck": [200], "dead": [], "noise": [0.05, 0.8], "blur": [2.0]}
@@ -53,9 +53,6 @@ class InProcess:
         except Exception as error:
             future.set_exception(error)
         return future
-
-    def shutdown(self, wait: bool, cancel_futures: bool) -> None:
-        pass
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

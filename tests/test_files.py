@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import replacing_file, replacing_folder, write_text
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything below `folder`: relative path to content, None for a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
+from tests.conftest import tree
 
 
 def make_folder(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "pipeline"
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
+    {"stopping"},
     {"", "arrays", "datasets", "errors", "files", "layout", "memory", "recipes", "seeding"},
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
@@ -26,7 +27,7 @@ LAYERS = [
     {"__main__"},
 ]
 # These say where things lie, how params are read and what errors look like; no output depends on them.
-PLUMBING = {"", "errors", "files", "layout", "memory", "params", "stages.options", "stages"}
+PLUMBING = {"", "errors", "files", "layout", "memory", "params", "stages.options", "stages", "stopping"}
 STAGES = (
     "check",
     "prepare",

@@ -18,8 +18,7 @@ from ruamel.yaml import YAML
 from safetensors import safe_open
 
 from pipeline import layout
-from tests.conftest import DOWNLOADS, command_environment, run
-from tests.test_stages import differing, tree
+from tests.conftest import DOWNLOADS, command_environment, differing, run, tree
 
 N_MODELS = 3
 TRAIN = ("python", "-m", "pipeline", "strategies", "mnist", "incremental", "--workers", "2")

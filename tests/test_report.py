@@ -22,9 +22,9 @@ from pipeline.campaign import Task
 from pipeline.datasets import DATASETS
 from pipeline.params import load
 from pipeline.recipes import PaperRecipe
-from tests.conftest import ROOT, WriteParams
+from tests.conftest import ROOT, WriteParams, tree
 from tests.test_campaign import InProcess
-from tests.test_stages import run, succeed, tree
+from tests.test_stages import run, succeed
 
 N_TRAIN, N_TEST, TRIALS = 300, 100, 2
 STRATEGIES = ("constant", "incremental", "transfer")

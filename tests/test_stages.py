@@ -5,7 +5,6 @@ import errno
 import itertools
 import json
 import shutil
-import struct
 import subprocess
 import sys
 from collections import defaultdict
@@ -30,7 +29,7 @@ from pipeline import drawing, evaluation, generation, layout, networks, params, 
 from pipeline.__main__ import main
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.sources import Arrays
-from tests.conftest import ROOT, WriteParams
+from tests.conftest import ROOT, WriteParams, differing, tree, write_originals
 
 # Harsh ones among them: the bright stripes of the tiny images are easy to tell apart.
 TEST_LEVELS: dict[str, list[float]] = {
@@ -68,29 +67,6 @@ def succeed(*arguments: str) -> str:
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     return result.output
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything below `folder`: relative path to content, None for a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-def differing(before: dict[str, bytes | None], after: dict[str, bytes | None]) -> list[str]:
-    missing = object()
-    return [path for path in sorted({*before, *after}) if before.get(path, missing) != after.get(path, missing)]
-
-
-def write_originals(folder: Path, arrays: Arrays) -> None:
-    """The four IDX files of MNIST."""
-    folder.mkdir()
-    for split, stem in (("train", "train"), ("test", "t10k")):
-        for kind, n_dimensions in (("images", 3), ("labels", 1)):
-            values = arrays[split, kind]
-            header = struct.pack(f">HBB{n_dimensions}I", 0, 8, n_dimensions, *values.shape[:n_dimensions])
-            (folder / f"{stem}-{kind}-idx{n_dimensions}-ubyte").write_bytes(header + values.tobytes())
 
 
 @dataclass

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option, progress_bar, workers_option
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, workers_option
 
 
-@click.command(short_help="Train the natural model by changed recipes and measure it.")
+@click.command(cls=Stage, short_help="Train the natural model by changed recipes and measure it.")
 @dataset_argument
 @click.argument("ablation")
 @params_option

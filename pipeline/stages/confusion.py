@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option
+from pipeline.stages.options import Stage, dataset_argument, params_option
 
 
-@click.command(short_help="Count which classes are taken for which.")
+@click.command(cls=Stage, short_help="Count which classes are taken for which.")
 @dataset_argument
 @params_option
 def confusion(dataset: str, params_path: Path) -> None:

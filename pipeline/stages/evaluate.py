@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option, progress_bar
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar
 
 
-@click.command(short_help="Measure the models of one strategy.")
+@click.command(cls=Stage, short_help="Measure the models of one strategy.")
 @dataset_argument
 @click.argument("strategy")
 @params_option
@@ -20,7 +20,7 @@ def evaluate(dataset: str, strategy: str, params_path: Path) -> None:
     from dataclasses import asdict
 
     from pipeline import layout, metrics
-    from pipeline.files import write_text
+    from pipeline.files import write_texts
     from pipeline.params import load
     from pipeline.recipes import NATURAL
     from pipeline.store import read_clean
@@ -56,7 +56,11 @@ def evaluate(dataset: str, strategy: str, params_path: Path) -> None:
         )
     frame = metrics.to_frame([metrics.ModelCell(**asdict(name), **asdict(cell)) for name, cell in measured])
     summary = metrics.summarize_strategy(frame)
-    write_text(layout.evaluate_cells(dataset, strategy), metrics.to_csv(frame))
-    write_text(layout.evaluate_metrics(dataset, strategy), json.dumps(summary, indent=2) + "\n")
+    write_texts(
+        {
+            layout.evaluate_cells(dataset, strategy): metrics.to_csv(frame),
+            layout.evaluate_metrics(dataset, strategy): json.dumps(summary, indent=2) + "\n",
+        }
+    )
     for key, value in summary.items():
         click.echo(f"{dataset} {strategy} {key}: {value}")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option
+from pipeline.stages.options import Stage, dataset_argument, params_option
 
 
-@click.command(short_help="Draw the paper's figures 3 to 8.")
+@click.command(cls=Stage, short_help="Draw the paper's figures 3 to 8.")
 @dataset_argument
 @params_option
 def figures(dataset: str, params_path: Path) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option, progress_bar
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar
 
 
-@click.command(short_help="Measure how far the natural model falls.")
+@click.command(cls=Stage, short_help="Measure how far the natural model falls.")
 @dataset_argument
 @params_option
 def impact(dataset: str, params_path: Path) -> None:
@@ -19,7 +19,7 @@ def impact(dataset: str, params_path: Path) -> None:
     import json
 
     from pipeline import layout, metrics
-    from pipeline.files import write_text
+    from pipeline.files import write_texts
     from pipeline.params import load
     from pipeline.recipes import NATURAL
     from pipeline.store import read_clean
@@ -49,8 +49,12 @@ def impact(dataset: str, params_path: Path) -> None:
     examples = evaluation.describe_examples(predict, clean[:n_examples], labels[:n_examples], arrays, device)
     frame = metrics.to_frame([cell for _, cell in measured])
     summary = metrics.summarize(frame)
-    write_text(layout.impact_cells(dataset), metrics.to_csv(frame))
-    write_text(layout.impact_examples(dataset), metrics.to_csv(metrics.to_frame(examples)))
-    write_text(layout.impact_metrics(dataset), json.dumps(summary, indent=2) + "\n")
+    write_texts(
+        {
+            layout.impact_cells(dataset): metrics.to_csv(frame),
+            layout.impact_examples(dataset): metrics.to_csv(metrics.to_frame(examples)),
+            layout.impact_metrics(dataset): json.dumps(summary, indent=2) + "\n",
+        }
+    )
     for name, value in summary.items():
         click.echo(f"{dataset} {name}: {value:.4f}")

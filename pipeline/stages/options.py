@@ -4,12 +4,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from tqdm import tqdm
 
 from pipeline import layout
+from pipeline.files import taking_turns
+
+
+class Stage(click.Command):
+    """A command that waits where the same command with the same arguments is running already."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, alone."""
+        words = [self.name or "", *(ctx.params[item.name] for item in self.params if isinstance(item, click.Argument))]
+        with taking_turns(layout.running(*words), " ".join(words)):
+            return super().invoke(ctx)
+
 
 dataset_argument = click.argument("dataset")
 

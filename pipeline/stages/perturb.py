@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option, progress_bar, workers_option
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, workers_option
 
 
-@click.command(short_help="Perturb a data set and write the store.")
+@click.command(cls=Stage, short_help="Perturb a data set and write the store.")
 @dataset_argument
 @click.argument("perturbation")
 @params_option

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option
+from pipeline.stages.options import Stage, dataset_argument, params_option
 
 
-@click.command(short_help="Fetch a data set and write its clean store.")
+@click.command(cls=Stage, short_help="Fetch a data set and write its clean store.")
 @dataset_argument
 @params_option
 def prepare(dataset: str, params_path: Path) -> None:

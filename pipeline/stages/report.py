@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import params_option
+from pipeline.stages.options import Stage, params_option
 
 
-@click.command(short_help="Put the whole study on one page.")
+@click.command(cls=Stage, short_help="Put the whole study on one page.")
 @params_option
 def report(params_path: Path) -> None:
     """Write metrics/report/index.html, one page that needs no network, and its figures as PNG beside it.

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import dataset_argument, params_option, progress_bar
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar
 
 
-@click.command(short_help="Train the natural model of a data set.")
+@click.command(cls=Stage, short_help="Train the natural model of a data set.")
 @dataset_argument
 @params_option
 def train(dataset: str, params_path: Path) -> None:
@@ -19,7 +19,7 @@ def train(dataset: str, params_path: Path) -> None:
     import pandas as pd
 
     from pipeline import layout
-    from pipeline.files import write_text
+    from pipeline.files import taking_turns, write_text
     from pipeline.params import load
     from pipeline.recipes import NATURAL
     from pipeline.store import read_clean
@@ -48,23 +48,24 @@ def train(dataset: str, params_path: Path) -> None:
             f"accuracy {epoch.train_accuracy:.4f} train, {epoch.test_accuracy:.4f} test"
         )
 
-    if kept.is_finished():
-        click.echo(f"{dataset} natural: kept from an earlier run")
-    else:
-        with progress_bar(f"{dataset} natural", plan.recipe.epochs * subset.n_train) as bar:
-            classifier, curve = training.train_model(
-                plan,
-                training.Examples(images, labels),
-                None,
-                None,
-                training.Examples(test_images, test_labels),
-                (params.train.seed,),
-                device,
-                kept.checkpoint,
-                report=report,
-                progress=bar.update,
-            )
-        kept.finish(classifier, curve)
+    with taking_turns(kept.lock, f"{dataset} natural"):
+        if kept.is_finished():
+            click.echo(f"{dataset} natural: kept from an earlier run")
+        else:
+            with progress_bar(f"{dataset} natural", plan.recipe.epochs * subset.n_train) as bar:
+                classifier, curve = training.train_model(
+                    plan,
+                    training.Examples(images, labels),
+                    None,
+                    None,
+                    training.Examples(test_images, test_labels),
+                    (params.train.seed,),
+                    device,
+                    kept.checkpoint,
+                    report=report,
+                    progress=bar.update,
+                )
+            kept.finish(classifier, curve)
     path = layout.natural_model(dataset)
     rows = kept.copy_to(path)
     write_text(layout.learning_curve(dataset), pd.DataFrame(rows).round(6).to_csv(index=False))

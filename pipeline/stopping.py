@@ -1,0 +1,49 @@
+"""An end on request: stopped by a signal, the process takes back what is half done and is gone within moments."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+# What to take back, the last first.
+_half_done: list[Callable[[], object]] = []
+
+
+@contextmanager
+def taken_back_when_stopped(take_back: Callable[[], object]) -> Iterator[None]:
+    """Call `take_back` if a signal stops the process within this block; then neither `except` nor `finally` runs."""
+    _half_done.append(take_back)
+    try:
+        yield
+    finally:
+        _half_done.remove(take_back)
+
+
+def stop_on_signals(message: str = "") -> None:
+    """From now on SIGINT, SIGTERM and SIGHUP end the process, after `message` on standard error.
+
+    An exception would do so too, but wait for all threads that still compute, and be lost in some libraries' imports.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for known in _known():
+            signal.signal(known, signal.SIG_DFL)  # a second one ends the process at once
+        if message:
+            # Not through a buffer, which a thread may hold. Before it an end of line: there may be a progress bar.
+            text = f"{message.format(signal=signal.Signals(number).name)}\n"
+            with suppress(OSError):
+                os.write(2, (f"\n{text}" if os.isatty(2) else text).encode())
+        for take_back in reversed(_half_done):
+            with suppress(Exception):
+                take_back()
+        signal.raise_signal(number)  # so that a shell, or DVC, sees what ended it
+
+    for known in _known():
+        if signal.getsignal(known) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(known, stop)
+
+
+def _known() -> list[signal.Signals]:
+    return [signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__]

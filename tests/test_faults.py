@@ -1,0 +1,398 @@
+"""Stages that are killed, stopped, run twice at once or find no room or damaged data: nothing is lost, nothing half."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import layout
+from pipeline.files import taking_turns
+from pipeline.sources import Arrays
+from tests.children import Child
+from tests.conftest import FAULTS_SEED, ROOT, WriteParams, differing, tree, write_originals
+
+COMMANDS = {
+    "prepare": "prepare mnist",
+    "perturb": "perturb mnist noise",
+    "train": "train mnist",
+    "impact": "impact mnist",
+    "strategies": "strategies mnist constant --workers 2",
+    "evaluate": "evaluate mnist constant",
+    "report": "report",
+}
+OUTPUTS = {
+    "prepare": [layout.clean_store("mnist")],
+    "perturb": [layout.perturbed_store("mnist", "noise")],
+    "train": [
+        layout.natural_model("mnist"),
+        layout.natural_model("mnist").with_suffix(".json"),
+        layout.learning_curve("mnist"),
+    ],
+    "impact": [layout.impact_cells("mnist"), layout.impact_examples("mnist"), layout.impact_metrics("mnist")],
+    "strategies": [layout.strategy_models("mnist", "constant"), layout.strategy_curves("mnist", "constant")],
+    "evaluate": [layout.evaluate_cells("mnist", "constant"), layout.evaluate_metrics("mnist", "constant")],
+    "report": [layout.report()],
+}
+KILLED = ["prepare", "perturb", "train", "strategies", "evaluate"]
+State = dict[str, bytes | None] | bytes | None
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("finished") / "study"
+
+
+@pytest.fixture
+def finished(
+    request: pytest.FixtureRequest,
+    finished_once: Path,
+    tiny_values: dict[str, Any],
+    tiny_datasets: dict[str, Arrays],
+    write_params: WriteParams,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """The current folder, with a study of two perturbations of the tiny MNIST, done by real processes."""
+    if not finished_once.exists():
+        study = request.getfixturevalue("study")
+        shutil.rmtree("data")
+        write_originals(Path("originals"), tiny_datasets["mnist"])
+        shutil.copytree(ROOT / "profiles", "profiles")
+        tiny_values["prepare"].update(sources=["local"], local_folder="originals")
+        del tiny_values["datasets"]["cifar10"]
+        tiny_values["datasets"]["mnist"].update(n_train=300, n_test=200)
+        for name in ("stuck", "dead", "blur"):
+            del tiny_values["perturbations"][name], tiny_values["evaluate"]["levels"][name]
+        for name in ("incremental", "transfer"):
+            del tiny_values["strategies"][name]
+        tiny_values["ablations"] = {"inputs": {"channel": {"standardize": "channel"}}}
+        write_params(tiny_values)
+        for name in ("prepare", "perturb"):
+            run(COMMANDS[name])
+        run("perturb mnist hot")
+        for name in ("train", "impact", "strategies", "evaluate"):
+            run(COMMANDS[name])
+        for command in ("figures mnist", "ablations mnist inputs", "confusion mnist", "report"):
+            run(command)
+        assert leftovers() == []
+        shutil.copytree(study, finished_once)
+    folder = tmp_path / "finished"
+    shutil.copytree(finished_once, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(command: str, status: int = 0) -> str:
+    """What a command says that nobody disturbs."""
+    with Child(*command.split()) as child:
+        assert child.end() == status, child.said()
+        return child.said()
+
+
+def state(path: Path) -> State:
+    return tree(path) if path.is_dir() else path.read_bytes() if path.exists() else None
+
+
+def put(path: Path, content: State) -> None:
+    """Give an output this content."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    if isinstance(content, dict):
+        path.mkdir(parents=True)
+        for name, part in content.items():
+            put(path / name, {} if part is None else part)
+    elif content is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def leftovers() -> list[str]:
+    """What only a run under way may have."""
+    return [str(path) for suffix in ("partial", "running", "checkpoint") for path in Path().rglob(f"*.{suffix}")]
+
+
+def is_gone(child: Child) -> bool:
+    """Whether no process of it is left."""
+    try:
+        os.killpg(child.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def measure(stage: str) -> float:
+    """Seconds that an undisturbed run takes which has everything to do."""
+    seconds = []
+    for _ in range(3):
+        shutil.rmtree(layout.finished_models(), ignore_errors=True)
+        began = time.monotonic()
+        run(COMMANDS[stage])
+        seconds.append(time.monotonic() - began)
+    return statistics.median(seconds)
+
+
+def wait_for_output(child: Child, begin: dict[Path, State]) -> None:
+    """Until a run has begun to write an output, or has ended."""
+    hidden = [path.with_name(f".{path.name}.partial") for path in begin]
+    stamps = {path: path.exists() and path.stat().st_ino for path in begin}
+    while child.process.is_alive() and not any(path.exists() for path in hidden):
+        if any((path.exists() and path.stat().st_ino) != stamp for path, stamp in stamps.items()):
+            break
+        time.sleep(0.0002)
+
+
+# Killed.
+
+
+@pytest.mark.parametrize(
+    "n_kills", [pytest.param(45, id="quick"), pytest.param(400, id="long", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("stage", KILLED)
+def test_a_stage_killed_at_any_moment_leaves_whole_outputs_and_ends_with_the_same_bytes(
+    stage: str, n_kills: int, finished: Path
+) -> None:
+    new = {path: state(path) for path in OUTPUTS[stage]}
+    old: dict[Path, State] = {
+        path: {"old": b"old"} if isinstance(content, dict) else b"old" for path, content in new.items()
+    }
+    duration, rng = measure(stage), random.Random(f"{FAULTS_SEED} {stage}")
+    moments = Counter({"before": 0, "during": 0, "after": 0})
+    while moments.total() < n_kills or min(moments.values()) < 3:
+        if rng.random() < 0.5:  # otherwise it goes on from where it was killed
+            shutil.rmtree(layout.finished_models(), ignore_errors=True)
+        begin = rng.choice([old, dict.fromkeys(new)])
+        for path, content in begin.items():
+            put(path, content)
+        hidden = set(leftovers())
+        with Child(*COMMANDS[stage].split()) as child:
+            if rng.random() < 0.7:
+                time.sleep(rng.uniform(0, duration))
+            else:  # writing takes some stages a hundredth of their time
+                wait_for_output(child, begin)
+                time.sleep(rng.choice([0, 0.001, 0.01]) * rng.random())
+            # The workers too, or only the process that was started, as `kill -9` does.
+            (child.signal_all if rng.random() < 0.5 else child.signal)(signal.SIGKILL)
+            status = child.end()
+            now = {path: state(path) for path in new}
+        if status == 0:
+            assert now == new
+            continue
+        assert status == -signal.SIGKILL, child.said()
+        for path, content in now.items():
+            assert content in (None, begin[path], new[path]), path
+        begun = [name for name in leftovers() if name not in hidden and not name.endswith(".running")]
+        moments["after" if now == new else "during" if begun or now != begin else "before"] += 1
+        if rng.random() < 0.1:
+            run(COMMANDS[stage])
+            assert {path: state(path) for path in new} == new
+            assert leftovers() == []
+    sys.stdout.write(f"{stage}: killed {dict(moments)} its output appears, {duration:.2f} s undisturbed\n")
+    run(COMMANDS[stage])
+    assert {path: state(path) for path in new} == new
+    assert leftovers() == []
+
+
+# Stopped.
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+@pytest.mark.parametrize("n_stops", [pytest.param(6, id="quick"), pytest.param(100, id="long", marks=pytest.mark.slow)])
+def test_a_stage_that_is_stopped_ends_at_once_with_one_line_and_nothing_behind(
+    stage: str, n_stops: int, finished: Path
+) -> None:
+    new = {path: state(path) for path in OUTPUTS[stage]}
+    duration, rng = measure(stage), random.Random(f"{FAULTS_SEED} {stage} stop")
+    stopped = 0
+    while stopped < (n_stops // 2 if stage == "report" else n_stops):
+        shutil.rmtree(layout.finished_models(), ignore_errors=True)
+        number = SIGNALS[stopped % len(SIGNALS)]
+        with Child(*COMMANDS[stage].split()) as child:
+            child.wait_until_begun()
+            time.sleep(rng.uniform(0, duration))
+            # As a terminal, or as `kill`.
+            (child.signal_all if rng.random() < 0.5 else child.signal)(number)
+            began = time.monotonic()
+            status = child.end()
+            took = time.monotonic() - began
+            said, gone = child.said(), is_gone(child)
+        if status == 0:
+            continue
+        stopped += 1
+        assert status == -number, said
+        assert took < 2
+        assert gone
+        *before, last = said.splitlines()
+        assert last == f"Stopped by {number.name}: no output is half written; run again to go on."
+        assert not [line for line in before if not re.match("mnist |data/|models/|metrics/", line)]
+        for path, content in new.items():
+            assert state(path) == content, path
+        assert [name for name in leftovers() if not name.endswith(".checkpoint")] == []
+    if stage in ("train", "strategies", "impact", "evaluate"):
+        run("train mnist")  # made models anew
+    run(COMMANDS[stage])
+    assert {path: state(path) for path in new} == new
+    assert leftovers() == []
+
+
+# No room.
+
+ERROR = r"(?s)(.*\n)?Error: [^\n]*{}[^\n]*\n"
+
+
+@pytest.fixture
+def disk(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file system of its own with the finished study, the current folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here: not root, or in a container")
+    try:
+        shutil.copytree(finished, folder / "study")
+        monkeypatch.chdir(folder / "study")
+        yield folder
+    finally:
+        monkeypatch.chdir(tmp_path)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path, n_free: int) -> None:
+    """Leave so many bytes."""
+    filler = disk / "filler"
+    filler.unlink(missing_ok=True)
+    with filler.open("wb", buffering=0) as file:
+        with suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        file.truncate(max(0, file.tell() - n_free))
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_a_full_disk_is_one_error_and_leaves_the_previous_output_whole(stage: str, disk: Path) -> None:
+    new = {path: state(path) for path in OUTPUTS[stage]}
+    n_bytes = sum(file.stat().st_size for path in new for file in (path, *path.rglob("*")) if file.is_file())
+    for share in (0, 0.5):
+        shutil.rmtree(layout.finished_models(), ignore_errors=True)
+        fill(disk, int(share * n_bytes))
+        said = run(COMMANDS[stage], status=1)
+        advice = "No space left on device; free some disk space and run again"
+        assert re.fullmatch(ERROR.format(advice), said), said
+        assert {path: state(path) for path in new} == new
+        assert [name for name in leftovers() if not name.endswith(".checkpoint")] == []
+    (disk / "filler").unlink()
+    run(COMMANDS[stage])
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_a_read_only_file_system_is_one_error_and_changes_nothing(stage: str, disk: Path) -> None:
+    shutil.rmtree(layout.finished_models())
+    before = tree(disk)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    said = run(COMMANDS[stage], status=1)
+    assert re.fullmatch(ERROR.format("Read-only file system; the file system is read-only"), said), said
+    assert differing(before, tree(disk)) == []
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_a_limit_on_file_sizes_is_one_error_and_leaves_the_previous_output_whole(stage: str, finished: Path) -> None:
+    shutil.rmtree(layout.finished_models())
+    before = tree(finished)
+    with Child(*COMMANDS[stage].split(), file_bytes=3500) as child:
+        assert child.end() == 1, child.said()
+        said = child.said()
+    assert re.fullmatch(ERROR.format(r"File too large; a limit on file sizes is in force \(ulimit -f\)"), said), said
+    assert [path for path in differing(before, tree(finished)) if path != str(layout.finished_models())] == []
+
+
+# Two at once.
+
+
+@pytest.mark.parametrize("stage", KILLED)
+def test_a_second_run_waits_for_the_first_and_says_so(stage: str, finished: Path) -> None:
+    new = {path: state(path) for path in OUTPUTS[stage]}
+    words = COMMANDS[stage].partition(" --")[0]
+    with ExitStack() as stack:
+        with taking_turns(layout.running(*words.split()), "this test"):
+            child = stack.enter_context(Child(*COMMANDS[stage].split()))
+            expected = f"{words}: process {os.getpid()} is doing this; waiting for it to end\n"
+            for _ in range(1000):
+                if child.said() == expected:
+                    break
+                time.sleep(0.01)
+            assert child.said() == expected
+            time.sleep(0.2)
+            assert child.process.is_alive()
+            other = {"prepare": "check", "perturb": "perturb mnist hot"}.get(stage)
+            if other is not None:
+                assert "waiting" not in run(other)  # which has nothing to do with it
+        assert child.end() == 0, child.said()
+        assert child.said().startswith(expected)
+    assert {path: state(path) for path in new} == new
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize("stage", KILLED)
+def test_many_runs_at_once_end_one_after_the_other_with_the_same_bytes(stage: str, finished: Path) -> None:
+    new = {path: state(path) for path in OUTPUTS[stage]}
+    shutil.rmtree(layout.finished_models())
+    with ExitStack() as stack:
+        children = [stack.enter_context(Child(*COMMANDS[stage].split())) for _ in range(4)]
+        assert [child.end() for child in children] == [0] * 4
+        waited = [child for child in children if "; waiting for it to end\n" in child.said()]
+    assert len(waited) >= 2  # the last may have come after the first
+    assert {path: state(path) for path in new} == new
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize("stage", ["perturb", "strategies"])
+def test_a_run_that_waits_for_one_that_is_killed_takes_its_place(stage: str, finished: Path) -> None:
+    new = {path: state(path) for path in OUTPUTS[stage]}
+    shutil.rmtree(layout.finished_models())
+    with Child(*COMMANDS[stage].split()) as first:
+        while not layout.running(*COMMANDS[stage].partition(" --")[0].split()).exists():
+            assert first.process.is_alive()
+        first.signal(signal.SIGSTOP)  # as slow as can be
+        with Child(*COMMANDS[stage].split()) as second:
+            while f"process {first.pid} is doing this; waiting" not in second.said():
+                assert second.process.is_alive(), second.said()
+                time.sleep(0.01)
+            first.signal(signal.SIGKILL)  # and none of its workers, which end by themselves
+            assert second.end() == 0, second.said()
+            assert {path: state(path) for path in new} == new
+    assert leftovers() == []
+
+
+def test_two_stages_that_need_the_same_model_train_it_once(
+    finished: Path, tiny_values: dict[str, Any], write_params: WriteParams
+) -> None:
+    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
+    values["ablations"]["again"] = values["ablations"]["inputs"]
+    values["train"]["recipes"]["mnist"]["epochs"] = 60  # long enough for both to want it
+    write_params(values)
+    run("train mnist")
+    n_kept = len(list(layout.finished_models().glob("*.curve.json")))
+    with Child("ablations", "mnist", "inputs") as first, Child("ablations", "mnist", "again") as second:
+        assert (first.end(), second.end()) == (0, 0), first.said() + second.said()
+        assert (first.said() + second.said()).count("mnist channel: process ") == 1
+    assert len(list(layout.finished_models().glob("*.curve.json"))) == n_kept + 1
+    models = [tree(layout.ablation_models("mnist", name)) for name in ("inputs", "again")]
+    assert differing(*models) == []
+    assert leftovers() == []
