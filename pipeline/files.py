@@ -23,6 +23,9 @@ PARTIAL_SUFFIX = ".partial"
 def replacing_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
 
+    Nothing is forced onto the disk before: after a power cut a new file may be empty, as DVC's own may. Readers find
+    that, since they check digests or every row, and it can be made again.
+
     Args:
         path: The file to write; missing parent folders are made.
 

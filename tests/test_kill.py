@@ -1,4 +1,4 @@
-"""Training that is really killed, on real MNIST: nobody survives, and run again it ends with the same bytes."""
+"""Training that is really killed or stopped, on real MNIST: nobody survives, and in the end the bytes are the same."""
 
 import copy
 import json
@@ -21,15 +21,18 @@ from pipeline import layout
 from tests.conftest import DOWNLOADS, command_environment, differing, run, tree
 
 N_MODELS = 3
+# Measured: one, for workers that are still importing; a machine may be busy.
+STOP_SECONDS = 10
 TRAIN = ("python", "-m", "pipeline", "strategies", "mnist", "incremental", "--workers", "2")
 MODELS, CURVES = layout.strategy_models("mnist", "incremental"), layout.strategy_curves("mnist", "incremental")
-# Kind of file in models/.finished to wait for, and how to kill: the workers too, or only the process that was started,
-# as `kill -9` does.
-KILLS: list[tuple[str, Callable[[int, int], None]]] = [
-    (".checkpoint", os.killpg),
-    (".checkpoint", os.kill),
-    (".curve.json", os.killpg),
-    (".checkpoint", os.killpg),
+# Kind of file in models/.finished to wait for, and what to send to whom: to the workers too, as a terminal does, or
+# only to the process that was started, as `kill` does.
+KILLS: list[tuple[str, Callable[[int, int], None], signal.Signals]] = [
+    (".checkpoint", os.killpg, signal.SIGKILL),
+    (".checkpoint", os.kill, signal.SIGKILL),
+    (".checkpoint", os.killpg, signal.SIGINT),
+    (".curve.json", os.killpg, signal.SIGKILL),
+    (".checkpoint", os.kill, signal.SIGTERM),
 ]
 
 
@@ -68,8 +71,10 @@ def epochs_in(folder: Path) -> dict[str, int]:
     return epochs
 
 
-def train_and_kill(folder: Path, kind: str, delay: float, kill: Callable[[int, int], None]) -> None:
-    """Start training, wait for the next epoch or finished model and then `delay` seconds, and kill it."""
+def train_and_kill(
+    folder: Path, kind: str, delay: float, kill: Callable[[int, int], None], number: signal.Signals
+) -> None:
+    """Start training, wait for the next epoch or finished model and then `delay` seconds, and kill or stop it."""
     before = epochs_in(folder)
     with subprocess.Popen(
         TRAIN,
@@ -89,13 +94,49 @@ def train_and_kill(folder: Path, kind: str, delay: float, kill: Callable[[int, i
                 now = epochs_in(folder)
             assert all(now[name] >= n for name, n in before.items() if name in now)  # no model has begun anew
             time.sleep(delay)
-            kill(process.pid, signal.SIGKILL)
+            kill(process.pid, number)
             # Reads to the end of the pipe, so it ends when no worker that could write to it is left.
-            output, _ = process.communicate(timeout=30)
+            output, _ = process.communicate(timeout=30 if number == signal.SIGKILL else STOP_SECONDS)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL, output
+    assert process.returncode == -number, output
+    if number != signal.SIGKILL:
+        check_stopped(folder, output, number)
+
+
+def check_stopped(folder: Path, output: str, number: signal.Signals) -> None:
+    """That a run which a signal has stopped said so in one line, and that nothing half done is left of it."""
+    *before, last = output.splitlines()
+    assert last == f"Stopped by {number.name}: no output is half written; run again to go on."
+    assert [line for line in before if not line.startswith("mnist incremental ")] == []
+    leftovers = [path for suffix in ("partial", "running") for path in folder.rglob(f"*.{suffix}")]
+    assert leftovers == []
+
+
+def stop_as_workers_begin(folder: Path) -> None:
+    """Ctrl-C in a terminal while the workers import torch."""
+    with subprocess.Popen(
+        TRAIN,
+        cwd=folder,
+        env=command_environment(),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        if not children.exists():  # not Linux
+            process.kill()
+            return
+        while len(children.read_text().split()) < 3:  # two workers, and what looks after their semaphores
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=STOP_SECONDS)
+    assert process.returncode == -signal.SIGINT, output
+    check_stopped(folder, output, signal.SIGINT)
 
 
 def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(prepared: Path, tmp_path: Path) -> None:
@@ -106,8 +147,9 @@ def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(prepar
     assert len(tree(undisturbed / MODELS)) == 2 * N_MODELS
 
     delays = random.Random(9)
-    for kind, kill in KILLS:
-        train_and_kill(killed, kind, delays.uniform(0, 0.3), kill)
+    stop_as_workers_begin(killed)
+    for kind, kill, number in KILLS:
+        train_and_kill(killed, kind, delays.uniform(0, 0.3), kill, number)
         assert not (killed / MODELS).exists()
         assert not (killed / CURVES).exists()
     weights = (killed / layout.finished_models()).glob("*.safetensors")
@@ -120,5 +162,5 @@ def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(prepar
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert differing(tree(undisturbed / MODELS), tree(killed / MODELS)) == []
     assert (undisturbed / CURVES).read_bytes() == (killed / CURVES).read_bytes()
-    leftovers = [path for suffix in ("partial", "checkpoint") for path in killed.rglob(f"*.{suffix}")]
+    leftovers = [path for suffix in ("partial", "running", "checkpoint") for path in killed.rglob(f"*.{suffix}")]
     assert leftovers == []

@@ -110,21 +110,57 @@ def test_damage_is_one_clear_error(damage: object, message: str, tmp_path: Path)
     assert "make it" in str(caught.value)
 
 
+def read(path: Path) -> np.ndarray:
+    return store.read(store.get_array(store.open_store(path, "x"), "images", "x"), "x")
+
+
+def flip(file: Path, content: bytes, bit: int) -> None:
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(flipped)
+
+
 def test_every_flipped_bit_in_a_shard_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
-    values = make_values((40, 8, 8, 1))
+    values = make_values((700, 8, 8, 1))
     write(path, values)
     file = next(file for file in path.rglob("c/**/*") if file.is_file())
     content = file.read_bytes()
-    rng = np.random.default_rng(1)
-    for position, bit in zip(rng.integers(0, len(content), 100), rng.integers(0, 8, 100), strict=True):
-        flipped = bytearray(content)
-        flipped[position] ^= 1 << bit
-        file.write_bytes(flipped)
+    n_bits, n_index_bits = 8 * len(content), 8 * (2 * 16 + 4)  # offset and size of two chunks, and a checksum
+    drawn = np.random.default_rng(1).choice(n_bits - n_index_bits, 500, replace=False)
+    for bit in [*drawn.tolist(), *range(n_bits - n_index_bits, n_bits)]:
+        flip(file, content, bit)
         with pytest.raises(PipelineError, match="damaged data"):
-            store.read(store.get_array(store.open_store(path, "x"), "images", "x"), "x")
+            read(path)
     file.write_bytes(content)
-    assert np.array_equal(store.read(store.get_array(store.open_store(path, "x"), "images", "x"), "x"), values)
+    assert np.array_equal(read(path), values)
+
+
+@pytest.mark.filterwarnings("ignore")  # zarr warns of some, which only says so the sooner
+@pytest.mark.parametrize("name", ["zarr.json", "images/zarr.json"])
+def test_a_flipped_bit_in_the_metadata_never_gives_other_images(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    values = make_values((700, 8, 8, 1))
+    write(path, values)
+    content = (path / name).read_bytes()
+    n_detected = 0
+    bits = np.random.default_rng(1).permutation(8 * len(content))[:500].tolist()
+    for bit in bits:
+        flip(path / name, content, bit)
+        try:
+            assert np.array_equal(read(path), values), bit
+        except PipelineError:
+            n_detected += 1
+    assert n_detected > len(bits) / 2  # the others are spaces, and attributes that nothing here looks at
+
+
+@pytest.mark.parametrize("digest", [None, 3], ids=["missing", "no-text"])
+def test_an_array_without_a_digest_is_damaged(digest: object, tmp_path: Path) -> None:
+    write(tmp_path / "a.zarr", make_values((5, 8, 8, 1)))
+    array = zarr.open_group(tmp_path / "a.zarr", mode="r+")["images"]
+    array.attrs["sha256"] = digest
+    with pytest.raises(PipelineError, match="images: damaged metadata"):
+        read(tmp_path / "a.zarr")
 
 
 def write_half(path: Path) -> None:
