@@ -4,13 +4,11 @@ import hashlib
 import multiprocessing
 import multiprocessing.util
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from pipeline.models import load_natural
 from pipeline.params import Params
 from pipeline.recipes import NATURAL, Plan, Recipe, plan_natural
 from pipeline.seeding import level_name
-from pipeline.stopping import stop_on_signals, taken_back_when_stopped
+from pipeline.stopping import signals_delayed, stop_on_signals, taken_back_when_stopped
 from pipeline.training import Examples, train_model
 from pipeline.variants import Variant, open_perturbed, variant_attributes
 
@@ -159,7 +157,7 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
         taken_back_when_stopped(_stop_workers),
         ProcessPoolExecutor(min(n_workers, len(waiting)), mp_context=context, initializer=_begin_worker) as pool,
     ):
-        with _signals_kept_from_workers():
+        with signals_delayed("SIGINT", "SIGHUP"):  # a terminal sends them to the workers too, which their parent ends
             futures = {pool.submit(train_one, task): task for task in waiting}
         try:
             for future in as_completed(futures):
@@ -173,19 +171,6 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
         except BaseException:
             _end_workers()  # or they would train the models under way to their end first
             raise
-
-
-@contextmanager
-def _signals_kept_from_workers() -> Iterator[None]:
-    """Processes begun in this block never see Ctrl-C in a terminal, which goes to them too: their parent ends them."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_workers() -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial as bind
 from pathlib import Path
 
-from pipeline.stopping import taken_back_when_stopped
+from pipeline.stopping import signals_delayed, taken_back_when_stopped
 
 try:
     import fcntl
@@ -67,9 +67,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             _remove(leftover)
 
     take_back()
-    partial.mkdir()
     try:
         with taken_back_when_stopped(take_back):
+            partial.mkdir()
             yield partial
             if path.exists():
                 path.rename(previous)
@@ -109,44 +109,51 @@ def taking_turns(path: Path, what: str) -> Iterator[None]:
         path: A file that is there for as long as the block runs and holds the number of the process.
         what: What the block does, for the line on standard error that those who wait write.
     """
-    lock = _lock(path, what)
-    if lock is None:
-        yield
-        return
-    try:
-        with taken_back_when_stopped(bind(_remove, path)):
-            yield
-    finally:
-        _remove(path)  # while the lock is held: it is nobody else's yet
-        os.close(lock)
-
-
-def _lock(path: Path, what: str) -> int | None:
-    """The open file, locked; None where there are no locks."""
-    while fcntl is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:
-            return None
-        try:
+    with ExitStack() as held:
+        is_told = False
+        while fcntl is not None:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(lock, 20).decode() or "another process"
-                sys.stderr.write(f"{what}: {holder} is doing this; waiting for it to end\n")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), path.stat()):  # or it was removed by the one before
-                    with suppress(OSError):  # the disk is full: the number is for people only
-                        os.ftruncate(lock, 0)
-                        os.write(lock, f"process {os.getpid()}".encode())
-                    return lock
+                if _lock(path, held):
+                    break
+                is_told = _wait(path, what, is_told)
+            except OSError:
+                break
+        yield
+
+
+def _lock(path: Path, held: ExitStack) -> bool:
+    """Whether nobody else has it; then it is taken until `held` ends."""
+    with signals_delayed(), ExitStack() as opened:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        opened.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         except OSError:
-            os.close(lock)
-            return None
-        os.close(lock)
-    return None
+            path.unlink()
+            raise
+        if not (path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
+            return False  # the one before has removed it
+        with suppress(OSError):  # the disk is full: the number is for people only
+            os.ftruncate(lock, 0)
+            os.write(lock, f"process {os.getpid()}".encode())
+        remove = bind(path.unlink, missing_ok=True)
+        opened.callback(remove)  # while it is locked: then it is nobody else's yet
+        opened.enter_context(taken_back_when_stopped(remove))
+        held.push(opened.pop_all())
+        return True
+
+
+def _wait(path: Path, what: str, is_told: bool) -> bool:
+    """Until whoever has the lock lets go of it; whether it has been said."""
+    with suppress(FileNotFoundError), path.open() as file:
+        if not is_told:
+            sys.stderr.write(f"{what}: {file.read() or 'another process'} is doing this; waiting for it to end\n")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        return True
+    return is_told
 
 
 def _remove(path: Path) -> None:

@@ -21,6 +21,19 @@ def taken_back_when_stopped(take_back: Callable[[], object]) -> Iterator[None]:
         _half_done.remove(take_back)
 
 
+@contextmanager
+def signals_delayed(*names: str) -> Iterator[None]:
+    """Signals of these names (all: SIGINT, SIGTERM, SIGHUP) wait for the end of the block; what it begins never sees any."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals[name] for name in names] or _known())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def stop_on_signals(message: str = "") -> None:
     """From now on SIGINT, SIGTERM and SIGHUP end the process, after `message` on standard error.
 
