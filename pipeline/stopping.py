@@ -23,7 +23,7 @@ def taken_back_when_stopped(take_back: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def signals_delayed(*names: str) -> Iterator[None]:
-    """Signals of these names (all: SIGINT, SIGTERM, SIGHUP) wait for the end of the block; what it begins never sees any."""
+    """Signals of these names, or all that stop, wait for the end of the block; what it begins never sees them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
