@@ -35,6 +35,8 @@ def _be_command(
     begun: Event,
     file_bytes: int | None,
 ) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the tests may run where some are ignored
+        signal.signal(number, signal.SIG_DFL)
     os.setsid()  # so that signals can be sent to it and its workers
     os.chdir(folder)
     with said.open("wb") as file:

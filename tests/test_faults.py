@@ -147,12 +147,20 @@ def measure(stage: str) -> float:
     return statistics.median(seconds)
 
 
-def wait_for_output(child: Child, begin: dict[Path, State]) -> None:
-    """Until a run has begun to write an output, or has ended."""
-    hidden = [path.with_name(f".{path.name}.partial") for path in begin]
-    stamps = {path: path.exists() and path.stat().st_ino for path in begin}
-    while child.process.is_alive() and not any(path.exists() for path in hidden):
-        if any((path.exists() and path.stat().st_ino) != stamp for path, stamp in stamps.items()):
+def number_of(path: Path) -> int | None:
+    """Of the file or folder, another one if it was replaced; None if it is not there."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def wait_for(child: Child, kind: str, paths: list[Path], before: list[int | None]) -> None:
+    """Until a run has begun to write its outputs, or has replaced them all, or has ended."""
+    hidden = [path.with_name(f".{path.name}.partial") for path in paths]
+    while child.process.is_alive():
+        replaced = [number_of(path) != number for path, number in zip(paths, before, strict=True)]
+        if all(replaced) or (kind == "begun" and (any(replaced) or any(path.exists() for path in hidden))):
             break
         time.sleep(0.0002)
 
@@ -173,19 +181,20 @@ def test_a_stage_killed_at_any_moment_leaves_whole_outputs_and_ends_with_the_sam
     }
     duration, rng = measure(stage), random.Random(f"{FAULTS_SEED} {stage}")
     moments = Counter({"before": 0, "during": 0, "after": 0})
-    while moments.total() < n_kills or min(moments.values()) < 3:
+    while moments.total() < n_kills:
         if rng.random() < 0.5:  # otherwise it goes on from where it was killed
             shutil.rmtree(layout.finished_models(), ignore_errors=True)
         begin = rng.choice([old, dict.fromkeys(new)])
         for path, content in begin.items():
             put(path, content)
-        hidden = set(leftovers())
+        hidden, numbers = set(leftovers()), [number_of(path) for path in begin]
         with Child(*COMMANDS[stage].split()) as child:
-            if rng.random() < 0.7:
+            kind = rng.choices(["any", "begun", "replaced"], [5, 2, 1])[0]
+            if kind == "any":
                 time.sleep(rng.uniform(0, duration))
-            else:  # writing takes some stages a hundredth of their time
-                wait_for_output(child, begin)
-                time.sleep(rng.choice([0, 0.001, 0.01]) * rng.random())
+            else:  # which some stages do in a hundredth of their time
+                wait_for(child, kind, list(begin), numbers)
+                time.sleep(rng.choice([0, 0.001]) * rng.random())
             # The workers too, or only the process that was started, as `kill -9` does.
             (child.signal_all if rng.random() < 0.5 else child.signal)(signal.SIGKILL)
             status = child.end()
@@ -203,6 +212,8 @@ def test_a_stage_killed_at_any_moment_leaves_whole_outputs_and_ends_with_the_sam
             assert {path: state(path) for path in new} == new
             assert leftovers() == []
     sys.stdout.write(f"{stage}: killed {dict(moments)} its output appears, {duration:.2f} s undisturbed\n")
+    assert moments["before"]
+    assert moments["during"]
     run(COMMANDS[stage])
     assert {path: state(path) for path in new} == new
     assert leftovers() == []

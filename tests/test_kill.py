@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,18 @@ def check_stopped(folder: Path, output: str, number: signal.Signals) -> None:
     assert [line for line in before if not line.startswith("mnist incremental ")] == []
     leftovers = [path for suffix in ("partial", "running") for path in folder.rglob(f"*.{suffix}")]
     assert leftovers == []
+
+
+@pytest.fixture(autouse=True)
+def signals_heard() -> Iterator[None]:
+    """Processes begun by a test hear Ctrl-C also where the tests run in the background, or under nohup."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def stop_as_workers_begin(folder: Path) -> None:
