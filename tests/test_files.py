@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import replacing_file, replacing_folder, write_text
+from pipeline import files
+from pipeline.files import replacing_file, replacing_folder, taking_turns, write_text, write_texts
 from tests.conftest import tree
 
 
@@ -178,3 +179,42 @@ def test_a_place_that_cannot_be_written_is_an_os_error(
         entered = True
     assert not entered
     assert tree(tmp_path) == {"file": b"old"}
+
+
+def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.txt", tmp_path / "deep" / "b.txt"]
+    for path in paths:
+        write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_texts({paths[0]: "new", paths[1]: "half \udc80"})
+    assert tree(tmp_path) == {"a.txt": b"old", "deep": None, "deep/b.txt": b"old"}
+    write_texts(dict.fromkeys(paths, "new"))
+    assert tree(tmp_path) == {"a.txt": b"new", "deep": None, "deep/b.txt": b"new"}
+
+
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+
+
+def with_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("spoil", [without_locks, with_a_file_system_without_locks])
+def test_where_there_are_no_locks_nobody_waits(
+    spoil: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch)
+    with taking_turns(tmp_path / "a.running", "this"), taking_turns(tmp_path / "a.running", "this"):
+        assert tree(tmp_path) == {}
+
+
+def test_a_lock_is_there_for_as_long_as_its_block_runs(tmp_path: Path) -> None:
+    path = tmp_path / "a.running"
+    path.write_text("process 1 that was killed long ago, and holds no lock")
+    with taking_turns(path, "this"):
+        assert path.read_text() == f"process {os.getpid()}"
+    assert tree(tmp_path) == {}
