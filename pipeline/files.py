@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial as bind
@@ -60,13 +61,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     partial = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     previous = path.parent / f".{path.name}.previous{PARTIAL_SUFFIX}"
 
-    def take_back() -> None:
+    def clean_up() -> None:
         if previous.exists() and not path.exists():
             previous.rename(path)  # ended between the two renames below
         for leftover in (partial, previous):
             _remove(leftover)
 
-    take_back()
+    def take_back() -> None:
+        _shut_out_writers(partial)
+        clean_up()
+
+    clean_up()
     try:
         with taken_back_when_stopped(take_back):
             partial.mkdir()
@@ -116,6 +121,8 @@ def taking_turns(path: Path, what: str) -> Iterator[None]:
                 if _lock(path, held):
                     break
                 is_told = _wait(path, what, is_told)
+            except FileNotFoundError:  # removed by the one before, between two looks at it
+                continue
             except OSError:
                 break
         yield
@@ -156,14 +163,21 @@ def _wait(path: Path, what: str, is_told: bool) -> bool:
     return is_told
 
 
-def _remove(path: Path) -> None:
-    for _ in range(100):  # another thread may still be writing into it
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-        if not path.exists():
+def _shut_out_writers(folder: Path) -> None:
+    """Put a file in the place of a folder that other threads still write into: or they would make it anew."""
+    for _ in range(100):
+        _remove(folder)
+        with suppress(FileExistsError):
+            folder.touch(exist_ok=False)
             break
+    time.sleep(0.05)  # for those that were writing to find out
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _named(error: OSError, path: Path) -> OSError:

@@ -327,7 +327,7 @@ def test_a_read_only_file_system_is_one_error_and_changes_nothing(stage: str, di
 def test_a_limit_on_file_sizes_is_one_error_and_leaves_the_previous_output_whole(stage: str, finished: Path) -> None:
     shutil.rmtree(layout.finished_models())
     before = tree(finished)
-    with Child(*COMMANDS[stage].split(), file_bytes=3500) as child:
+    with Child(*COMMANDS[stage].split(), file_bytes=600) as child:
         assert child.end() == 1, child.said()
         said = child.said()
     assert re.fullmatch(ERROR.format(r"File too large; a limit on file sizes is in force \(ulimit -f\)"), said), said
@@ -378,10 +378,12 @@ def test_many_runs_at_once_end_one_after_the_other_with_the_same_bytes(stage: st
 def test_a_run_that_waits_for_one_that_is_killed_takes_its_place(stage: str, finished: Path) -> None:
     new = {path: state(path) for path in OUTPUTS[stage]}
     shutil.rmtree(layout.finished_models())
+    lock = layout.running(*COMMANDS[stage].partition(" --")[0].split())
     with Child(*COMMANDS[stage].split()) as first:
-        while not layout.running(*COMMANDS[stage].partition(" --")[0].split()).exists():
+        while not (lock.exists() and lock.read_text()):
             assert first.process.is_alive()
         first.signal(signal.SIGSTOP)  # as slow as can be
+        assert lock.exists()
         with Child(*COMMANDS[stage].split()) as second:
             while f"process {first.pid} is doing this; waiting" not in second.said():
                 assert second.process.is_alive(), second.said()
@@ -451,7 +453,7 @@ def shard(array: Path) -> Path:
         ("train", layout.clean_store("mnist") / "train/images"),
         ("strategies", layout.perturbed_store("mnist", "noise") / "0.05/train"),
         ("impact", layout.perturbed_store("mnist", "noise") / "0.05/test"),
-        ("evaluate", layout.perturbed_store("mnist", "hot") / "3/test"),
+        ("evaluate", layout.perturbed_store("mnist", "hot") / "2/test"),
     ],
     ids=["train", "strategies", "impact", "evaluate"],
 )
