@@ -200,7 +200,7 @@ def with_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
 
 
 @pytest.mark.parametrize("spoil", [without_locks, with_a_file_system_without_locks])
