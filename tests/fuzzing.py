@@ -269,11 +269,12 @@ def spoil_pickle(rng: Random, content: bytes) -> bytes:
 
 def spoil_safetensors(rng: Random, content: bytes) -> bytes:
     """Weights with other entries in their header, its length right again, or other bytes."""
-    if rng.random() < 0.3:
+    start = content.index(b'{"') - 8  # of a checkpoint, behind its digest
+    (length,) = struct.unpack_from("<Q", content, start)
+    if rng.random() < 0.3 or start + 8 + length > len(content):
         return spoil_bytes(rng, content)
-    (length,) = struct.unpack_from("<Q", content)
-    header = spoil_json(rng, content[8 : 8 + length])
-    return struct.pack("<Q", len(header)) + header + content[8 + length :]
+    header = spoil_json(rng, content[start + 8 : start + 8 + length])
+    return content[:start] + struct.pack("<Q", len(header)) + header + content[start + 8 + length :]
 
 
 def spoil_shard(rng: Random, content: bytes) -> bytes:

@@ -29,7 +29,20 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import datasets, generation, kept, layout, metrics, networks, params, report, results, sources, store
+from pipeline import (
+    datasets,
+    generation,
+    kept,
+    layout,
+    metrics,
+    networks,
+    params,
+    report,
+    results,
+    sources,
+    store,
+    training,
+)
 from pipeline.datasets import DATASETS, Dataset
 from pipeline.errors import PipelineError
 from pipeline.params import Params, Prepare
@@ -378,6 +391,21 @@ def curve() -> Reader:
     return Reader([finished.curve], fuzzing.spoil_json, read, is_right)
 
 
+def checkpoint() -> Reader:
+    path, classifier = Path("key.checkpoint"), make_classifier(make_network())
+    optimizer = torch.optim.Adam(classifier.parameters())
+    classifier(torch.from_numpy(make_images(3))).sum().backward()
+    optimizer.step()
+    training._save_checkpoint(path, classifier, optimizer, [Epoch(1, 2.5, 0.1, 0.1)])
+    before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
+
+    def is_right(curve: list[Epoch]) -> bool:
+        is_same = all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
+        return is_same and curve in ([], [Epoch(1, 2.5, 0.1, 0.1)])
+
+    return Reader([path], fuzzing.spoil_safetensors, lambda: training._resume(path, classifier, optimizer), is_right)
+
+
 def params_file(values: dict[str, Any], write_params: WriteParams) -> Reader:
     for block in (values["datasets"], values["train"]["recipes"]):
         del block["cifar10"]
@@ -562,6 +590,7 @@ READERS: dict[str, Callable[[Mini], Reader]] = {
     "model-description": lambda _: saved_model(describes=True),
     "model-weights": lambda _: saved_model(describes=False),
     "curve": lambda _: curve(),
+    "checkpoint": lambda _: checkpoint(),
     "params-file": lambda mini: params_file(mini.values, mini.write_params),
     "params-values": lambda mini: params_values(mini.values),
     "cells": lambda mini: cells(mini.params),
