@@ -30,9 +30,9 @@ from pipeline import generation, layout, store
 from pipeline.arrays import Images
 from pipeline.perturbations import PERTURBATIONS, dead_pixels, gaussian_blur, gaussian_noise, hot_pixels, stuck_pixels
 from pipeline.variants import Variant
-from tests.conftest import DOWNLOADS, ROOT, command_environment, run
+from tests.conftest import DOWNLOADS, ROOT, command_environment, differing, run, tree
 from tests.test_perturbations import CASES, make_images, make_rng
-from tests.test_stages import differing, succeed, tree
+from tests.test_stages import succeed
 
 YAML_ = YAML(typ="safe", pure=True)
 

@@ -706,7 +706,12 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         "has no file cifar-10-batches-py/data_batch_1",
     ),
     "png-of-a-chunk-of-gigabytes": ("png", "test_batch", lambda c: c[:33] + b"\x7f" + c[34:], "longer than the file"),
-    "pickle-of-a-million-lists": ("pickle", "data_batch_1", lambda _: b"\x80\x02" + b"]" * 10**6 + b".", "no uint8 array"),
+    "pickle-of-a-million-lists": (
+        "pickle",
+        "data_batch_1",
+        lambda _: b"\x80\x02" + b"]" * 10**6 + b".",
+        "no uint8 array",
+    ),
     # Python's hash of a tuple is that of what it holds, and so on: enough of them would end a process that loads it.
     "pickle-of-tuples-in-tuples": (
         "pickle",

@@ -9,8 +9,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import layout
-from tests.conftest import DOWNLOADS, ROOT, run
-from tests.test_stages import differing, shard, tree
+from tests.conftest import DOWNLOADS, ROOT, differing, run, tree
+from tests.test_stages import shard
 
 
 @pytest.fixture(scope="module")

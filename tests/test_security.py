@@ -15,9 +15,8 @@ from packaging.utils import canonicalize_name
 
 from pipeline.__main__ import main
 from pipeline.sources import Arrays
-from tests.conftest import ROOT, WriteParams, command_environment
+from tests.conftest import ROOT, WriteParams, command_environment, write_originals
 from tests.test_graph import MODULES
-from tests.test_stages import write_originals
 
 # Python runs this first in every process, those that multiprocessing spawns too. It writes down what reaches out of the
 # process, and refuses it; that alone would not do, a library may ask in vain and go on.

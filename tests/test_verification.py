@@ -15,16 +15,14 @@ import zarr
 
 from pipeline import campaign, layout, store
 from pipeline.sources import Arrays
-from tests.conftest import ROOT, WriteParams
+from tests.conftest import ROOT, WriteParams, differing, tree
 from tests.test_campaign import InProcess
 from tests.test_stages import (
     Finished,
     Mend,
-    differing,
     run,
     shard,
     succeed,
-    tree,
     with_attribute,
     with_bytes,
     with_flipped_byte,
