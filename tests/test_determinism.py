@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from scipy import ndimage
 
-from pipeline import generation, layout, store
+from pipeline import generation, layout, sources, store
 from pipeline.arrays import Images
+from pipeline.datasets import MNIST
 from pipeline.perturbations import PERTURBATIONS, dead_pixels, gaussian_blur, gaussian_noise, hot_pixels, stuck_pixels
 from pipeline.variants import Variant
 from tests.conftest import DOWNLOADS, ROOT, command_environment, differing, run, tree
@@ -400,9 +401,12 @@ def test_a_level_more_and_a_level_less_change_no_file_of_the_others(
 def test_images_are_the_same_in_other_chunks_and_shards(
     chunk_images: int, shard_images: int, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(study.start(tmp_path / "other"))
+    clean = {key: store.read_clean(MNIST, *key) for key in MNIST.digests}
+    Path("data/clean").unlink()
     monkeypatch.setattr(store, "CHUNK_IMAGES", chunk_images)
     monkeypatch.setattr(store, "SHARD_BYTES", shard_images * 28 * 28)
-    monkeypatch.chdir(study.start(tmp_path / "other"))
+    sources.write_clean(layout.clean_store("mnist"), MNIST, clean)
     for name in PERTURBATIONS:
         succeed("perturb", "mnist", name)
     other = tree(tmp_path / "other/data/perturbed")
