@@ -231,8 +231,10 @@ def test_a_stage_that_is_stopped_ends_at_once_with_one_line_and_nothing_behind(
 ) -> None:
     new = {path: state(path) for path in OUTPUTS[stage]}
     duration, rng = measure(stage), random.Random(f"{FAULTS_SEED} {stage} stop")
-    stopped = 0
+    stopped = tried = 0
     while stopped < (n_stops // 2 if stage == "report" else n_stops):
+        tried += 1
+        assert tried < 20 * n_stops, "it ends before it is stopped"
         shutil.rmtree(layout.finished_models(), ignore_errors=True)
         number = SIGNALS[stopped % len(SIGNALS)]
         with Child(*COMMANDS[stage].split()) as child:
