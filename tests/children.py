@@ -23,7 +23,7 @@ from pipeline.devices import select_device
 from tests.conftest import ROOT
 
 select_device("cpu")  # imports more of torch
-# Where the server finds what it imports; without it, it would go on without a word, and every command import for itself.
+# Where the server finds what it imports; without it, it would silently go on, and every command import for itself.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 _CONTEXT = multiprocessing.get_context("forkserver")
 _NUMBERS = itertools.count()
