@@ -17,9 +17,9 @@ COUNT_FAULTS = """
 import resource, torch
 from pipeline.devices import select_device
 select_device("cpu")
-values = torch.rand(20_000_000)
-for number in range(12):
-    if number == 2:
+values = torch.rand(4_000_000)
+for number in range(40):
+    if number == 30:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     values + 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -30,8 +30,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_of_a_tensor_is_used_again_instead_of_being_given_back() -> None:
     command = [sys.executable, "-c", COUNT_FAULTS]
     output = subprocess.run(command, env=command_environment(), capture_output=True, text=True, check=True).stdout
-    # Ten tensors of 80 MB are 195,000 pages of 4 KiB.
-    assert int(output) < 5000
+    # Ten tensors of 16 MB are 39,000 pages of 4 KiB. Which of the first dozen find a gap depends on addresses.
+    assert int(output) < 4000
 
 
 def test_every_thread_of_the_pool_computes_alone() -> None:
