@@ -12,7 +12,7 @@ import pandas as pd
 from pipeline import layout, store
 from pipeline.devices import select_device
 from pipeline.drawing import authors_impact
-from pipeline.evaluation import measure_models, predictor
+from pipeline.evaluation import Predictor, measure_models
 from pipeline.metrics import NATURAL, aggregate_trials, to_frame
 from pipeline.params import load
 from pipeline.recipes import plan_natural
@@ -44,7 +44,7 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
     tables = []
     for seed in range(1, seeds + 1):
         classifier, _ = train_model(plan_natural(recipe), train, None, None, test, (seed,), device)
-        predict = predictor(classifier, device, recipe.precision)
+        predict = Predictor(classifier, device, recipe.precision)
         measured = measure_models(
             dataset, {NATURAL: predict}, test.images, test.labels, perturbed, device, params.impact.batch_size
         )

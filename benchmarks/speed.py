@@ -268,7 +268,7 @@ def evaluate_ours(dataset: str, n: int) -> float:
     device = select_device("cpu")
     classifier = Classifier(shape, standardize, build_network(recipe.network, shape))
     classifier.network.to(memory_format=torch.channels_last)
-    predict = evaluation.predictor(classifier, device, recipe.precision)
+    predict = evaluation.Predictor(classifier, device, recipe.precision)
     return timed(
         lambda: evaluation.measure_models(
             dataset, {"": predict}, examples.images, examples.labels, {}, device, batch_size=1000

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,26 +14,63 @@ from torch import Tensor
 from pipeline import store
 from pipeline.arrays import Images
 from pipeline.devices import select_precision, worker_threads
+from pipeline.errors import PipelineError
+from pipeline.layers import PlacedBlock
 from pipeline.metrics import NATURAL, Cell, Confusion, Example
-from pipeline.networks import N_CLASSES, Classifier, logits_of
+from pipeline.networks import N_CLASSES, Classifier
 
-# uint8 (N, H, W, C) → float32 logits (N, 10), both as tensors on the device; from `predictor`.
-Predictor = Callable[[Tensor], Tensor]
 # (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
 Perturbed = Mapping[tuple[str, float], tuple[store.Array, str]]
 Model = TypeVar("Model")
 
 
-def predictor(classifier: Classifier, device: torch.device, precision: str) -> Predictor:
-    """The classifier as a function from images to logits.
+class Predictor:
+    """A trained classifier, ready to be asked what it sees.
 
-    Args:
-        classifier: Is moved to `device`.
-        device: Where to compute.
-        precision: Of its recipe: `float32`, `bfloat16` or `auto`.
+    Attributes:
+        preparation: Predictors with equal ones prepare images in the same way.
     """
-    classifier.to(device)
-    return lambda images: logits_of(classifier, images, select_precision(precision, device), batch_size=len(images))
+
+    def __init__(self, classifier: Classifier, device: torch.device, precision: str) -> None:
+        """The classifier in evaluation mode.
+
+        Args:
+            classifier: Is moved to `device`.
+            device: Where to compute.
+            precision: Of its recipe: `float32`, `bfloat16` or `auto`.
+        """
+        self._classifier = classifier.eval().folded().to(device).eval()
+        self._precision = select_precision(precision, device)
+        first = next(self._classifier.network.children())
+        self.preparation = (first.geometry, self._precision) if isinstance(first, PlacedBlock) else (self,)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, C) → float32 logits (N, 10), on the device of both."""
+        return self.classify(self.prepare(images))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What `classify` takes of raw images.
+
+        Raises:
+            PipelineError: Their shape is not what the network takes.
+        """
+        if images.shape[1:] != self._classifier.shape:
+            raise PipelineError(
+                f"images of shape {tuple(images.shape[1:])} do not fit a network for {self._classifier.shape}"
+            )
+        with self._arithmetic(images):
+            return self._classifier.prepare(images)
+
+    def classify(self, prepared: Tensor) -> Tensor:
+        """Logits of images that went through `prepare`."""
+        with self._arithmetic(prepared):
+            return self._classifier.classify(prepared)
+
+    @contextmanager
+    def _arithmetic(self, values: Tensor) -> Iterator[None]:
+        is_mixed = self._precision != torch.float32
+        with torch.inference_mode(), torch.autocast(values.device.type, self._precision, enabled=is_mixed):
+            yield
 
 
 def measure_models(
@@ -146,18 +184,16 @@ def _predict_each_trial(
 ) -> Iterator[tuple[str, float, int, dict[Model, NDArray[np.int64]]]]:
     """The clean test images, then every level and trial: (perturbation, level, trial, model → classes (N,)).
 
-    Batches of all models are spread over the cores, one thread each, while the next trial is read.
+    Batches are spread over the cores, one thread each, all models on a batch one after the other, while the next trial
+    is read.
     """
-    ahead: deque[tuple[str, float, int, dict[Model, list[Future[NDArray[np.int64]]]]]] = deque()
+    ahead: deque[tuple[str, float, int, list[Future[dict[Model, NDArray[np.int64]]]]]] = deque()
     with worker_threads(device) as pool:
         try:
             for perturbation, level, trial, images in _each_trial(clean, perturbed):
+                wanted = {name: model for name, model in models.items() if is_wanted(name, perturbation, trial)}
                 batches = torch.split(torch.from_numpy(images).to(device), batch_size)
-                futures = {
-                    model: [pool.submit(_predict, predict, batch) for batch in batches]
-                    for model, predict in models.items()
-                    if is_wanted(model, perturbation, trial)
-                }
+                futures = [pool.submit(_predict, wanted, batch) for batch in batches]
                 ahead.append((perturbation, level, trial, futures))
                 if len(ahead) == 2:
                     yield _wait(*ahead.popleft())
@@ -167,15 +203,21 @@ def _predict_each_trial(
             pool.shutdown(cancel_futures=True)
 
 
-def _predict(predict: Predictor, images: Tensor) -> NDArray[np.int64]:
-    return predict(images).argmax(1).cpu().numpy()
+def _predict(models: Mapping[Model, Predictor], images: Tensor) -> dict[Model, NDArray[np.int64]]:
+    predicted: dict[Model, NDArray[np.int64]] = {}
+    preparation: object = None
+    for name, model in models.items():
+        if model.preparation != preparation:
+            preparation, prepared = model.preparation, model.prepare(images)
+        predicted[name] = model.classify(prepared).argmax(1).cpu().numpy()
+    return predicted
 
 
 def _wait(
-    perturbation: str, level: float, trial: int, futures: dict[Model, list[Future[NDArray[np.int64]]]]
+    perturbation: str, level: float, trial: int, futures: list[Future[dict[Model, NDArray[np.int64]]]]
 ) -> tuple[str, float, int, dict[Model, NDArray[np.int64]]]:
-    predicted = {model: np.concatenate([part.result() for part in parts]) for model, parts in futures.items()}
-    return perturbation, level, trial, predicted
+    parts = [future.result() for future in futures]
+    return perturbation, level, trial, {model: np.concatenate([part[model] for part in parts]) for model in parts[0]}
 
 
 def _each_trial(clean: Images, perturbed: Perturbed) -> Iterator[tuple[str, float, int, Images]]:

@@ -1,6 +1,6 @@
 """The layers that networks are built of, where torch's own would be slow or do not exist."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,37 +96,106 @@ class WindowBlock(Block):
 
     def forward(self, windows: Tensor) -> Tensor:
         """(N, H', W', side²) → (N, filters, H', W')."""
-        weight: Tensor = self.conv.weight
-        bias: Any = self.conv.bias
         norm: Any = self.norm
         pooled: Tensor
-        if norm is None:
+        if norm is None or not norm.training:
+            weight, bias = self._folded()
             pooled = self._convolved(windows, weight).amax(0) + bias.view(-1, 1)
-        elif not norm.training:
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            maps = self._convolved(windows, weight * scale.view(-1, 1, 1, 1))
-            pooled = maps.amax(0) + (norm.bias + (bias - norm.running_mean) * scale).view(-1, 1)
         else:
             sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0)
-            maps = self._convolved(windows, weight * sign.view(-1, 1, 1, 1))
+            maps = self._convolved(windows, self.conv.weight * sign.view(-1, 1, 1, 1))
             pooled, mean, variance = _PooledNorm.apply(maps, norm.weight * sign, norm.bias, norm.eps)
             with torch.no_grad():
                 n = maps.numel() // len(mean)
-                norm.running_mean.lerp_(mean * sign + bias, norm.momentum)
+                norm.running_mean.lerp_(mean * sign + cast(Tensor, self.conv.bias), norm.momentum)
                 norm.running_var.lerp_(variance * (n / (n - 1)), norm.momentum)
                 norm.num_batches_tracked += 1
         return self._activated(pooled.view(-1, *windows.shape[:3]).transpose(0, 1))
 
     def _convolved(self, windows: Tensor, weight: Tensor) -> Tensor:
         """The convolution at every place of the pooling windows: float32 (pool², filters, N·H'·W')."""
-        stride, last = self.conv.stride[0], self.pool - 1
-        shifted = [
-            pad(weight, (stride * x, stride * (last - x), stride * y, stride * (last - y)))
-            for y in range(self.pool)
-            for x in range(self.pool)
-        ]
-        maps = torch.cat(shifted).flatten(1) @ windows.flatten(0, 2).T
-        return maps.float().view(len(shifted), len(weight), -1)
+        maps = self._shifted(weight).flatten(0, 2).flatten(1) @ windows.flatten(0, 2).T
+        return maps.float().view(self.pool**2, len(weight), -1)
+
+    def _shifted(self, weight: Tensor) -> Tensor:
+        """Filters (F, 1, k, k) at every place of a pooling window: (pool, pool, F, side, side), 0 elsewhere."""
+        shifted: Tensor = _Shifted.apply(weight, self.pool, self.conv.stride[0])
+        return shifted
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution with BatchNorm's running statistics in them."""
+        weight, norm, bias = self.conv.weight, self.norm, cast(Tensor, self.conv.bias)
+        if norm is None:
+            return weight, bias
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        return weight * scale.view(-1, 1, 1, 1), norm.bias + (bias - mean) * scale
+
+
+class PlacedBlock(WindowBlock):
+    """A trained `WindowBlock` that takes windows of raw images, and gives what the `WindowBlock` gives up to rounding.
+
+    Every place has filters of its own, with the standardization of its pixels and BatchNorm in them. So windows are
+    cut once for all models that look at an image, whatever they were trained on.
+
+    Attributes:
+        geometry: Blocks with equal ones cut images in the same way.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    bias: Tensor
+
+    @torch.no_grad()
+    def __init__(self, block: WindowBlock, mean: Tensor, inverse_std: Tensor) -> None:
+        """Filters of every place.
+
+        Args:
+            block: Trained.
+            mean: float32 (H, W, 1), on the scale 0-255; subtracted from images before `block`.
+            inverse_std: Likewise; multiplied with what is left.
+        """
+        nn.Module.__init__(self)
+        self.conv, self.norm, self.pool, self.dropout = block.conv, None, block.pool, None
+        self.activation = block.activation
+        self.geometry = (self.conv.kernel_size, self.conv.stride, self.conv.padding, self.pool)
+        # Padding is 0 after standardization: cut pads both with 0, too.
+        means, factors = (
+            block.cut(values.double().permute(2, 0, 1).unsqueeze(0)).flatten(0, 2) for values in (mean, inverse_std)
+        )
+        weight, bias = block._folded()
+        shifted = block._shifted(weight).flatten(0, 2).flatten(1)
+        placed = factors.unsqueeze(1) * shifted
+        self.register_buffer("weight", placed.float())
+        self.register_buffer("shift", -(placed @ means.unsqueeze(2)).float())
+        self.register_buffer("bias", bias.view(-1, 1).clone())
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(N, H', W', side²), of values 0-255 → (N, filters, H', W')."""
+        n, height, width, _ = windows.shape
+        maps = torch.baddbmm(self.shift, self.weight, windows.flatten(1, 2).permute(1, 2, 0))
+        pooled = maps.float().view(len(maps), self.pool**2, -1, n).amax(1) + self.bias
+        # (filters, H'·W', N): images last, as the next layer's product reads them without a copy.
+        maps = self._activated(pooled.transpose(0, 1).contiguous())
+        return maps.view(-1, height, width, n).permute(3, 0, 1, 2)
+
+
+class _Shifted(torch.autograd.Function):
+    """Filters (F, 1, k, k) → (pool, pool, F, side, side), each at every place in the pooling window."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, pool: int, stride: int) -> Tensor:
+        n_filters, _, kernel, _ = weight.shape
+        side = kernel + stride * (pool - 1)
+        shifted = weight.new_zeros(pool, pool, n_filters, side, side)
+        along_y, along_x, *inner = shifted.stride()
+        ctx.view = (pool, pool, n_filters, kernel, kernel), (along_y + stride * side, along_x + stride, *inner)
+        shifted.as_strided(*ctx.view).copy_(weight.squeeze(1))
+        return shifted
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0].contiguous().as_strided(*ctx.view).sum((0, 1)).unsqueeze(1), None, None
 
 
 class _PooledNorm(torch.autograd.Function):
@@ -139,7 +208,9 @@ class _PooledNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, maps: Tensor, scale: Tensor, shift: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
         mean = maps.mean((0, 2))
-        variance = maps.square().mean((0, 2)) - mean.square()
+        # A row's norm: the square of every value is never written.
+        mean_square = torch.linalg.vector_norm(maps, dim=2).square().sum(0) / (maps.numel() // len(mean))
+        variance = mean_square - mean.square()
         inverse = torch.rsqrt(variance + epsilon)
         maxima = maps.amax(0)
         normalized = (maxima - mean.view(-1, 1)) * inverse.view(-1, 1)
@@ -155,15 +226,16 @@ class _PooledNorm(torch.autograd.Function):
         factor = scale * inverse
         # What reaches every value through the mean and the variance, a linear function of the value.
         slope = -factor * inverse * of_scale / n
-        of_maps = maps * slope.view(-1, 1)
-        of_maps -= (mean * slope + factor * of_shift / n).view(-1, 1)
+        offset = mean * slope + factor * of_shift / n
+        of_maps = torch.empty_like(maps)
         left = gradient * factor.view(-1, 1)
-        is_maximum = torch.empty_like(left)
+        part = torch.empty_like(left)
         for of_map, values in zip(of_maps, maps, strict=True):
             # 1.0 or 0.0: torch computes with these several times as fast as with bools.
-            torch.eq(values, maxima, out=is_maximum)
-            of_map.addcmul_(left, is_maximum)
-            left.addcmul_(left, is_maximum, value=-1)
+            torch.eq(values, maxima, out=part)
+            part.mul_(left)
+            left.sub_(part)
+            torch.addcmul(part.sub_(offset.view(-1, 1)), values, slope.view(-1, 1), out=of_map)
         return of_maps, of_scale, of_shift, None
 
 

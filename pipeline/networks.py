@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 from pipeline.arrays import Images
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_file, write_text
-from pipeline.layers import ACTIVATIONS, Block, Group, Scale, Whitening, WindowBlock
+from pipeline.layers import ACTIVATIONS, Block, Group, PlacedBlock, Scale, Whitening, WindowBlock
 from pipeline.recipes import NETWORKS, FastNetwork, Network
 
 N_CLASSES = 10
@@ -148,6 +148,19 @@ class Classifier(nn.Module):
             prepared = interpolate(prepared, size=(side, side), mode="bilinear")
         return self.classify(prepared)
 
+    def folded(self) -> "Classifier":
+        """The same function up to rounding, where it can be with a `PlacedBlock`; for evaluation only."""
+        layers = OrderedDict(self.network.named_children())
+        name, first = next(iter(layers.items()))
+        if not isinstance(first, WindowBlock):
+            return self
+        mean, inverse_std = (
+            values.expand(self.shape) for values in (self.standardize.mean, self.standardize.inverse_std)
+        )
+        layers[name] = PlacedBlock(first, mean, inverse_std)
+        raw = Standardize(np.zeros((1, 1, 1)), np.ones((1, 1, 1)))
+        return Classifier(self.shape, raw, nn.Sequential(layers))
+
     def classify(self, prepared: Tensor) -> Tensor:
         """Logits of images that went through `prepare`."""
         logits: Tensor = self.network(prepared)
@@ -221,25 +234,3 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def logits_of(classifier: Classifier, images: Tensor, precision: torch.dtype, batch_size: int) -> Tensor:
-    """Logits in evaluation mode.
-
-    Args:
-        classifier: On the device of `images`; its mode is set to evaluation.
-        images: uint8 (N, H, W, C), 0-255.
-        precision: float32 or bfloat16.
-        batch_size: Images per pass.
-
-    Returns:
-        float32 (N, 10), on that device.
-
-    Raises:
-        PipelineError: The images' shape is not what the network takes.
-    """
-    if images.shape[1:] != classifier.shape:
-        raise PipelineError(f"images of shape {tuple(images.shape[1:])} do not fit a network for {classifier.shape}")
-    classifier.eval()
-    with torch.inference_mode(), torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-        return torch.cat([classifier(batch) for batch in torch.split(images, batch_size)])

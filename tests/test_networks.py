@@ -12,18 +12,24 @@ from ruamel.yaml import YAML
 from torch import nn
 
 from pipeline.errors import PipelineError
-from pipeline.layers import Dropout, Group, Whitening, WindowBlock
-from pipeline.networks import (
-    Classifier,
-    Standardize,
-    build_network,
-    fit_standardization,
-    load,
-    logits_of,
-    save,
-)
+from pipeline.evaluation import Predictor, measure_models
+from pipeline.layers import Dropout, Group, PlacedBlock, Whitening, WindowBlock
+from pipeline.networks import Classifier, Standardize, build_network, fit_standardization, load, save
 from pipeline.recipes import FastNetwork, Network
 from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+# Grey images are convolved and pooled in one, where the windows cover all.
+WINDOWED = [
+    pytest.param((12, 12, 1), {"kernel": 5, "stride": 1, "padding": 0, "pool": 2}, id="grey"),
+    pytest.param((28, 28, 1), {"kernel": 7, "stride": 3, "padding": 0, "pool": 2}, id="mnist"),
+    pytest.param((14, 14, 1), {"kernel": 3, "stride": 2, "padding": 3, "pool": 3}, id="padded-pool-3"),
+]
+OTHERS = [
+    # Side 13 after the convolution.
+    pytest.param((13, 13, 1), {"kernel": 3, "stride": 1, "padding": 1, "pool": 2}, id="windows-leave-a-row"),
+    pytest.param((12, 12, 3), {"kernel": 3, "stride": 1, "padding": 1, "pool": 2}, id="colour"),
+]
 
 
 def make_network(**changes: Any) -> Network:
@@ -50,6 +56,14 @@ def make_classifier(network: Network, shape: tuple[int, int, int] = (12, 12, 3))
     return Classifier(shape, standardize, build_network(network, shape)).eval()
 
 
+def unsettle_norms(network: nn.Module) -> None:
+    """Scales of either sign, shifts and statistics, as if BatchNorm had been trained."""
+    with torch.no_grad():
+        for name, values in network.state_dict().items():
+            if "norm" in name and values.is_floating_point():
+                values.uniform_(-1, 1) if name.endswith(("weight", "bias", "mean")) else values.uniform_(0.5, 2)
+
+
 def layer_types(network: Network) -> list[str]:
     return [type(layer).__name__ for layer in build_network(network, (12, 12, 3)).modules()]
 
@@ -70,32 +84,18 @@ def plain_layers(network: Network, shape: tuple[int, int, int]) -> nn.Sequential
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("changes", [{}, {"batch_norm": False}, {"activation": "tanh"}], ids=str)
-@pytest.mark.parametrize(
-    ("shape", "convolution"),
-    [
-        # Grey images are convolved and pooled in one, where the windows cover all; side 12, then 13.
-        pytest.param((12, 12, 1), {"kernel": 5, "stride": 1, "padding": 0, "pool": 2}, id="grey"),
-        pytest.param((28, 28, 1), {"kernel": 7, "stride": 3, "padding": 0, "pool": 2}, id="mnist"),
-        pytest.param((14, 14, 1), {"kernel": 3, "stride": 2, "padding": 3, "pool": 3}, id="padded-pool-3"),
-        pytest.param((13, 13, 1), {"kernel": 3, "stride": 1, "padding": 1, "pool": 2}, id="windows-leave-a-row"),
-        pytest.param((12, 12, 3), {"kernel": 3, "stride": 1, "padding": 1, "pool": 2}, id="colour"),
-    ],
-)
+@pytest.mark.parametrize(("shape", "convolution"), WINDOWED + OTHERS)
 def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and_statistics(
     shape: tuple[int, int, int], convolution: dict[str, int], changes: dict[str, Any], training: bool
 ) -> None:
     network = make_network(convolutions=[{"filters": 4, **convolution}], dropout=0.0, **changes)
     torch.manual_seed(0)
     built, plain = build_network(network, shape).train(training), plain_layers(network, shape).train(training)
-    own = list(built.state_dict().items())
-    with torch.no_grad():
-        for name, values in own:
-            if "norm" in name and values.is_floating_point():
-                values.uniform_(-1, 1) if name.endswith(("weight", "bias", "mean")) else values.uniform_(0.5, 2)
-    plain.load_state_dict(dict(zip(plain.state_dict(), dict(own).values(), strict=True)))
+    unsettle_norms(built)
+    plain.load_state_dict(dict(zip(plain.state_dict(), built.state_dict().values(), strict=True)))
     images = torch.randn(40, shape[2], *shape[:2])
     first = built[0]
-    assert isinstance(first, WindowBlock) == (shape in ((12, 12, 1), (28, 28, 1), (14, 14, 1)))
+    assert isinstance(first, WindowBlock) == (shape in [case.values[0] for case in WINDOWED])
     expected, found = plain(images), built(first.cut(images) if isinstance(first, WindowBlock) else images)
     assert torch.allclose(found, expected, atol=1e-4)
     weighted = torch.randn(expected.shape)
@@ -108,6 +108,52 @@ def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and
         assert torch.allclose(gradient, same.grad, atol=1e-3, rtol=1e-3), name
     for (name, values), expected_values in zip(built.named_buffers(), plain.buffers(), strict=True):
         assert torch.allclose(values, expected_values, atol=1e-5), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mode", ["pixel", "channel", "none"])
+@pytest.mark.parametrize("changes", [{}, {"batch_norm": False}, {"activation": "tanh"}], ids=str)
+@pytest.mark.parametrize(("shape", "convolution"), WINDOWED)
+def test_raw_images_are_classified_as_standardized_ones(
+    shape: tuple[int, int, int], convolution: dict[str, int], changes: dict[str, Any], mode: str, precision: str
+) -> None:
+    network = make_network(convolutions=[{"filters": 4, **convolution}], fully_connected=[8], **changes)
+    torch.manual_seed(0)
+    # A corner that never varies in training, and does afterwards.
+    seen, images = make_images(50, shape), torch.from_numpy(make_images(30, shape) ^ 0xFF)
+    seen[:, :3, :3] = 7
+    classifier = Classifier(shape, Standardize(*fit_standardization(seen, mode)), build_network(network, shape)).eval()
+    unsettle_norms(classifier)
+    assert isinstance(next(classifier.folded().network.children()), PlacedBlock)
+    expected = classifier(images)
+    tolerance = {"float32": 1e-4, "bfloat16": 0.05}[precision] * expected.abs().max()
+    assert (Predictor(classifier, CPU, precision)(images) - expected).abs().max() < tolerance
+    assert torch.equal(classifier(images), expected)  # is left as it was
+
+
+def test_images_are_prepared_once_for_models_that_take_them_alike() -> None:
+    shape, images = (12, 12, 1), torch.from_numpy(make_images(40, (12, 12, 1)))
+    network = make_network(convolutions=[{"filters": 4, "kernel": 5, "stride": 1, "padding": 0, "pool": 2}])
+    other = make_network(convolutions=[{"filters": 4, "kernel": 3, "stride": 1, "padding": 1, "pool": 2}])
+    bright = Classifier(shape, Standardize(np.full((1, 1, 1), 9), np.ones((1, 1, 1))), build_network(network, shape))
+    models = {
+        "one": Predictor(make_classifier(network, shape), CPU, "float32"),
+        "other-network": Predictor(make_classifier(other, shape), CPU, "float32"),
+        "other-arithmetic": Predictor(make_classifier(network, shape), CPU, "bfloat16"),
+        "other-standardization": Predictor(bright, CPU, "float32"),
+    }
+    assert len({model.preparation for model in models.values()}) == 3
+    assert models["one"].preparation == models["other-standardization"].preparation
+    colour = [Predictor(make_classifier(make_network()), CPU, "float32") for _ in range(2)]
+    assert colour[0].preparation != colour[1].preparation
+
+    labels = models["one"](images).argmax(1).numpy().astype(np.uint8)
+    cells = dict(measure_models("mnist", models, images.numpy(), labels, {}, CPU, batch_size=7))
+    for name, model in models.items():
+        assert cells[name].n_correct == (model(images).argmax(1).numpy() == labels).sum(), name
+    assert cells["one"].n_correct == 40
+    assert cells["other-network"].n_correct < 40
+    assert cells["other-standardization"].n_correct < 40
 
 
 def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
@@ -199,7 +245,7 @@ def test_a_saved_network_comes_back_the_same(tmp_path: Path) -> None:
     save(classifier, tmp_path / "a.safetensors", {"network": network.model_dump(mode="json"), "shape": [12, 12, 3]})
     images = make_images(20)
     loaded = load(tmp_path / "a.safetensors", "make it")
-    expected, found = (logits_of(model, torch.from_numpy(images), torch.float32, 7) for model in (classifier, loaded))
+    expected, found = (Predictor(model, CPU, "float32")(torch.from_numpy(images)) for model in (classifier, loaded))
     assert torch.equal(expected, found)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 
@@ -226,14 +272,15 @@ def test_a_description_that_disagrees_is_an_error(tmp_path: Path, key: str, valu
 
 def test_logits_do_not_depend_on_the_batch_size() -> None:
     classifier, images = make_classifier(make_network()), torch.from_numpy(make_images(33))
-    one, other = (logits_of(classifier, images, torch.float32, size) for size in (33, 8))
+    predict = Predictor(classifier, CPU, "float32")
+    one, other = predict(images), torch.cat([predict(batch) for batch in torch.split(images, 8)])
     assert torch.allclose(one, other, atol=1e-5)
     assert torch.equal(one.argmax(1), other.argmax(1))
 
 
 def test_images_of_another_shape_are_refused() -> None:
     with pytest.raises(PipelineError, match="do not fit"):
-        logits_of(make_classifier(make_network()), torch.from_numpy(make_images(2, (16, 16, 3))), torch.float32, 8)
+        Predictor(make_classifier(make_network()), CPU, "float32")(torch.from_numpy(make_images(2, (16, 16, 3))))
 
 
 def test_whitened_patches_are_uncorrelated_with_variance_one() -> None:
@@ -270,7 +317,6 @@ def test_a_saved_fast_network_comes_back_the_same(tmp_path: Path) -> None:
     classifier = Classifier((12, 12, 3), standardize, build_network(network, (12, 12, 3))).eval()
     save(classifier, tmp_path / "a.safetensors", {"network": network.model_dump(mode="json"), "shape": [12, 12, 3]})
     images = torch.from_numpy(make_images(20))
-    expected, found = (
-        logits_of(model, images, torch.float32, 7) for model in (classifier, load(tmp_path / "a.safetensors", ""))
-    )
+    loaded = load(tmp_path / "a.safetensors", "")
+    expected, found = (Predictor(model, CPU, "float32")(images) for model in (classifier, loaded))
     assert torch.equal(expected, found)

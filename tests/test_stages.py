@@ -513,7 +513,7 @@ STEPS = {
     "perturb": ("perturb mnist noise", generation, "_write_shard", 2, KeyboardInterrupt(), "Aborted!"),
     "perturb-disk-full": ("perturb mnist noise", generation, "_write_shard", 2, FULL, f"Error: {NOISE}: No space left"),
     "train": ("train mnist", training, "cross_entropy", 1, KeyboardInterrupt(), "Aborted!"),
-    "impact": ("impact mnist", evaluation, "logits_of", 5, KeyboardInterrupt(), "Aborted!"),
+    "impact": ("impact mnist", evaluation, "_predict", 5, KeyboardInterrupt(), "Aborted!"),
     "figures": ("figures mnist", drawing, "draw_levels", 1, KeyboardInterrupt(), "Aborted!"),
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline import training
-from pipeline.networks import logits_of
+from pipeline.evaluation import Predictor
 from pipeline.recipes import RECIPES, FastRecipe, Recipe, plan_natural
 from pipeline.sources import Arrays
 from pipeline.training import Epoch, Examples, _augment, _rate, train_model
@@ -102,8 +102,7 @@ def test_it_learns_and_reports_what_the_model_then_does(
     assert curve[-1].train_loss < curve[0].train_loss
     assert curve[-1].test_accuracy > 0.9
     test = splits[1]
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-    predicted = logits_of(classifier, torch.from_numpy(test.images), dtype, 500).argmax(1)
+    predicted = Predictor(classifier, CPU, precision)(torch.from_numpy(test.images)).argmax(1)
     assert curve[-1].test_accuracy == np.mean(predicted.numpy() == test.labels)
 
 

@@ -55,7 +55,7 @@ def ablations(dataset: str, ablation: str, params_path: Path, workers: int) -> N
 
     device = select_device(params.device)
     predictors = {
-        name: evaluation.predictor(classifiers[name], device, recipe.precision) for name, recipe in recipes.items()
+        name: evaluation.Predictor(classifiers[name], device, recipe.precision) for name, recipe in recipes.items()
     }
     n_images = subset.n_train + subset.n_test + sum(array.shape[0] * subset.n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} {ablation}, {len(predictors)} models", n_images) as bar:

@@ -49,7 +49,7 @@ def confusion(dataset: str, params_path: Path) -> None:
             if name in best.values():
                 classifiers[name] = classifier
     device, precision = select_device(params.device), params.train.recipes[dataset].precision
-    predictors = {name: evaluation.predictor(classifier, device, precision) for name, classifier in classifiers.items()}
+    predictors = {name: evaluation.Predictor(classifier, device, precision) for name, classifier in classifiers.items()}
 
     def is_wanted(model: metrics.ModelName, perturbation: str) -> bool:
         return model in (natural, best.get(perturbation))

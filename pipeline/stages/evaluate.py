@@ -42,7 +42,7 @@ def evaluate(dataset: str, strategy: str, params_path: Path) -> None:
         classifiers[metrics.ModelName(strategy, variant.perturbation, variant.level)] = classifier
     device = select_device(params.device)
     predictors = {
-        name: evaluation.predictor(classifier, device, plan.recipe.precision)
+        name: evaluation.Predictor(classifier, device, plan.recipe.precision)
         for name, classifier in classifiers.items()
     }
 

@@ -39,7 +39,7 @@ def impact(dataset: str, params_path: Path) -> None:
     from pipeline.devices import select_device
 
     device, precision = select_device(params.device), params.train.recipes[dataset].precision
-    predict = evaluation.predictor(models.load_natural(params, spec), device, precision)
+    predict = evaluation.Predictor(models.load_natural(params, spec), device, precision)
     n_images = n_test + sum(array.shape[0] * n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} impact", n_images) as bar:
         measured = evaluation.measure_models(
