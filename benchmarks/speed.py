@@ -271,7 +271,7 @@ def evaluate_ours(dataset: str, n: int) -> float:
     predict = evaluation.Predictor(classifier, device, recipe.precision)
     return timed(
         lambda: evaluation.measure_models(
-            dataset, {"": predict}, examples.images, examples.labels, {}, device, batch_size=1000
+            dataset, {"": predict}, examples.images, examples.labels, {}, device, batch_size=500
         )
     )
 

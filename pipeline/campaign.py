@@ -1,14 +1,8 @@
 """Many models of one stage: finished ones are kept by what decides them, the others trained side by side."""
 
 import hashlib
-import multiprocessing
-import multiprocessing.util
-import os
-import threading
-import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +12,16 @@ import torch
 from pipeline import layout, store
 from pipeline.datasets import Dataset
 from pipeline.devices import select_device
-from pipeline.errors import PipelineError
 from pipeline.files import taking_turns
 from pipeline.kept import Kept, keep
 from pipeline.models import load_natural
 from pipeline.params import Params
 from pipeline.recipes import NATURAL, Plan, Recipe, plan_natural
 from pipeline.seeding import level_name
-from pipeline.stopping import signals_delayed, stop_on_signals, taken_back_when_stopped
+from pipeline.stopping import signals_delayed
 from pipeline.training import Examples, train_model
 from pipeline.variants import Variant, open_perturbed, variant_attributes
+from pipeline.workers import worker_pool
 
 
 @dataclass(frozen=True)
@@ -151,55 +145,13 @@ def train_all(tasks: list[Task], n_workers: int) -> Iterator[tuple[Task, bool]]:
             waiting.append(task)
     if not waiting:
         return
-    # Not fork: torch's threads do not survive it.
-    context = multiprocessing.get_context("spawn")
-    with (
-        taken_back_when_stopped(_stop_workers),
-        ProcessPoolExecutor(min(n_workers, len(waiting)), mp_context=context, initializer=_begin_worker) as pool,
-    ):
+    uses_cuda = select_device(waiting[0].params.device).type == "cuda"
+    with worker_pool(min(n_workers, len(waiting)), uses_cuda) as pool:
         with signals_delayed("SIGINT", "SIGHUP"):  # a terminal sends them to the workers too, which their parent ends
             futures = {pool.submit(train_one, task): task for task in waiting}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future], False
-        except BrokenProcessPool:
-            raise PipelineError(
-                "a training process was killed, perhaps because memory ran out; run again, with fewer --workers: "
-                "it goes on from there"
-            ) from None
-        except BaseException:
-            _end_workers()  # or they would train the models under way to their end first
-            raise
-
-
-def _end_workers() -> None:
-    workers = multiprocessing.active_children()
-    for worker in workers:
-        worker.terminate()
-    deadline = time.monotonic() + 1
-    for worker in workers:
-        worker.join(max(0, deadline - time.monotonic()))
-        worker.kill()  # still importing, or computing
-
-
-def _stop_workers() -> None:
-    _end_workers()
-    # Removes their semaphores, which no process that a signal ends does.
-    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
-
-
-def _begin_worker() -> None:
-    """End this worker when asked to, and as soon as its parent is gone; or it would train on, beside the next run."""
-    stop_on_signals()
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+        for future in as_completed(futures):
+            future.result()
+            yield futures[future], False
 
 
 def train_one(task: Task) -> None:

@@ -20,7 +20,7 @@ from pipeline.files import replacing_file, write_text
 from pipeline.training import Epoch
 
 # Code that decides the weights; a change to it makes every kept model stale.
-_TRAINING_CODE = ("devices", "layers", "networks", "recipes", "seeding", "training")
+_TRAINING_CODE = ("devices", "layers", "networks", "recipes", "seeding", "training", "winograd")
 
 
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, pad
 
 from pipeline.recipes import Convolution, Network
+from pipeline.winograd import WinogradConv2d
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
@@ -45,7 +46,7 @@ class Block(nn.Module):
         """
         super().__init__()
         filters, stride, padding = convolution.filters, convolution.stride, convolution.padding
-        self.conv = nn.Conv2d(channels, filters, convolution.kernel, stride=stride, padding=padding)
+        self.conv = WinogradConv2d(channels, filters, convolution.kernel, stride=stride, padding=padding)
         self.norm = nn.BatchNorm2d(filters) if network.batch_norm else None
         self.activation = ACTIVATIONS[network.activation]()
         self.pool = convolution.pool

@@ -4,6 +4,7 @@ Arrays are uint8, sharded so that a store is a few dozen files, and every chunk 
 appears whole or not at all. Readers raise one error of our own for anything missing, damaged or unexpected.
 """
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.abc.buffer import Buffer
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.core import sync as zarr_sync
 from zarr.core.array_spec import ArraySpec
 from zarr.registry import register_codec
 
@@ -61,7 +63,17 @@ def replacing_store(path: Path, attributes: Mapping[str, Any]) -> Iterator[Group
         attributes: Attributes of its root group, JSON values that do not vary from run to run.
     """
     with replacing_folder(path) as partial:
-        yield zarr.create_group(partial, attributes={"schema_version": SCHEMA_VERSION, **attributes}, overwrite=True)
+        try:
+            yield zarr.create_group(
+                partial, attributes={"schema_version": SCHEMA_VERSION, **attributes}, overwrite=True
+            )
+        finally:
+            # Of several writes of one call zarr reports the first that fails, while the others go on.
+            zarr_sync.sync(_all_written())
+
+
+async def _all_written() -> None:
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
 
 def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> Array:

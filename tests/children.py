@@ -17,7 +17,19 @@ from typing import Self, cast
 import torch
 
 # What the stages import when they run.
-from pipeline import __main__, campaign, datasets, drawing, evaluation, generation, models, report, sources, training  # noqa: F401
+from pipeline import (  # noqa: F401
+    __main__,
+    campaign,
+    datasets,
+    drawing,
+    evaluation,
+    generation,
+    models,
+    report,
+    sources,
+    training,
+    workers,
+)
 from pipeline.datasets import Dataset
 from pipeline.devices import select_device
 from tests.conftest import ROOT
@@ -49,8 +61,9 @@ def _be_command(
     cast(dict[str, Dataset], datasets.DATASETS).update(known)
     # Its workers are forked too; with one thread of torch they may be.
     multiprocessing.set_start_method("fork", force=True)
+    workers.forkserver = None  # type: ignore
     fork = multiprocessing.get_context("fork")
-    campaign.multiprocessing.get_context = lambda method: fork  # type: ignore
+    workers.multiprocessing.get_context = lambda method: fork  # type: ignore
     sys.argv = ["pipeline", *arguments]
     main = __main__.main
 

@@ -7,16 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import datasets, layout, sources, store
+from pipeline import datasets, layout, sources, store, workers
 from pipeline.datasets import Dataset
 from pipeline.sources import Arrays
 
@@ -160,6 +161,35 @@ def study(
     for name, arrays in tiny_datasets.items():
         sources.write_clean(layout.clean_store(name), datasets.DATASETS[name], arrays)
     return tmp_path
+
+
+class InProcess:
+    """A pool whose only worker is this process, which alone knows the tiny data sets."""
+
+    def __init__(self, max_workers: int, mp_context: Any, initializer: Any) -> None:
+        assert max_workers >= 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def submit(self, function: Callable[[Any], None], task: Any) -> "Future[None]":
+        future: Future[None] = Future()
+        try:
+            function(task)
+            future.set_result(None)
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are trained in this process."""
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(workers, "forkserver", None)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,10 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,28 +32,6 @@ STRATEGIES = ["constant", "incremental", "transfer"]
 CELLS = {strategy: layout.evaluate_cells("mnist", strategy) for strategy in STRATEGIES}
 
 
-class InProcess:
-    """A pool whose only worker is this process, which alone knows the tiny data sets."""
-
-    def __init__(self, max_workers: int, mp_context: Any, initializer: Any) -> None:
-        assert max_workers >= 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def submit(self, function: Callable[[Task], None], task: Task) -> "Future[None]":
-        future: Future[None] = Future()
-        try:
-            function(task)
-            future.set_result(None)
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -70,9 +47,9 @@ def done(
     tiny_values: dict[str, Any],
     write_params: WriteParams,
     monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
 ) -> Path:
     """The current folder, with all strategies of the tiny MNIST trained and evaluated."""
-    monkeypatch.setattr(campaign, "ProcessPoolExecutor", InProcess)
     if not done_once.exists():
         tiny_values["datasets"]["mnist"].update(n_train=N_TRAIN, n_test=N_TEST)
         tiny_values["perturb"]["trials"] = TRIALS

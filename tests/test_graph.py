@@ -14,10 +14,10 @@ PACKAGE = ROOT / "pipeline"
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
     {"stopping"},
-    {"", "arrays", "datasets", "errors", "files", "layout", "memory", "recipes", "seeding"},
+    {"", "arrays", "datasets", "errors", "files", "layout", "memory", "recipes", "seeding", "winograd"},
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
-    {"devices", "layers", "sources", "variants"},
+    {"devices", "layers", "sources", "variants", "workers"},
     {"networks"},
     {"evaluation", "generation", "models", "results", "training"},
     {"kept", "verification"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"__main__"},
 ]
 # These say where things lie, how params are read and what errors look like; no output depends on them.
-PLUMBING = {"", "errors", "files", "layout", "memory", "params", "stages.options", "stages", "stopping"}
+PLUMBING = {"", "errors", "files", "layout", "memory", "params", "stages.options", "stages", "stopping", "workers"}
 STAGES = (
     "check",
     "prepare",
@@ -92,7 +92,7 @@ def test_only_the_store_imports_zarr_and_generating_data_does_not_import_torch()
                 importers.setdefault(name.split(".")[0], set()).add(module)
     assert importers["zarr"] == {"store"}
     assert importers["torch"] == {
-        *("devices", "campaign", "evaluation", "kept", "layers", "networks", "stages.train", "training")
+        *("devices", "campaign", "evaluation", "kept", "layers", "networks", "stages.train", "training", "winograd")
     }
 
 

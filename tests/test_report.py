@@ -23,7 +23,6 @@ from pipeline.datasets import DATASETS
 from pipeline.params import load
 from pipeline.recipes import PaperRecipe
 from tests.conftest import ROOT, WriteParams, tree
-from tests.test_campaign import InProcess
 from tests.test_stages import run, succeed
 
 N_TRAIN, N_TEST, TRIALS = 300, 100, 2
@@ -46,9 +45,9 @@ def reported(
     tiny_values: dict[str, Any],
     write_params: WriteParams,
     monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
 ) -> Path:
     """The current folder, with the whole study of both data sets done."""
-    monkeypatch.setattr(campaign, "ProcessPoolExecutor", InProcess)
     if not reported_once.exists():
         shutil.copytree(ROOT / "profiles", "profiles")
         for subset in tiny_values["datasets"].values():

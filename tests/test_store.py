@@ -1,10 +1,14 @@
 """Stores open with plain zarr, are a few dozen files, and tell when they are damaged."""
 
+import errno
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from zarr.abc.buffer import Buffer
+from zarr.storage import _local
 
 from pipeline import store
 from pipeline.errors import PipelineError
@@ -48,6 +52,24 @@ def test_shards_tile_the_array_in_c_order(tmp_path: Path, monkeypatch: pytest.Mo
         values = make_values(shape)
         pieces = [values[region].ravel() for region in regions]
         assert np.array_equal(np.concatenate(pieces), values.ravel())
+
+
+def test_a_failed_write_leaves_nothing_though_others_are_still_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = _local._put
+
+    def fail_or_be_slow(path: Path, value: Buffer, exclusive: bool = False) -> int:
+        if path.parent.name == "images":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        time.sleep(0.2)
+        return put(path, value, exclusive)
+
+    monkeypatch.setattr(_local, "_put", fail_or_be_slow)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "f.zarr", make_values((10, 4, 4, 1)))
+    time.sleep(0.5)  # for what was not waited for
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_size_store_is_dozens_of_files_not_thousands(tmp_path: Path) -> None:

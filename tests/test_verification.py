@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline import campaign, layout, store
+from pipeline import layout, store
 from pipeline.sources import Arrays
 from tests.conftest import ROOT, WriteParams, differing, tree
-from tests.test_campaign import InProcess
 from tests.test_stages import (
     Finished,
     Mend,
@@ -59,9 +58,9 @@ def whole(
     tiny_datasets: dict[str, Arrays],
     write_params: WriteParams,
     monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
 ) -> Iterator[Path]:
     """The current folder, with stores, models and metric files of a tiny study, all as they should be."""
-    monkeypatch.setattr(campaign, "ProcessPoolExecutor", InProcess)
     if not whole_once.content:
         study = request.getfixturevalue("study")
         shutil.rmtree(layout.clean_store("cifar10"))

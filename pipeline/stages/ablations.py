@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, workers_option
+from pipeline.stages.options import (
+    Stage,
+    dataset_argument,
+    params_option,
+    progress_bar,
+    training_imported,
+    workers_option,
+)
 
 
 @click.command(cls=Stage, short_help="Train the natural model by changed recipes and measure it.")
@@ -31,22 +38,26 @@ def ablations(dataset: str, ablation: str, params_path: Path, workers: int) -> N
     params = load(params_path)
     spec = params.dataset(dataset)
     recipes = params.ablation(ablation, dataset)
-    arrays = open_tested(params, spec, params.impact_levels)
-    subset = params.datasets[dataset]
-    train_images, train_labels = (read_clean(spec, "train", kind)[: subset.n_train] for kind in ("images", "labels"))
-    clean, labels = (read_clean(spec, "test", kind)[: subset.n_test] for kind in ("images", "labels"))
+    with training_imported():
+        arrays = open_tested(params, spec, params.impact_levels)
+        subset = params.datasets[dataset]
+        train_images, train_labels = (
+            read_clean(spec, "train", kind)[: subset.n_train] for kind in ("images", "labels")
+        )
+        clean, labels = (read_clean(spec, "test", kind)[: subset.n_test] for kind in ("images", "labels"))
 
-    # torch takes seconds to import: only once params and data are right.
-    from pipeline import campaign, evaluation, models, networks
-    from pipeline.devices import select_device
+        # torch takes seconds to import: only once params and data are right.
+        from pipeline import campaign, evaluation, models, networks
+        from pipeline.devices import select_device
 
-    changed = {name: recipe for name, recipe in recipes.items() if recipe != params.train.recipes[dataset]}
-    tasks = campaign.plan_ablation(params, spec, changed)
-    classifiers = {name: models.load_natural(params, spec) for name in recipes if name not in changed}
-    with progress_bar(f"{dataset} {ablation}", len(tasks), unit=" models") as bar:
-        for task, was_finished in campaign.train_all(tasks, workers):
-            bar.update(1)
-            bar.write(f"{dataset} {ablation} {task.label}: {'kept from an earlier run' if was_finished else 'trained'}")
+        changed = {name: recipe for name, recipe in recipes.items() if recipe != params.train.recipes[dataset]}
+        tasks = campaign.plan_ablation(params, spec, changed)
+        classifiers = {name: models.load_natural(params, spec) for name in recipes if name not in changed}
+        with progress_bar(f"{dataset} {ablation}", len(tasks), unit=" models") as bar:
+            for task, was_finished in campaign.train_all(tasks, workers):
+                bar.update(1)
+                how = "kept from an earlier run" if was_finished else "trained"
+                bar.write(f"{dataset} {ablation} {task.label}: {how}")
     made_by = f"python -m pipeline ablations {dataset} {ablation}"
     with replacing_folder(layout.ablation_models(dataset, ablation)) as folder:
         for task in tasks:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pipeline import layout
 from pipeline.files import taking_turns
+from pipeline.workers import imported_ahead
 
 
 class Stage(click.Command):
@@ -47,3 +48,9 @@ def progress_bar(description: str, total: int, unit: str = " images") -> Iterato
     """A bar with rate and time left; nothing where standard error is no terminal."""
     with tqdm(total=total, desc=description, unit=unit, unit_scale=True, leave=False, disable=None) as bar:
         yield bar
+
+
+def training_imported() -> AbstractContextManager[None]:
+    """Within the block, workers that train models begin at once."""
+    # The compiler is not used, but imported by the first optimizer of a process.
+    return imported_ahead("pipeline.campaign", "torch._dynamo")

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, workers_option
+from pipeline.stages.options import (
+    Stage,
+    dataset_argument,
+    params_option,
+    progress_bar,
+    training_imported,
+    workers_option,
+)
 
 
 @click.command(cls=Stage, short_help="Train against every perturbation by one strategy.")
@@ -29,18 +36,20 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
         click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
     params.plan(strategy, dataset)
 
-    # torch takes seconds to import: only once params are right.
-    import pandas as pd
+    with training_imported():
+        # torch takes seconds to import: only once params are right.
+        import pandas as pd
 
-    from pipeline import campaign
-    from pipeline.files import replacing_folder, write_text
+        from pipeline import campaign
+        from pipeline.files import replacing_folder, write_text
 
-    tasks = campaign.plan_strategy(params, spec, strategy)
-    n_models, rows = len(tasks), []
-    with progress_bar(f"{dataset} {strategy}", n_models, unit=" models") as bar:
-        for task, was_finished in campaign.train_all(tasks, workers):
-            bar.update(1)
-            bar.write(f"{dataset} {strategy} {task.label}: {'kept from an earlier run' if was_finished else 'trained'}")
+        tasks = campaign.plan_strategy(params, spec, strategy)
+        n_models, rows = len(tasks), []
+        with progress_bar(f"{dataset} {strategy}", n_models, unit=" models") as bar:
+            for task, was_finished in campaign.train_all(tasks, workers):
+                bar.update(1)
+                how = "kept from an earlier run" if was_finished else "trained"
+                bar.write(f"{dataset} {strategy} {task.label}: {how}")
     with replacing_folder(layout.strategy_models(dataset, strategy)) as folder:
         for task in tasks:
             rows += campaign.collect(task, folder)
