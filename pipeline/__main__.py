@@ -1,8 +1,6 @@
 """The command line: `python -m pipeline COMMAND`."""
 
-import atexit
 import errno
-import gc
 from typing import Any
 
 import click
@@ -69,8 +67,6 @@ main.add_command(profile)
 
 def start() -> None:
     """Run the command that the process was started with."""
-    # Else Python looks for garbage among all that torch has imported before it ends, for up to a second.
-    atexit.register(gc.freeze)
     stop_on_signals("Stopped by {signal}: no output is half written; run again to go on.")
     main(prog_name="python -m pipeline")
 
