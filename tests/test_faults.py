@@ -204,7 +204,10 @@ def test_a_stage_killed_at_any_moment_leaves_whole_outputs_and_ends_with_the_sam
             continue
         assert status == -signal.SIGKILL, child.said()
         for path, content in now.items():
-            assert content in (None, begin[path], new[path]), path
+            allowed = [None, begin[path], new[path]]
+            if any(".previous." in name for name in hidden):  # put back: killed before as its output was replaced
+                allowed.append(old[path])
+            assert content in allowed, path
         begun = [name for name in leftovers() if name not in hidden and not name.endswith(".running")]
         moments["after" if now == new else "during" if begun or now != begin else "before"] += 1
         if rng.random() < 0.1:
