@@ -9,6 +9,9 @@ from types import FrameType
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 # What to take back, the last first.
 _half_done: list[Callable[[], object]] = []
+# How many blocks delay signals, and those that came meanwhile: masks are of one thread, and another may get the signal.
+_delaying: list[None] = []
+_delayed: list[int] = []
 
 
 @contextmanager
@@ -23,15 +26,19 @@ def taken_back_when_stopped(take_back: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def signals_delayed(*names: str) -> Iterator[None]:
-    """Signals of these names, or all that stop, wait for the end of the block; what it begins never sees them."""
+    """Signals that stop wait for the end of the block; processes begun in it never see those of these names, or all."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals[name] for name in names] or _known())
+    _delaying.append(None)
     try:
         yield
     finally:
+        _delaying.pop()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if _delayed and not _delaying:
+            signal.raise_signal(_delayed.pop())
 
 
 def stop_on_signals(message: str = "") -> None:
@@ -41,6 +48,9 @@ def stop_on_signals(message: str = "") -> None:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _delaying:
+            _delayed.append(number)
+            return
         for known in _known():
             signal.signal(known, signal.SIG_DFL)  # a second one ends the process at once
         if message:

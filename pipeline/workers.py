@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 from pipeline.errors import PipelineError
 from pipeline.stopping import signals_delayed, stop_on_signals, taken_back_when_stopped
@@ -33,7 +34,8 @@ def imported_ahead(*modules: str) -> Iterator[None]:
         yield
         return
     multiprocessing.set_forkserver_preload(list(modules))
-    with taken_back_when_stopped(_stop_server):
+    resource_tracker.ensure_running()  # which would let signals in again
+    with taken_back_when_stopped(_stop):
         with signals_delayed("SIGINT", "SIGHUP"):  # a terminal sends them to all; this process ends the others
             forkserver.ensure_running()
         try:
@@ -55,9 +57,15 @@ def worker_pool(n_workers: int, uses_cuda: bool) -> Iterator[ProcessPoolExecutor
         PipelineError: One of them was killed.
     """
     # Never forked from this process, whose threads they would not have.
-    context = multiprocessing.get_context("spawn" if uses_cuda or forkserver is None else "forkserver")
+    is_forked = forkserver is not None and not uses_cuda
+    if is_forked:
+        # Waits until the server has imported: then workers begin at once, and none is half begun when a signal comes.
+        first = multiprocessing.get_context("forkserver").Process(target=_do_nothing)
+        first.start()
+        first.join()
+    context = multiprocessing.get_context("forkserver" if is_forked else "spawn")
     with (
-        taken_back_when_stopped(_stop_workers),
+        taken_back_when_stopped(_stop),
         ProcessPoolExecutor(n_workers, mp_context=context, initializer=_begin_worker) as pool,
     ):
         try:
@@ -82,21 +90,21 @@ def _end_workers() -> None:
         worker.kill()  # still importing, or computing
 
 
-def _stop_workers() -> None:
-    _end_workers()
-    # Removes their semaphores, which no process that a signal ends does.
-    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
-
-
 def _kill_server() -> None:
-    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    pid = None if forkserver is None else forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if pid is not None:
         os.kill(pid, signal.SIGKILL)  # it may be importing, and would see only then that it is not needed
 
 
-def _stop_server() -> None:
-    _kill_server()
-    multiprocessing.util._exit_function()  # type: ignore[attr-defined]  # removes its socket
+def _stop() -> None:
+    _kill_server()  # first: it may be about to begin another worker
+    _end_workers()
+    # Removes semaphores and the server's socket, which no process that a signal ends does.
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _begin_worker() -> None:

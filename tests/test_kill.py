@@ -131,8 +131,8 @@ def signals_heard() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def stop_as_workers_begin(folder: Path) -> None:
-    """Ctrl-C in a terminal while what workers need is imported."""
+def stop_as_workers_begin(folder: Path, delay: float) -> None:
+    """Ctrl-C in a terminal while what workers need is imported, or as they begin."""
     with subprocess.Popen(
         TRAIN,
         cwd=folder,
@@ -149,7 +149,7 @@ def stop_as_workers_begin(folder: Path) -> None:
         while len(children.read_text().split()) < 2:  # what workers are forked from, and what looks after semaphores
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
-        time.sleep(0.5)
+        time.sleep(delay)
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=STOP_SECONDS)
     assert process.returncode == -signal.SIGINT, output
@@ -165,7 +165,8 @@ def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(prepar
     assert len(tree(undisturbed / MODELS)) == 2 * N_MODELS
 
     delays = random.Random(9)
-    stop_as_workers_begin(killed)
+    for delay in (0.5, delays.uniform(1, 6)):
+        stop_as_workers_begin(killed, delay)
     for kind, kill, number in KILLS:
         train_and_kill(killed, kind, delays.uniform(0, 0.3), kill, number)
         assert not (killed / MODELS).exists()
