@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and are written by one process at a time."""
 
+import errno
 import os
 import shutil
 import sys
@@ -164,13 +165,14 @@ def _wait(path: Path, what: str, is_told: bool) -> bool:
 
 
 def _shut_out_writers(folder: Path) -> None:
-    """Put a file in the place of a folder that other threads still write into: or they would make it anew."""
-    for _ in range(100):
-        _remove(folder)
-        with suppress(FileExistsError):
-            folder.touch(exist_ok=False)
-            break
-    time.sleep(0.05)  # for those that were writing to find out
+    """Remove a folder that other threads of this process, which is about to end, still write into."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ECANCELED, "the process ends")
+
+    os.mkdir = refuse  # or they would make the folder anew, the moment that it is gone
+    _remove(folder)
+    time.sleep(0.05)  # for those that were within a call
 
 
 def _remove(path: Path) -> None:
