@@ -20,6 +20,11 @@ try:
 except ImportError:  # Windows
     forkserver = None  # type: ignore[assignment]
 
+_KILLED = (
+    "a training process was killed, perhaps because memory ran out; run again, with fewer --workers: it goes on from "
+    "there"
+)
+
 
 @contextmanager
 def imported_ahead(*modules: str) -> Iterator[None]:
@@ -61,7 +66,10 @@ def worker_pool(n_workers: int, uses_cuda: bool) -> Iterator[ProcessPoolExecutor
     if is_forked:
         # Waits until the server has imported: then workers begin at once, and none is half begun when a signal comes.
         first = multiprocessing.get_context("forkserver").Process(target=_do_nothing)
-        first.start()
+        try:
+            first.start()
+        except EOFError:  # the server was killed
+            raise PipelineError(_KILLED) from None
         first.join()
     context = multiprocessing.get_context("forkserver" if is_forked else "spawn")
     with (
@@ -71,10 +79,7 @@ def worker_pool(n_workers: int, uses_cuda: bool) -> Iterator[ProcessPoolExecutor
         try:
             yield pool
         except BrokenProcessPool:
-            raise PipelineError(
-                "a training process was killed, perhaps because memory ran out; run again, with fewer --workers: "
-                "it goes on from there"
-            ) from None
+            raise PipelineError(_KILLED) from None
         except BaseException:
             _end_workers()  # or they would do what is under way to its end first
             raise
