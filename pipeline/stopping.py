@@ -12,6 +12,8 @@ _half_done: list[Callable[[], object]] = []
 # How many blocks delay signals, and those that came meanwhile: masks are of one thread, and another may get the signal.
 _delaying: list[None] = []
 _delayed: list[int] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_delaying.clear)  # which never comes to the end of such a block
 
 
 @contextmanager
