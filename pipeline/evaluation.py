@@ -15,7 +15,6 @@ from pipeline import store
 from pipeline.arrays import Images
 from pipeline.devices import select_precision, worker_threads
 from pipeline.errors import PipelineError
-from pipeline.layers import PlacedBlock
 from pipeline.metrics import NATURAL, Cell, Confusion, Example
 from pipeline.networks import N_CLASSES, Classifier
 
@@ -39,10 +38,9 @@ class Predictor:
             device: Where to compute.
             precision: Of its recipe: `float32`, `bfloat16` or `auto`.
         """
-        self._classifier = classifier.eval().folded().to(device).eval()
+        self._classifier = classifier.eval().to(device)
         self._precision = select_precision(precision, device)
-        first = next(self._classifier.network.children())
-        self.preparation = (first.geometry, self._precision) if isinstance(first, PlacedBlock) else (self,)
+        self.preparation: object = self._classifier.packing(device) or self
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, C) → float32 logits (N, 10), on the device of both."""

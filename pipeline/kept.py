@@ -17,10 +17,11 @@ from pipeline import layout, networks
 from pipeline.devices import select_precision
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_file, write_text
+from pipeline.networks.compiled import compiler_version
 from pipeline.training import Epoch
 
 # Code that decides the weights; a change to it makes every kept model stale.
-_TRAINING_CODE = ("devices", "layers", "networks", "recipes", "seeding", "training", "winograd")
+_TRAINING_CODE = ("devices.py", "networks/*.*", "recipes.py", "seeding.py", "training.py")
 
 
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
@@ -61,7 +62,7 @@ class Kept:
         return layout.finished_models() / f"{self.key}.running"
 
     def is_finished(self) -> bool:
-        """Whether the model is there, whole; removes the checkpoint of a run that was killed as it finished."""
+        """Whether the model is there, whole; removes what a run that was killed as it finished has left beside it."""
         if not self.curve.is_file():
             return False
         try:
@@ -70,7 +71,8 @@ class Kept:
             json.loads(self.curve.read_text(encoding="utf-8"))
         except (PipelineError, ValueError):  # damaged since: train it again
             return False
-        self.checkpoint.unlink(missing_ok=True)
+        for leftover in (self.checkpoint, self.lock):
+            leftover.unlink(missing_ok=True)
         return True
 
     def finish(self, classifier: networks.Classifier, curve: list[Epoch]) -> None:
@@ -123,8 +125,13 @@ def keep(
         "description": dict(description),
         "images": images_sha256,
         "natural": natural_sha256,
-        "code": {name: hashlib.sha256((folder / f"{name}.py").read_bytes()).hexdigest() for name in _TRAINING_CODE},
+        "code": {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+            for pattern in _TRAINING_CODE
+            for file in folder.glob(pattern)
+        },
         "torch": torch.__version__,
+        "compiler": compiler_version(),
         "device": device.type,
         "precision": computed_in,
         "threads": n_threads,

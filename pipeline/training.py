@@ -19,8 +19,8 @@ from pipeline.arrays import Images
 from pipeline.devices import select_precision
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_file
-from pipeline.layers import Whitening, WindowBlock
 from pipeline.networks import Classifier, Standardize, build_network, fit_standardization
+from pipeline.networks.layers import Whitening
 from pipeline.recipes import FastRecipe, PaperRecipe, Plan, Recipe
 from pipeline.seeding import derive_seed
 
@@ -102,15 +102,11 @@ def train_model(
     _seed_torch(*seed_names, "flips")
     flips = torch.rand(n, device=device) < 0.5
     autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
-    is_cut = isinstance(next(classifier.network.children()), WindowBlock)
-    if is_cut:
-        # Once for all epochs; four times the memory of the images in bfloat16. What the plan never uses stays as it is.
-        with autocast():
-            test_images = _cut(classifier, test_images)
-            if min(plan.perturbed_share) < 1:
-                clean_images = _cut(classifier, clean_images)
-            if max(plan.perturbed_share) > 0:
-                perturbed_images = _cut(classifier, perturbed_images)
+    is_packed = classifier.packing(device) is not None
+    if is_packed:  # once for all epochs
+        test_images, clean_images, perturbed_images = (
+            classifier.prepare(images) for images in (test_images, clean_images, perturbed_images)
+        )
     for epoch in range(len(curve) + 1, recipe.epochs + 1):
         # Every epoch has a seed of its own, so that the state of no generator outlives it.
         _seed_torch(*seed_names, "epoch", epoch)
@@ -135,7 +131,7 @@ def train_model(
                 images = _augment(recipe, images, _take(flips, order, start, stop) ^ (epoch % 2 == 0))
                 side = recipe.small_images.side if done < recipe.small_images.share else None
             with autocast():
-                logits = classifier.classify(images) if is_cut else classifier(images, side)
+                logits = classifier.classify(images) if is_packed else classifier(images, side)
             loss = cross_entropy(logits, batch_labels, label_smoothing=smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -150,7 +146,7 @@ def train_model(
             )
         classifier.eval()
         with torch.inference_mode(), autocast():
-            classify = classifier.classify if is_cut else classifier
+            classify = classifier.classify if is_packed else classifier
             predicted = torch.cat([classify(part).argmax(1) for part in torch.split(test_images, 500)])
         curve.append(
             Epoch(
@@ -164,10 +160,6 @@ def train_model(
             _save_checkpoint(checkpoint, classifier, optimizer, curve)
         report(curve[-1])
     return classifier.eval(), curve
-
-
-def _cut(classifier: Classifier, images: Tensor) -> Tensor:
-    return torch.cat([classifier.prepare(part) for part in torch.split(images, 1000)])
 
 
 def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self, cast
 
 import torch
+import torch._dynamo  # two seconds, which the first optimizer of every process would spend
 
 # What the stages import when they run.
 from pipeline import (  # noqa: F401

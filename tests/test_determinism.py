@@ -439,7 +439,7 @@ def test_a_killed_run_leaves_nothing_and_run_again_ends_with_the_same_bytes(stud
         return False
 
     n_killed = 0
-    for _ in range(20):
+    for _ in range(60):
         n_killed += is_killed_half_way()
         if n_killed == 3:
             break

@@ -14,11 +14,10 @@ PACKAGE = ROOT / "pipeline"
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
     {"stopping"},
-    {"", "arrays", "datasets", "errors", "files", "layout", "memory", "recipes", "seeding", "winograd"},
+    {"", "arrays", "datasets", "errors", "files", "layout", "memory", "recipes", "seeding"},
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
-    {"devices", "layers", "sources", "variants", "workers"},
-    {"networks"},
+    {"devices", "networks", "sources", "variants", "workers"},
     {"evaluation", "generation", "models", "results", "training"},
     {"kept", "verification"},
     {"campaign", "charts", "drawing"},
@@ -92,7 +91,8 @@ def test_only_the_store_imports_zarr_and_generating_data_does_not_import_torch()
                 importers.setdefault(name.split(".")[0], set()).add(module)
     assert importers["zarr"] == {"store"}
     assert importers["torch"] == {
-        *("devices", "campaign", "evaluation", "kept", "layers", "networks", "stages.train", "training", "winograd")
+        *("devices", "campaign", "evaluation", "kept", "networks", "stages.train", "training"),
+        *(f"networks.{name}" for name in ("compiled", "layers", "windows", "winograd")),
     }
 
 

@@ -138,50 +138,43 @@ def test_at_share_1_the_clean_images_do_not_matter(splits: tuple[Examples, Examp
     assert same(found, weights_of(as_natural, (Examples(perturbed, train.labels), test), None))
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
-def test_a_share_in_between_is_that_share_of_every_batch_rounded_down(
-    drop_last: bool, splits: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[int, int]] = []
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The largest value of every image of every batch that is trained on."""
+    seen: list[list[int]] = []
     forward = Classifier.forward
 
     def spy(self: Classifier, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
         if self.training:
-            values = images.flatten(1)[:, 0]
-            seen.append((int((values == 200).sum()), int((values == 10).sum())))
+            seen.append(images.flatten(1).amax(1).tolist())
         return forward(self, images, side)
 
     monkeypatch.setattr(Classifier, "forward", spy)
+    return seen
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_share_in_between_is_that_share_of_every_batch_rounded_down(
+    drop_last: bool, splits: tuple[Examples, Examples], batches: list[list[int]]
+) -> None:
     train = Examples(np.full_like(splits[0].images, 10), splits[0].labels)
-    recipe = make_recipe(epochs=3, drop_last=drop_last, standardize="none")
+    recipe = make_recipe(epochs=3, drop_last=drop_last)
     plan = Plan(recipe, (0.0, 0.333, 0.5), fits_on_perturbed=False)
     weights_of(plan, (train, splits[1]), np.full_like(train.images, 200))
     sizes = [100] * 3 + ([] if drop_last else [30])
     expected = [(int(share * size), size - int(share * size)) for share in (0, 0.333, 0.5) for size in sizes]
-    assert seen == expected
+    assert [(batch.count(200), batch.count(10)) for batch in batches] == expected
 
 
 def test_perturbed_images_keep_their_labels_and_are_not_the_clean_ones_again(
-    splits: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+    splits: tuple[Examples, Examples], batches: list[list[int]]
 ) -> None:
-    batches: list[torch.Tensor] = []
-    forward = Classifier.forward
-
-    def spy(self: Classifier, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
-        if self.training:
-            batches.append(images[:, 0, 0, :2].clone())
-        return forward(self, images, side)
-
-    monkeypatch.setattr(Classifier, "forward", spy)
-    train = Examples(splits[0].images[:200].copy(), splits[0].labels[:200])
-    train.images[:, 0, 0, 0] = np.arange(200)
-    train.images[:, 0, 0, 1] = 0
-    other = train.images.copy()
-    other[:, 0, 0, 1] = 1
-    plan = Plan(make_recipe(epochs=1), (0.5,), fits_on_perturbed=False)
-    weights_of(plan, (train, splits[1]), other)
-    assert [batch[:, 1].tolist() for batch in batches] == [[1] * 50 + [0] * 50] * 2
-    assert sorted(index for batch in batches for index in batch[:, 0].tolist()) == list(range(200))
+    train = Examples(splits[0].images[:120].copy(), splits[0].labels[:120])
+    train.images[:] = 2 * np.arange(120)[:, None, None, None]
+    plan = Plan(make_recipe(epochs=1, batch_size=60), (0.5,), fits_on_perturbed=False)
+    weights_of(plan, (train, splits[1]), train.images + np.uint8(1))
+    assert [[value % 2 for value in batch] for batch in batches] == [[1] * 30 + [0] * 30] * 2
+    assert sorted(value // 2 for batch in batches for value in batch) == list(range(120))
 
 
 @pytest.mark.parametrize("fits_on_perturbed", [False, True])

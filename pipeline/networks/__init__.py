@@ -22,7 +22,8 @@ from torch.nn.functional import interpolate
 from pipeline.arrays import Images
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_file, write_text
-from pipeline.layers import ACTIVATIONS, Block, Group, PlacedBlock, Scale, Whitening, WindowBlock
+from pipeline.networks.layers import ACTIVATIONS, Block, Group, Scale, Whitening
+from pipeline.networks.windows import Geometry, WindowBlock
 from pipeline.recipes import NETWORKS, FastNetwork, Network
 
 N_CLASSES = 10
@@ -104,8 +105,10 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int]) -
         layers["pool"] = nn.AdaptiveMaxPool2d(1)
     else:
         for number, convolution in enumerate(network.convolutions, start=1):
-            block = WindowBlock if number == 1 and WindowBlock.fits(convolution, shape) else Block
-            layers[f"block{number}"] = block(network, convolution, channels)
+            if number == 1 and WindowBlock.fits(convolution, shape):
+                layers[f"block{number}"] = WindowBlock(network, convolution, shape)
+            else:
+                layers[f"block{number}"] = Block(network, convolution, channels)
             channels = convolution.filters
     layers["flatten"] = nn.Flatten()
     n_features = network.n_features(shape)
@@ -132,14 +135,20 @@ class Classifier(nn.Module):
         self.standardize = standardize
         self.network = network
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """What the layers take of raw images: standardized (N, C, H, W), or cut into windows for a `WindowBlock`.
-
-        No weight enters into it, so that it need not be done anew in every epoch.
-        """
-        standardized: Tensor = self.standardize(images)
+    def packing(self, device: torch.device) -> Geometry | None:
+        """How `prepare` packs images on a device; None if it standardizes them instead."""
         first = next(self.network.children())
-        return first.cut(standardized) if isinstance(first, WindowBlock) else standardized
+        return first.geometry if isinstance(first, WindowBlock) and first.takes_packed(device) else None
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What `classify` takes of raw images: standardized (N, C, H, W), or still uint8 but packed.
+
+        No weight enters into it, so that it need not be done anew in every epoch, and packing is the same for all
+        models that pack alike.
+        """
+        geometry = self.packing(images.device)
+        standardized: Tensor = self.standardize(images) if geometry is None else geometry.pack(images)
+        return standardized
 
     def forward(self, images: Tensor, side: int | None = None) -> Tensor:
         """Logits of raw images; scaled to `side` pixels after standardization, if that is given."""
@@ -148,23 +157,17 @@ class Classifier(nn.Module):
             prepared = interpolate(prepared, size=(side, side), mode="bilinear")
         return self.classify(prepared)
 
-    def folded(self) -> "Classifier":
-        """The same function up to rounding, where it can be with a `PlacedBlock`; for evaluation only."""
-        layers = OrderedDict(self.network.named_children())
-        name, first = next(iter(layers.items()))
-        if not isinstance(first, WindowBlock):
-            return self
-        mean, inverse_std = (
-            values.expand(self.shape) for values in (self.standardize.mean, self.standardize.inverse_std)
-        )
-        layers[name] = PlacedBlock(first, mean, inverse_std)
-        raw = Standardize(np.zeros((1, 1, 1)), np.ones((1, 1, 1)))
-        return Classifier(self.shape, raw, nn.Sequential(layers))
-
     def classify(self, prepared: Tensor) -> Tensor:
         """Logits of images that went through `prepare`."""
-        logits: Tensor = self.network(prepared)
-        return logits.float()
+        first, *others = self.network.children()
+        if prepared.dtype == torch.uint8:
+            assert isinstance(first, WindowBlock)
+            values = first.of_packed(prepared, self.standardize.mean, self.standardize.inverse_std)
+        else:
+            values = first(prepared)
+        for layer in others:
+            values = layer(values)
+        return values.float()
 
 
 def save(classifier: Classifier, path: Path, description: dict[str, Any]) -> None:
