@@ -32,6 +32,15 @@ FAULTS_SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))
 N_TRAIN, N_TEST = 1230, 620
 
 
+# Test files that take minutes, the longest first: begun last, one of them would keep a core waiting.
+LONG = ("test_faults", "test_repro", "test_report", "test_determinism", "test_kill")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 def pytest_report_header() -> str:
     return f"FAULTS_SEED={FAULTS_SEED}"
 
