@@ -11,7 +11,8 @@ CODE = """
 import os, signal, threading, time
 from pipeline.stopping import signals_delayed, stop_on_signals
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored where tests run in the background, or under nohup
+    signal.signal(number, signal.SIG_DFL)
 stop_on_signals("stopped by {signal}")
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 with signals_delayed("SIGHUP"):
