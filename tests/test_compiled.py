@@ -2,6 +2,10 @@
 
 import ctypes
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import pytest
 
 from pipeline.networks import compiled
 from pipeline.networks.compiled import compiler_version, load_library
-from tests.conftest import ROOT
+from tests.conftest import ROOT, command_environment
 
 MACROS = (("ANSWER", 42),)
 SOURCE = "int answer(void) { return ANSWER; }\n"
@@ -104,6 +108,51 @@ def test_a_damaged_library_is_compiled_again(folder: Path, damage: Callable[[byt
     library.write_bytes(damage(content))
     assert answer() == 42
     assert [path.read_bytes() for path in libraries(folder)] == [content]
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from pipeline.networks import compiled
+from pipeline.stopping import stop_on_signals
+
+stop_on_signals("stopped")
+compiled._FOLDER = Path(sys.argv[1])
+compiled.load_library("code", ())
+"""
+
+
+def test_a_stop_ends_the_compiler_too_and_leaves_nothing(folder: Path) -> None:
+    script = folder / "slow"
+    script.write_text(f'''#!/bin/sh
+if [ "$1" = --version ]; then echo 1; exit; fi
+for last; do :; done
+echo half > "$last"
+sleep 60 &
+echo $! > "{folder}/number"
+wait
+''')
+    script.chmod(0o755)
+    environment = command_environment() | {"CC": str(script)}
+    with subprocess.Popen([sys.executable, "-c", STOPPED, str(folder)], env=environment, stderr=subprocess.PIPE) as run:
+        number = folder / "number"
+        wait_until(lambda: number.exists() and number.read_text().endswith("\n"))
+        assert len(libraries(folder)) == 1
+        began = time.monotonic()
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(10) == -signal.SIGTERM
+        assert time.monotonic() - began < 2
+        assert run.stderr is not None
+        assert run.stderr.read() == b"stopped\n"
+    assert libraries(folder) == []
+    wait_until(lambda: not Path("/proc", number.read_text().strip(), "exe").exists())
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_the_code_of_this_package_compiles_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
