@@ -28,6 +28,8 @@ from pipeline.metrics import (
 from pipeline.params import Params, changed_keys, read
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.recipes import Network
+from pipeline.stopping import signals_delayed
+from pipeline.workers import worker_pool
 
 _DPI = 150
 # The letters of the paper's figures in its appendix.
@@ -65,14 +67,12 @@ class Album:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.n_figures = 0
 
     def draw(self, name: str, figure: Figure, alt: str) -> Picture:
         """Save a figure as `name`.png and return it."""
         path = self._folder / f"{name}.png"
         # No version or date in the file: the same metrics give the same bytes.
         figure.savefig(path, dpi=_DPI, metadata={"Software": None})
-        self.n_figures += 1
         return read_picture(path, alt, "python -m pipeline report")
 
 
@@ -94,13 +94,14 @@ def read_picture(path: Path, alt: str, made_by: str) -> Picture:
     return Picture(f"data:image/png;base64,{base64.b64encode(content).decode()}", alt, width, height)
 
 
-def write_report(params: Params, params_path: Path, folder: Path) -> int:
+def write_report(params: Params, params_path: Path, folder: Path, n_workers: int) -> int:
     """Write index.html and its figures into `folder`, which is replaced as a whole; how many figures it drew.
 
     Args:
         params: The study.
         params_path: Where it was read from.
         folder: Where the page goes.
+        n_workers: Processes that draw, each the figures of a data set.
 
     Raises:
         PipelineError: A metric file or picture is missing, damaged, or made with other params.
@@ -109,11 +110,13 @@ def write_report(params: Params, params_path: Path, folder: Path) -> int:
     environment.filters |= {"percent": _percent, "zip": zip}
     template = environment.from_string(resources.files("pipeline").joinpath("report.html.jinja").read_text("utf-8"))
     with replacing_folder(folder) as partial:
-        album = Album(partial)
-        studies = [_Study(params, params.dataset(name), album) for name in params.datasets]
         differences = _differences(params_path)
+        with worker_pool(min(n_workers, len(params.datasets)), uses_cuda=False) as pool:
+            with signals_delayed("SIGINT", "SIGHUP"):  # a terminal sends them to the workers too
+                studies = [pool.submit(describe, params, params.dataset(name), partial) for name in params.datasets]
+            contexts = [study.result() for study in studies]
         page = template.render(
-            studies=[study.context() for study in studies],
+            studies=contexts,
             params=params,
             letters=_LETTERS,
             families=_FAMILIES,
@@ -122,7 +125,16 @@ def write_report(params: Params, params_path: Path, folder: Path) -> int:
             differences=differences,
         )
         (partial / "index.html").write_text(page, encoding="utf-8", newline="\n")
-        return album.n_figures
+        return len(list(partial.glob("*.png")))
+
+
+def describe(params: Params, dataset: Dataset, folder: Path) -> dict[str, Any]:
+    """All that the template shows of a data set, whose figures go into `folder`.
+
+    Raises:
+        PipelineError: As `write_report`.
+    """
+    return _Study(params, dataset, Album(folder)).context()
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

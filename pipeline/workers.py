@@ -20,10 +20,7 @@ try:
 except ImportError:  # Windows
     forkserver = None  # type: ignore[assignment]
 
-_KILLED = (
-    "a training process was killed, perhaps because memory ran out; run again, with fewer --workers: it goes on from "
-    "there"
-)
+_KILLED = "a process was killed, perhaps because memory ran out; run again, with fewer --workers: finished work is kept"
 
 
 @contextmanager

@@ -184,11 +184,10 @@ class InProcess:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def submit(self, function: Callable[[Any], None], task: Any) -> "Future[None]":
-        future: Future[None] = Future()
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
         try:
-            function(task)
-            future.set_result(None)
+            future.set_result(function(*arguments))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -196,7 +195,7 @@ class InProcess:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are trained in this process."""
+    """What a pool is given is done in this process."""
     monkeypatch.setattr(workers, "ProcessPoolExecutor", InProcess)
     monkeypatch.setattr(workers, "forkserver", None)
 

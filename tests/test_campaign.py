@@ -384,7 +384,7 @@ def test_a_worker_that_is_killed_is_one_error_that_says_what_to_do(done: Path, m
     shutil.rmtree(layout.finished_models())
     result = run("strategies", "mnist", "constant")
     assert result.exit_code == 1
-    assert result.output.startswith("Error: a training process was killed, perhaps because memory ran out; run again")
+    assert result.output.startswith("Error: a process was killed, perhaps because memory ran out; run again")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing", "curve"])

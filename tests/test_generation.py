@@ -89,7 +89,7 @@ class TestContract:
             (130, 260, [other, variant]),
             (77, 77, [variant, other]),
         ):
-            monkeypatch.setattr(store, "CHUNK_IMAGES", chunk)
+            monkeypatch.setattr(store, "images_per_chunk", lambda image_bytes, chunk=chunk: chunk)
             monkeypatch.setattr(store, "SHARD_BYTES", shard_images * 28 * 28)
             path = tmp_path / f"{chunk}.zarr"
             generation.write_perturbed(path, dataset, name, [(v, (2, 900)) for v in variants], {"test": clean}, 2)

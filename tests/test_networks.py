@@ -146,26 +146,64 @@ def test_bfloat16_is_near_float32(shape: tuple[int, int, int], convolution: dict
     assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+def window_block(classifier: Classifier) -> windows.WindowBlock:
+    block = classifier.network[0]
+    assert isinstance(block, windows.WindowBlock)
+    return block
+
+
+def values_of_block(classifier: Classifier, images: np.ndarray) -> torch.Tensor:
+    packed = classifier.prepare(torch.from_numpy(images))
+    standardize = classifier.standardize
+    return window_block(classifier).of_packed(packed, standardize.mean, standardize.inverse_std)
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize(("shape", "convolution"), WINDOWED)
-def test_dropout_in_a_window_block_is_dropout_after_it(
+def test_dropout_in_a_window_block_is_a_mask_after_it(
     shape: tuple[int, int, int], convolution: dict[str, int], activation: str
 ) -> None:
     found = []
+    kept = torch.ones(())
     for p in (0.3, 0.0):
         network = make_network(convolutions=[convolution], activation=activation, dropout=p)
         classifier = make_classifier(network, shape).train()
         unsettle_norms(classifier)
-        block, images = classifier.network[0], classifier.prepare(torch.from_numpy(make_images(30, shape)))
-        assert isinstance(block, windows.WindowBlock)
         torch.manual_seed(1)
-        values = block.of_packed(images, classifier.standardize.mean, classifier.standardize.inverse_std)
-        values = values if p else Dropout(0.3)(values)
-        (values * torch.arange(values.numel()).view_as(values)).sum().backward()
-        found.append([values, *(weights.grad for weights in block.parameters() if weights.grad is not None)])
+        values = values_of_block(classifier, make_images(30, shape))
+        if p:
+            kept = values.detach() != 0
+        else:
+            values = values * kept / 0.7
+        torch.autograd.backward((values * torch.arange(values.numel()).view_as(values)).sum())
+        weights = window_block(classifier).parameters()
+        found.append([values, *(weight.grad for weight in weights if weight.grad is not None)])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
-    assert (found[0][0] == 0).float().mean() > 0.2
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+def test_a_window_block_drops_each_value_with_the_same_probability_and_on_its_own(p: float) -> None:
+    convolution = WINDOWED[1].values[1]
+    classifier = make_classifier(make_network(convolutions=[convolution], batch_norm=False, dropout=p), (28, 28, 1))
+    classifier.train()
+    conv = window_block(classifier).conv
+    assert conv.bias is not None
+    nn.init.zeros_(conv.weight)
+    nn.init.ones_(conv.bias)  # so that no value is 0 unless it was dropped
+    n, images = 4000, make_images(2000, (28, 28, 1))
+    torch.manual_seed(3)
+    dropped = torch.cat([values_of_block(classifier, images) == 0 for _ in range(2)]).view(n, -1).double().numpy()
+    torch.manual_seed(3)
+    again = values_of_block(classifier, images) == 0
+    assert np.array_equal(dropped[: n // 2], again.view(n // 2, -1).numpy())
+    errors = (dropped.mean(axis=0) - p) / np.sqrt(p * (1 - p) / n)  # of every place, over all images
+    assert np.abs(errors).max() < 5
+    assert 0.5 < errors.var() < 1.5
+    stream = (dropped.reshape(-1) - p) / np.sqrt(p * (1 - p))
+    assert abs(stream.mean()) < 5 / np.sqrt(stream.size)
+    for lag in (1, 2, 3, 4, 8, 160, 1600, stream.size // 2):
+        assert abs((stream[lag:] * stream[:-lag]).mean()) < 5 / np.sqrt(stream.size - lag), lag
 
 
 def test_without_a_compiler_torchs_layers_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

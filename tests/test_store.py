@@ -43,6 +43,7 @@ def test_what_is_written_is_read_by_plain_zarr(shape: tuple[int, ...], tmp_path:
 
 
 def test_shards_tile_the_array_in_c_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "images_per_chunk", lambda image_bytes: 500)
     monkeypatch.setattr(store, "SHARD_BYTES", 1000 * 16)
     for shape in ((3, 2300, 4, 4, 1), (5, 400, 4, 4, 1), (2600, 4, 4, 1)):
         with store.replacing_store(tmp_path / "b.zarr", {}) as root:
@@ -142,7 +143,8 @@ def flip(file: Path, content: bytes, bit: int) -> None:
     file.write_bytes(flipped)
 
 
-def test_every_flipped_bit_in_a_shard_is_detected(tmp_path: Path) -> None:
+def test_every_flipped_bit_in_a_shard_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "images_per_chunk", lambda image_bytes: 500)
     path = tmp_path / "a.zarr"
     values = make_values((700, 8, 8, 1))
     write(path, values)

@@ -22,15 +22,15 @@ class Dropout(nn.Dropout):
         """Values of any shape, in training some of them 0 and the others larger by 1 / (1 - p)."""
         if not self.training or values.device.type != "cpu":
             return super().forward(values)
-        words, least = self.draw(values.numel())
+        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         # Compared as float32: torch computes with 1.0 and 0.0 several times as fast as with bools.
-        kept = words.float().ge_(least)
+        kept = words[: values.numel()].float().ge_(self.least_kept - 2**15)
         return values * kept.mul_(1 / (1 - self.p)).as_strided(values.shape, values.stride())
 
-    def draw(self, n: int) -> tuple[Tensor, int]:
-        """Random words int16 (n,), and the least of those that keep their value."""
-        words = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)
-        return words.view(torch.int16)[:n], round(self.p * 2**16) - 2**15
+    @property
+    def least_kept(self) -> int:
+        """Values are dropped whose random number in 0..2¹⁶ - 1 is below."""
+        return round(self.p * 2**16)
 
 
 class Block(nn.Module):

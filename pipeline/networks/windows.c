@@ -1,10 +1,13 @@
-/* A convolution and the max pooling after it, and the gradient of its filters; geometry by macros, from windows.py.
+/* A convolution of grey images, BatchNorm, a lower bound, dropout and max pooling, and their gradients; geometry by
+   macros, from windows.py.
 
-   All that one image needs stays in the cache. Images are grey and come as uint8 planes: pixel (y, x), padding included, is
+   All that one image needs stays in the cache. Images come as uint8 planes (`pack`): pixel (y, x), padding included, is
    in plane (y % STRIDE)·STRIDE + x % STRIDE, at (y / STRIDE, x / STRIDE), so that what a filter's tap sees along a row of
-   outputs lies side by side. Sums run in one order, whatever the number of threads.
-   Every function returns 0, or 1 if there is no memory. */
+   outputs lies side by side. Filters that BatchNorm scales by a negative factor are turned around: the largest value is
+   then the largest after scaling too, and pooling comes first. Sums run in one order, whatever the number of threads.
+   Functions that are called from outside return 0, or 1 if there is no memory. */
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,17 +32,30 @@ enum {
 typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef vector loose __attribute__((aligned(4), may_alias)); /* anywhere in an array of floats */
 
-/* Where in an image a tap of the filters finds what the first output takes. */
-static inline int start_of(int tap) {
-  int y = tap / KERNEL, x = tap % KERNEL;
+/* What a filter's outputs go through: turned by a sign, scaled by factor, which is |gamma| · inverse_std, and shifted so
+   that centre becomes beta. */
+typedef struct {
+  double sign, centre, inverse_std, factor;
+} norm;
+
+/* Where in the planes a pixel is; for a filter's tap, where the first output finds what it takes. */
+static inline int place_of(int y, int x) {
   return (y % STRIDE * STRIDE + x % STRIDE) * PLANE + y / STRIDE * PHASE_WIDTH + x / STRIDE;
+}
+
+/* images (n, HEIGHT, WIDTH) → packed (n, VALUES), of which padding stays as it is: 0 */
+int pack(int64_t n, const uint8_t *images, uint8_t *packed) {
+  for (; n > 0; n--, packed += VALUES)
+    for (int y = PADDING; y < HEIGHT + PADDING; y++)
+#pragma GCC unroll 64
+      for (int x = PADDING; x < WIDTH + PADDING; x++) packed[place_of(y, x)] = *images++;
+  return 0;
 }
 
 /* pixels (HEIGHT, WIDTH) → planes (VALUES), the rest of which stays 0, so that padding is 0 when standardized */
 static void arrange(const float *pixels, float *planes) {
   for (int y = PADDING; y < HEIGHT + PADDING; y++)
-    for (int x = PADDING; x < WIDTH + PADDING; x++)
-      planes[(y % STRIDE * STRIDE + x % STRIDE) * PLANE + y / STRIDE * PHASE_WIDTH + x / STRIDE] = *pixels++;
+    for (int x = PADDING; x < WIDTH + PADDING; x++) planes[place_of(y, x)] = *pixels++;
 }
 
 static inline void standardize(const uint8_t *image, const float *means, const float *factors, float *restrict values) {
@@ -91,10 +107,12 @@ static inline void pool(const float *map, float *maxima, uint8_t *places) {
     }
 }
 
-/* images uint8 (n, VALUES), mean and inverse_std (HEIGHT, WIDTH), weight (FILTERS, TAPS) → maxima (n, FILTERS, POOLED); moments (2, FILTERS), 0 before: sums of all values before pooling, and of their squares;
-   unless NULL: maps (n, FILTERS, MAP) and places (n, FILTERS, POOLED), for filter_gradient. */
-int convolve_and_pool(int64_t n, const uint8_t *images, const float *mean, const float *inverse_std,
-                      const float *weight, float *maxima, double *moments, float *maps, uint8_t *places) {
+/* images (n, VALUES), mean and inverse_std (HEIGHT, WIDTH), weight (FILTERS, TAPS), signs of norms →
+   maxima (n, FILTERS, POOLED); moments: means of all values before pooling, and of their squares; unless NULL:
+   maps (n, FILTERS, MAP) and places (n, FILTERS, POOLED), for filter_gradient. */
+static int convolve_and_pool(int64_t n, const uint8_t *images, const float *mean, const float *inverse_std,
+                             const float *weight, const norm *norms, float *maxima, double moments[2][FILTERS],
+                             float *maps, uint8_t *places) {
   struct {
     float values[VALUES + ROW] __attribute__((aligned(64))), maps[BLOCKS * BLOCK * MAP] __attribute__((aligned(64)));
     float filters[BLOCKS * TAPS * BLOCK];
@@ -108,7 +126,7 @@ int convolve_and_pool(int64_t n, const uint8_t *images, const float *mean, const
   arrange(inverse_std, own->factors);
   for (int f = 0; f < FILTERS; f++)
     for (int tap = 0; tap < TAPS; tap++)
-      own->filters[(f / BLOCK * TAPS + tap) * BLOCK + f % BLOCK] = weight[f * TAPS + tap];
+      own->filters[(f / BLOCK * TAPS + tap) * BLOCK + f % BLOCK] = norms[f].sign * weight[f * TAPS + tap];
   for (int64_t i = 0; i < n; i++) {
     standardize(images + i * VALUES, own->means, own->factors, own->values);
     convolve(own->values, own->filters, own->maps);
@@ -128,63 +146,90 @@ int convolve_and_pool(int64_t n, const uint8_t *images, const float *mean, const
       }
     }
   }
-  for (int f = 0; f < FILTERS; f++)
+  double count = (double)n * OUT_HEIGHT * OUT_WIDTH;
+  for (int f = 0; f < FILTERS; f++) {
+    moments[0][f] = moments[1][f] = 0;
     for (int lane = 0; lane < LANES; lane++) {
-      moments[f] += own->sums[f][lane];
-      moments[FILTERS + f] += own->squares[f][lane];
+      moments[0][f] += own->sums[f][lane] / count;
+      moments[1][f] += own->squares[f][lane] / count;
     }
+  }
   free(own);
   return 0;
 }
 
-/* maxima (n, FILTERS, POOLED), scale and shift (FILTERS) → out: scale · maximum + shift, but at least floor. Unless words
-   (n, FILTERS, POOLED) are NULL: then times factor, or 0 where a word is less than least. */
-int scale_maxima(int64_t n, const float *restrict maxima, const float *scale, const float *shift, float floor,
-                 const int16_t *words, float least, float factor, float *restrict out) {
-  for (int64_t row = 0; row < n * FILTERS; row++)
-    for (int at = 0; at < POOLED; at++) {
-      int64_t i = row * POOLED + at;
-      float value = scale[row % FILTERS] * maxima[i] + shift[row % FILTERS];
-      out[i] = value > floor ? value : floor;
-    }
-  if (words)
-    for (int64_t i = 0; i < n * FILTERS * POOLED; i++) out[i] *= words[i] < least ? 0 : factor;
-  return 0;
-}
-
-/* maxima and out as above, of_out: its gradient; what is not above floor has none, the rest is multiplied by factor →
-   of_scaled: the gradient of scale · maximum + shift; of_shift and of_scale (both FILTERS), 0 before: its sum, and that
-   of its products with the maxima. */
-int scale_gradient(int64_t n, const float *restrict maxima, float floor, float factor, const float *restrict out,
-                   const float *restrict of_out, float *restrict of_scaled, double *of_shift, double *of_scale) {
-  /* At every place of its own: they do not wait for each other. */
-  double (*sums)[2][FILTERS][POOLED] = calloc(1, sizeof *sums);
-  if (!sums) return 1;
-  for (int64_t row = 0; row < n * FILTERS; row++) {
-    double *shifts = (*sums)[0][row % FILTERS], *scales = (*sums)[1][row % FILTERS];
-    for (int at = 0; at < POOLED; at++) {
-      int64_t i = row * POOLED + at;
-      float value = out[i] > floor ? factor * of_out[i] : 0;
-      of_scaled[i] = value;
-      shifts[at] += value;
-      scales[at] += value * maxima[i];
-    }
+/* Values (FILTERS, POOLED) of one image become 0 where a random number of 16 bits is below least, and are multiplied by
+   kept elsewhere. Every step of SplitMix64 (Steele, Lea, Flood 2014) gives four such numbers. */
+static inline void drop(float *restrict values, uint64_t *state, int least, float kept) {
+  union {
+    uint64_t drawn[(FILTERS * POOLED + 3) / 4];
+    uint16_t words[(FILTERS * POOLED + 3) / 4 * 4];
+  } random;
+  uint64_t start = *state;
+  for (int i = 0; i < (FILTERS * POOLED + 3) / 4; i++) {
+    uint64_t mixed = start + (i + 1) * 0x9E3779B97F4A7C15;
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9;
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB;
+    random.drawn[i] = mixed ^ mixed >> 31;
   }
-  for (int f = 0; f < FILTERS; f++)
-    for (int at = 0; at < POOLED; at++) {
-      of_shift[f] += (*sums)[0][f][at];
-      of_scale[f] += (*sums)[1][f][at];
+  *state = start + (FILTERS * POOLED + 3) / 4 * 0x9E3779B97F4A7C15;
+  for (int i = 0; i < FILTERS * POOLED; i++) values[i] *= random.words[i] < least ? 0 : kept;
+}
+
+/* images (n, VALUES), mean and inverse_std (HEIGHT, WIDTH), weight (FILTERS, TAPS); bias, and what BatchNorm has: gamma,
+   beta, running_mean, running_var (all FILTERS, or NULL; epsilon is 0 without it); a value is at least floor, and dropped
+   where least > 0 (see drop) → norms (FILTERS); maxima (n, FILTERS, POOLED) before all that follows the convolution, out
+   after it; unless NULL: maps (n, FILTERS, MAP) and places (n, FILTERS, POOLED), for `backward`. If is_batch, norms are
+   of this batch, and the running statistics take a share of it, momentum. */
+int forward(int64_t n, const uint8_t *images, const float *mean, const float *inverse_std, const float *weight,
+            const float *bias, const float *gamma, const float *beta, float *running_mean, float *running_var,
+            int64_t is_batch, double epsilon, double momentum, double floor, int64_t least, double kept, uint64_t seed,
+            norm *norms, float *maxima, float *out, float *maps, uint8_t *places) {
+  double moments[2][FILTERS], count = (double)n * OUT_HEIGHT * OUT_WIDTH;
+  float scale[FILTERS], shift[FILTERS], lowest = floor;
+  for (int f = 0; f < FILTERS; f++) norms[f].sign = gamma && gamma[f] < 0 ? -1 : 1;
+  if (convolve_and_pool(n, images, mean, inverse_std, weight, norms, maxima, moments, maps, places)) return 1;
+  for (int f = 0; f < FILTERS; f++) {
+    norm *this = norms + f;
+    double variance = 1, added = bias ? bias[f] : 0;
+    this->centre = -this->sign * added;
+    if (is_batch) {
+      this->centre = moments[0][f];
+      variance = moments[1][f] - this->centre * this->centre;
+      running_mean[f] += momentum * (this->sign * this->centre + added - running_mean[f]);
+      running_var[f] += momentum * (variance * count / (count - 1) - running_var[f]);
+    } else if (gamma) {
+      this->centre += this->sign * running_mean[f];
+      variance = running_var[f];
     }
-  free(sums);
+    this->inverse_std = 1 / sqrt(variance + epsilon);
+    this->factor = this->inverse_std * (gamma ? fabs(gamma[f]) : 1);
+    scale[f] = this->factor;
+    shift[f] = (beta ? beta[f] : 0) - this->centre * this->factor;
+  }
+  for (int64_t i = 0; i < n; i++, maxima += FILTERS * POOLED, out += FILTERS * POOLED) {
+    for (int f = 0; f < FILTERS; f++)
+      for (int at = f * POOLED; at < (f + 1) * POOLED; at++) {
+        float value = scale[f] * maxima[at] + shift[f];
+        out[at] = value > lowest ? value : lowest;
+      }
+    if (least) drop(out, &seed, least, kept);
+  }
   return 0;
 }
 
-/* images, mean, inverse_std, maps and places as above; of_scaled (n, FILTERS, POOLED): the gradient of the scaled maxima;
-   scale (FILTERS); of_values (2, FILTERS): the gradient of a value before pooling is of_values[0] + of_values[1] · value,
-   and scale · of_scaled if it is a maximum → of_weight (FILTERS, TAPS). */
-int filter_gradient(int64_t n, const uint8_t *images, const float *mean, const float *inverse_std,
-                    const float *maps, const uint8_t *places, const float *of_scaled, const float *scale, const float *of_values,
-                    float *of_weight) {
+/* The gradient of a value that was scaled and shifted, from that of out: none where out is at floor or dropped. */
+static inline float of_scaled(float out, float of_out, float floor, float kept) {
+  return out > floor ? kept * of_out : 0;
+}
+
+/* Arguments as in `backward`; of_values: the gradient of a value before pooling is of_values[0] + of_values[1] · value, and
+   factor · of_scaled if it is a maximum → of_weight (FILTERS, TAPS). Inlined it would be slower by a fifth (GCC 12). */
+__attribute__((noinline))
+static int filter_gradient(int64_t n, const uint8_t *images, const float *mean, const float *inverse_std,
+                           const norm *norms, const float *maps, const uint8_t *places, const float *out,
+                           const float *of_out, float floor, float kept, float of_values[2][FILTERS],
+                           float *of_weight) {
   struct {
     vector sums[BLOCKS * BLOCK][TAPS + 1];
     float means[VALUES], factors[VALUES], values[IMAGES][VALUES + ROW], of_maps[IMAGES][BLOCKS * BLOCK * MAP];
@@ -202,18 +247,20 @@ int filter_gradient(int64_t n, const uint8_t *images, const float *mean, const f
         float *of_map = own->of_maps[image] + f * MAP;
         const float *map = maps + (i * FILTERS + f) * MAP;
         for (int y = 0; y < OUT_HEIGHT; y++)
-          for (int x = 0; x < OUT_WIDTH; x++) of_map[y * ROW + x] = of_values[f] + of_values[FILTERS + f] * map[y * ROW + x];
-        const float *of_maximum = of_scaled + (i * FILTERS + f) * POOLED;
-        const uint8_t *place = places + (i * FILTERS + f) * POOLED;
-        for (int y = 0; y < POOLED_HEIGHT; y++)
-          for (int x = 0; x < POOLED_WIDTH; x++, place++)
-            of_map[(y * POOL + *place / POOL) * ROW + x * POOL + *place % POOL] +=
-                scale[f] * *of_maximum++;
+          for (int x = 0; x < OUT_WIDTH; x++)
+            of_map[y * ROW + x] = of_values[0][f] + of_values[1][f] * map[y * ROW + x];
+        int64_t at = (i * FILTERS + f) * POOLED;
+        float of_maxima[POOLED], factor = norms[f].factor;
+        for (int k = 0; k < POOLED; k++) of_maxima[k] = factor * of_scaled(out[at + k], of_out[at + k], floor, kept);
+        for (int y = 0, k = 0; y < POOLED_HEIGHT; y++)
+          for (int x = 0; x < POOLED_WIDTH; x++, k++)
+            of_map[(y * POOL + places[at + k] / POOL) * ROW + x * POOL + places[at + k] % POOL] += of_maxima[k];
       }
     }
     for (int block = 0; block < BLOCKS; block++)
       for (int tap = 0; tap < TAPS; tap += 2) { /* the last may be one too many, and is not used */
-        int one = start_of(tap), other = tap + 1 < TAPS ? start_of(tap + 1) : one;
+        int one = place_of(tap / KERNEL, tap % KERNEL);
+        int other = tap + 1 < TAPS ? place_of((tap + 1) / KERNEL, (tap + 1) % KERNEL) : one;
         vector sums[2][BLOCK];
         for (int f = 0; f < BLOCK; f++)
           for (int t = 0; t < 2; t++) sums[t][f] = own->sums[block * BLOCK + f][tap + t];
@@ -238,8 +285,51 @@ int filter_gradient(int64_t n, const uint8_t *images, const float *mean, const f
     for (int tap = 0; tap < TAPS; tap++) {
       float sum = 0;
       for (int lane = 0; lane < LANES; lane++) sum += own->sums[f][tap][lane];
-      of_weight[f * TAPS + tap] = sum;
+      of_weight[f * TAPS + tap] = norms[f].sign * sum;
     }
   free(own);
   return 0;
+}
+
+/* What `forward` was given and gave; of_out: the gradient of out → those of weight (FILTERS, TAPS), bias, gamma and beta
+   (FILTERS). */
+int backward(int64_t n, const uint8_t *images, const float *mean, const float *inverse_std,
+             int64_t is_batch, double floor, double kept, const norm *norms, const float *maxima, const float *out,
+             const float *maps, const uint8_t *places, const float *of_out, float *of_weight, float *of_bias,
+             float *of_gamma, float *of_beta) {
+  /* At every place of its own: they do not wait for each other. */
+  struct {
+    double shifts[FILTERS][POOLED], factors[FILTERS][POOLED];
+  } *sums = calloc(1, sizeof *sums);
+  if (!sums) return 1;
+  for (int64_t i = 0, at = 0; i < n; i++)
+    for (int f = 0; f < FILTERS; f++)
+      for (int place = 0; place < POOLED; place++, at++) {
+        float value = of_scaled(out[at], of_out[at], floor, kept);
+        sums->shifts[f][place] += value;
+        sums->factors[f][place] += value * maxima[at];
+      }
+  float of_values[2][FILTERS] = {0};
+  double count = (double)n * OUT_HEIGHT * OUT_WIDTH;
+  for (int f = 0; f < FILTERS; f++) {
+    norm this = norms[f];
+    double of_shift = 0, of_factor = 0;
+    for (int place = 0; place < POOLED; place++) {
+      of_shift += sums->shifts[f][place];
+      of_factor += sums->factors[f][place];
+    }
+    of_factor -= this.centre * of_shift;
+    of_bias[f] = this.sign * this.factor * of_shift;
+    of_gamma[f] = this.sign * this.inverse_std * of_factor;
+    of_beta[f] = of_shift;
+    if (is_batch) {
+      /* Every value has a share of the mean and of the mean square, by which the variance is computed. */
+      double of_variance = of_factor * this.factor * this.inverse_std * this.inverse_std / -2;
+      of_values[0][f] = (-this.factor * of_shift - 2 * this.centre * of_variance) / count;
+      of_values[1][f] = 2 * of_variance / count;
+    }
+  }
+  free(sums);
+  return filter_gradient(n, images, mean, inverse_std, norms, maps, places, out, of_out, floor, kept, of_values,
+                         of_weight);
 }

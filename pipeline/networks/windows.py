@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, pixel_unshuffle
 
 from pipeline.networks.compiled import load_library
 from pipeline.networks.layers import Block
@@ -51,10 +50,9 @@ class Geometry:
 
     def pack(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, 1) → (N, stride², phase height, phase width): neighbours lie a stride apart."""
-        (height, width), before = self.phase, self.padding
-        after_x, after_y = width * self.stride - self.width - before, height * self.stride - self.height - before
-        padded = pad(images.permute(0, 3, 1, 2), (before, after_x, before, after_y))
-        return pixel_unshuffle(padded, self.stride).contiguous()
+        packed = torch.zeros(len(images), self.stride**2, *self.phase, dtype=torch.uint8)
+        _call(self, "pack", len(images), images.contiguous(), packed)
+        return packed
 
 
 class WindowBlock(Block):
@@ -103,127 +101,102 @@ class WindowBlock(Block):
         Returns:
             float32 (N, filters, H', W').
         """
-        geometry, norm, bias = self.geometry, cast(Any, self.norm), self.conv.bias
-        shape, weight = (geometry.height, geometry.width, 1), self.conv.weight
-        images = packed, mean.expand(shape).contiguous(), inverse_std.expand(shape).contiguous()
-        tail, left = self._tail(len(packed))
-        # Within a Function, torch does not say whether anyone will ask for gradients.
-        fixed = (*images, geometry, tail, torch.is_grad_enabled())
-        if norm is None:
-            out, *_ = _Window.apply(weight, bias, None, None, None, None, 0.0, *fixed)
-        elif norm.training:
-            out, centre, variance = _Window.apply(weight, None, norm.weight, norm.bias, None, None, norm.eps, *fixed)
-            n = len(packed) * geometry.out[0] * geometry.out[1]
-            with torch.no_grad():
-                norm.running_mean.lerp_((centre + bias).float(), norm.momentum)
-                norm.running_var.lerp_((variance * (n / (n - 1))).float(), norm.momentum)
-                norm.num_batches_tracked += 1
-        else:
-            statistics = norm.running_mean, norm.running_var
-            out, *_ = _Window.apply(weight, bias, norm.weight, norm.bias, *statistics, norm.eps, *fixed)
-        for layer in left:
-            out = layer(out)
-        return cast(Tensor, out)
-
-    def _tail(self, n: int) -> tuple["_Tail", list[nn.Module]]:
-        """What follows the normalization of n images: what compiled code does, and the layers that it does not."""
-        activation, dropout = self.activation, self.dropout
-        if not isinstance(activation, nn.ReLU):
-            return _Tail(), [activation, *([] if dropout is None else [dropout])]
-        if dropout is None or not dropout.training:
-            return _Tail(floor=0.0), []
-        words, least = dropout.draw(n * self.geometry.filters * self.geometry.pooled[0] * self.geometry.pooled[1])
-        return _Tail(0.0, words, float(least), 1 / (1 - dropout.p)), []
+        norm, dropout = cast(Any, self.norm), cast(Any, self.dropout)
+        shape = self.geometry.height, self.geometry.width, 1
+        gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
+        is_bounded = isinstance(self.activation, nn.ReLU)
+        drops = is_bounded and dropout is not None and dropout.training
+        if norm is not None and norm.training:
+            norm.num_batches_tracked.add_(1)
+        task = _Task(
+            self.geometry,
+            images=(packed, mean.expand(shape).contiguous(), inverse_std.expand(shape).contiguous()),
+            running=(None, None) if norm is None else (norm.running_mean, norm.running_var),
+            is_batch=norm is not None and norm.training,
+            epsilon=0.0 if norm is None else norm.eps,
+            momentum=0.0 if norm is None else norm.momentum,
+            floor=0.0 if is_bounded else -math.inf,
+            drop_below=dropout.least_kept if drops else 0,
+            kept_factor=1 / (1 - dropout.p) if drops else 1.0,
+            seed=int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if drops else 0,
+            # Within a Function, torch does not say whether anyone will ask for gradients.
+            has_gradient=torch.is_grad_enabled(),
+        )
+        out: Tensor = _Window.apply(self.conv.weight, self.conv.bias, gamma, beta, task)
+        if not is_bounded:
+            out = self._activated(out)
+        return out
 
 
 @dataclass(frozen=True)
-class _Tail:
-    """Values are at least `floor`; with words, those whose word is below `least` are 0, the others times `factor`."""
+class _Task:
+    """What the compiled code is called with, weights aside.
 
-    floor: float = -math.inf
-    words: Tensor | None = None
-    least: float = 0.0
-    factor: float = 1.0
+    Attributes:
+        geometry: Of the block.
+        images: Packed images, mean and inverse standard deviation.
+        running: Mean and variance that BatchNorm keeps; None without it.
+        is_batch: Whether BatchNorm takes those of this batch, and keeps a share of `momentum` of them.
+        epsilon: Of BatchNorm.
+        momentum: Of BatchNorm.
+        floor: The least value.
+        drop_below: Values are dropped whose random number of 16 bits is below.
+        kept_factor: What the others are multiplied by.
+        seed: Of those numbers.
+        has_gradient: Whether `backward` will be called.
+    """
+
+    geometry: Geometry
+    images: tuple[Tensor, Tensor, Tensor]
+    running: tuple[Tensor | None, Tensor | None]
+    is_batch: bool
+    epsilon: float
+    momentum: float
+    floor: float
+    drop_below: int
+    kept_factor: float
+    seed: int
+    has_gradient: bool
 
 
 class _Window(torch.autograd.Function):
-    """Filters (F, 1, k, k) and what BatchNorm needs → float32 (N, F, H', W'), mean and variance float64 (F).
-
-    BatchNorm scales by a factor that is made positive by turning filters around, so that it can follow the pooling.
-    Mean and variance are those of the batch, without `bias`, unless given; then they are not returned.
-    """
+    """Filters (F, 1, k, k), bias, gamma and beta (F) or None → float32 (N, F, H', W')."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        weight: Tensor,
-        bias: Tensor | None,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        mean: Tensor | None,
-        variance: Tensor | None,
-        epsilon: float,
-        packed: Tensor,
-        image_mean: Tensor,
-        inverse_std: Tensor,
-        geometry: Geometry,
-        tail: _Tail,
-        has_gradient: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        n, filters, (height, width) = len(packed), geometry.filters, geometry.out
-        images = packed, image_mean, inverse_std
-        sign = torch.ones(filters) if gamma is None else torch.where(gamma < 0, -1.0, 1.0)
+        ctx: Any, weight: Tensor, bias: Tensor, gamma: Tensor | None, beta: Tensor | None, task: _Task
+    ) -> Tensor:
+        geometry = task.geometry
+        n, filters, (height, width) = len(task.images[0]), geometry.filters, geometry.out
+        norms = torch.empty(filters, 4, dtype=torch.float64)
         maxima = torch.empty(n, filters, *geometry.pooled)
-        moments = torch.zeros(2, filters, dtype=torch.float64)
-        maps = places = None
-        if has_gradient:
+        out, maps, places = torch.empty_like(maxima), None, None
+        if task.has_gradient:
             maps = torch.empty(n, filters, height, -(-width // 8) * 8)
-            places = torch.empty(maxima.shape, dtype=torch.uint8)
-        turned = weight.contiguous() * sign.view(-1, 1, 1, 1)
-        _call(geometry, "convolve_and_pool", n, *images, turned, maxima, moments, maps, places)
-        is_of_batch = gamma is not None and mean is None
-        if is_of_batch:
-            mean, mean_square = moments / (n * height * width)
-            variance, mean = mean_square - mean.square(), mean * sign
-        centre = torch.zeros(filters) if mean is None else mean
-        if bias is not None:
-            centre = centre - bias
-        inverse = torch.ones(filters) if variance is None else torch.rsqrt(variance + epsilon)
-        scale = inverse if gamma is None else inverse * gamma
-        shift = -centre * scale if beta is None else beta - centre * scale
-        out, single = torch.empty_like(maxima), (scale * sign).float()
-        last = (tail.floor, tail.words, tail.least, tail.factor, out)
-        _call(geometry, "scale_maxima", n, maxima, single, shift.float(), *last)
-        ctx.save_for_backward(*images, maps, places, maxima, out, sign, centre, inverse, scale, gamma)
-        ctx.geometry, ctx.tail, ctx.is_of_batch = geometry, tail, is_of_batch
-        if mean is None or variance is None or not is_of_batch:
-            mean, variance = torch.empty(0), torch.empty(0)
-        ctx.mark_non_differentiable(mean, variance)
-        return out, mean, variance
+            places = torch.empty_like(maxima, dtype=torch.uint8)
+        given = (*task.images, weight.contiguous(), bias, gamma, beta, *task.running)
+        norm = task.is_batch, task.epsilon, task.momentum
+        tail = task.floor, task.drop_below, task.kept_factor, task.seed
+        _call(geometry, "forward", n, *given, *norm, *tail, norms, maxima, out, maps, places)
+        ctx.task, ctx.norms, ctx.maxima, ctx.maps, ctx.places = task, norms, maxima, maps, places
+        ctx.save_for_backward(out)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *images, maps, places, maxima, out, sign, centre, inverse, scale, gamma = ctx.saved_tensors
-        geometry: Geometry = ctx.geometry
-        n, filters = len(out), geometry.filters
-        of_scaled, (of_shift, of_scale) = torch.empty_like(out), torch.zeros(2, filters, dtype=torch.float64)
-        inputs = (maxima, ctx.tail.floor, ctx.tail.factor, out, gradients[0].contiguous())
-        _call(geometry, "scale_gradient", n, *inputs, of_scaled, of_shift, of_scale)
-        of_scale = of_scale * sign - centre * of_shift
-        of_values = torch.zeros(2, filters)
-        if ctx.is_of_batch:
-            # Every value y has a share of the mean and of the mean square, by which the variance is computed.
-            of_variance = of_scale * gamma * inverse**3 * -0.5
-            of_mean = -scale * of_shift - 2 * centre * of_variance
-            n_values = n * geometry.out[0] * geometry.out[1]
-            of_values = (torch.stack([of_mean * sign, 2 * of_variance]) / n_values).float()
-        of_weight = torch.empty(filters, 1, geometry.kernel, geometry.kernel)
-        single = (scale * sign).float()
-        _call(geometry, "filter_gradient", n, *images, maps, places, of_scaled, single, of_values, of_weight)
-        of_weight *= sign.view(-1, 1, 1, 1)
-        of_bias = None if ctx.is_of_batch else (scale * of_shift).float()
-        of_norm = (None, None) if gamma is None else ((of_scale * inverse).float(), of_shift.float())
-        return of_weight, of_bias, *of_norm, *(None,) * 9
+        (out,) = ctx.saved_tensors
+        task: _Task = ctx.task
+        geometry = task.geometry
+        of_weight = torch.empty(geometry.filters, 1, geometry.kernel, geometry.kernel)
+        of_bias, of_gamma, of_beta = torch.empty(3, geometry.filters)
+        given = (*task.images, task.is_batch, task.floor, task.kept_factor)
+        made = ctx.norms, ctx.maxima, out, ctx.maps, ctx.places
+        of = gradients[0].contiguous(), of_weight, of_bias, of_gamma, of_beta
+        _call(geometry, "backward", len(out), *given, *made, *of)
+        if task.running[0] is None:
+            return of_weight, of_bias, None, None, None
+        # BatchNorm takes away what a bias adds to a batch.
+        return of_weight, None if task.is_batch else of_bias, of_gamma, of_beta, None
 
 
 @cache
@@ -248,8 +221,10 @@ def _library(geometry: Geometry) -> ctypes.CDLL | None:
 def _call(geometry: Geometry, function: str, n: int, *arguments: Tensor | float | None) -> None:
     """Call a function of windows.c, with addresses in place of tensors; other threads of Python go on meanwhile."""
     passed = [
-        ctypes.c_float(value)
+        ctypes.c_double(value)
         if isinstance(value, float)
+        else ctypes.c_int64(value)
+        if isinstance(value, int)
         else ctypes.c_void_p(None if value is None else value.data_ptr())
         for value in arguments
     ]

@@ -4,20 +4,23 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, params_option
+from pipeline.stages.options import Stage, params_option, workers_option
+from pipeline.workers import imported_ahead
 
 
 @click.command(cls=Stage, short_help="Put the whole study on one page.")
 @params_option
-def report(params_path: Path) -> None:
+@workers_option
+def report(params_path: Path, workers: int) -> None:
     """Write metrics/report/index.html, one page that needs no network, and its figures as PNG beside it.
 
     Every number on it comes from the metric files of this run.
     """
-    from pipeline import layout
-    from pipeline import report as page
-    from pipeline.params import load
+    with imported_ahead("pipeline.report"):
+        from pipeline import layout
+        from pipeline import report as page
+        from pipeline.params import load
 
-    folder = layout.report()
-    n_figures = page.write_report(load(params_path), params_path, folder)
+        folder = layout.report()
+        n_figures = page.write_report(load(params_path), params_path, folder, workers)
     click.echo(f"{folder / 'index.html'}: open it in a browser; {n_figures} figures beside it")
