@@ -25,8 +25,9 @@ LAYERS = [
     {"stages"},
     {"__main__"},
 ]
-# These say where things lie, how params are read and what errors look like; no output depends on them.
-PLUMBING = {"", "errors", "files", "layout", "memory", "params", "stages.options", "stages", "stopping", "workers"}
+# These say what types are called, where things lie, how params are read and what errors look like; no output depends on
+# them.
+PLUMBING = {"", "arrays", "errors", "files", "layout", "memory", "params", "stages.options", "stages", "stopping", "workers"}
 STAGES = (
     "check",
     "prepare",
