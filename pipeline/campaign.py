@@ -90,8 +90,7 @@ def plan_strategy(params: Params, dataset: Dataset, strategy: str) -> list[Task]
             n_threads=_threads_per_model(params),
         )
         for perturbation in params.perturbations
-        for variant, array, _ in open_perturbed(params, dataset, perturbation)
-        if variant.split == "train"
+        for variant, array, _ in open_perturbed(params, dataset, perturbation, lambda variant: variant.split == "train")
     ]
 
 
@@ -167,11 +166,8 @@ def train_one(task: Task) -> None:
     )
     perturbed = None
     if task.variant is not None:
-        perturbed = next(
-            store.read(array, made_by)
-            for variant, array, made_by in open_perturbed(params, dataset, task.variant.perturbation)
-            if variant == task.variant
-        )
+        ((_, array, made_by),) = open_perturbed(params, dataset, task.variant.perturbation, task.variant.__eq__)
+        perturbed = store.read(array, made_by)
     natural = load_natural(params, dataset) if task.plan.starts_from_natural else None
     kept = task.kept
     with taking_turns(kept.lock, f"{dataset.name} {task.label}"):

@@ -27,7 +27,19 @@ LAYERS = [
 ]
 # These say what types are called, where things lie, how params are read and what errors look like; no output depends on
 # them.
-PLUMBING = {"", "arrays", "errors", "files", "layout", "memory", "params", "stages.options", "stages", "stopping", "workers"}
+PLUMBING = {
+    "",
+    "arrays",
+    "errors",
+    "files",
+    "layout",
+    "memory",
+    "params",
+    "stages.options",
+    "stages",
+    "stopping",
+    "workers",
+}
 STAGES = (
     "check",
     "prepare",
