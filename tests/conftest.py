@@ -197,6 +197,7 @@ class InProcess:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a pool is given is done in this process."""
     monkeypatch.setattr(workers, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(workers, "forkserver", None)  # nobody waits for what it would import
     monkeypatch.setattr(workers, "forkserver", None)
 
 
