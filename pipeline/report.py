@@ -110,13 +110,15 @@ def write_report(params: Params, params_path: Path, folder: Path, n_workers: int
     environment.filters |= {"percent": _percent, "zip": zip}
     template = environment.from_string(resources.files("pipeline").joinpath("report.html.jinja").read_text("utf-8"))
     with replacing_folder(folder) as partial:
+        album = Album(partial)
+        studies = [_Study(params, params.dataset(name), album) for name in params.datasets]
         differences = _differences(params_path)
-        with worker_pool(min(n_workers, len(params.datasets)), uses_cuda=False) as pool:
+        with worker_pool(min(n_workers, len(studies)), uses_cuda=False) as pool:
             with signals_delayed("SIGINT", "SIGHUP"):  # a terminal sends them to the workers too
-                studies = [pool.submit(describe, params, params.dataset(name), partial) for name in params.datasets]
-            contexts = [study.result() for study in studies]
+                contexts = [pool.submit(study.context) for study in studies]
+            described = [context.result() for context in contexts]
         page = template.render(
-            studies=contexts,
+            studies=described,
             params=params,
             letters=_LETTERS,
             families=_FAMILIES,
@@ -126,15 +128,6 @@ def write_report(params: Params, params_path: Path, folder: Path, n_workers: int
         )
         (partial / "index.html").write_text(page, encoding="utf-8", newline="\n")
         return len(list(partial.glob("*.png")))
-
-
-def describe(params: Params, dataset: Dataset, folder: Path) -> dict[str, Any]:
-    """All that the template shows of a data set, whose figures go into `folder`.
-
-    Raises:
-        PipelineError: As `write_report`.
-    """
-    return _Study(params, dataset, Album(folder)).context()
 
 
 def _percent(share: float | None, digits: int = 1) -> str:
