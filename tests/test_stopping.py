@@ -1,10 +1,13 @@
-"""Signals wait where they are told to, whichever thread the system hands them to."""
+"""Signals wait where they are told to, whichever thread the system hands them to; what was begun ends in time."""
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
+from pipeline.stopping import run_command
 from tests.conftest import ROOT
 
 CODE = """
@@ -30,3 +33,24 @@ def test_a_signal_waits_for_the_end_of_the_block_though_other_threads_do_not_blo
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
     assert result.stderr == f"block has ended, stopped by {name}\n"
     assert result.returncode < 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sh")
+def test_a_command_that_takes_too_long_is_ended_with_all_that_it_has_begun(tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    began = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_command(["sh", "-c", f"sleep 60 & echo $! > {number}; wait"], timeout=0.5)
+    assert time.monotonic() - began < 10
+    deadline = time.monotonic() + 10
+    while Path("/proc", number.read_text().strip(), "exe").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sh")
+def test_a_command_that_fails_tells_what_it_said() -> None:
+    assert run_command(["sh", "-c", "cat; echo this"]).stdout == "this\n"
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run_command(["sh", "-c", "echo why >&2; exit 3"])
+    assert (error.value.returncode, error.value.stderr) == (3, "why\n")

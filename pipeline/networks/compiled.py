@@ -4,17 +4,15 @@ import ctypes
 import hashlib
 import os
 import shlex
-import signal
 import subprocess
 import warnings
-from contextlib import ExitStack
 from functools import cache
 from functools import partial as bind
 from pathlib import Path
 
 import torch
 
-from pipeline.stopping import signals_delayed, taken_back_when_stopped
+from pipeline.stopping import run_command, taken_back_when_stopped
 
 # Fused multiplication and addition come with the processor; nothing else may change a result: no -ffast-math.
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-trapping-math", "-fPIC", "-shared")
@@ -25,7 +23,7 @@ _FOLDER = Path(__file__).parent
 def compiler_version() -> str | None:
     """What the C compiler (the environment's CC, or cc) says it is; None where there is none."""
     try:
-        said = subprocess.run([*_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+        said = run_command([*_compiler(), "--version"]).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return said.partition("\n")[0] or None
@@ -72,23 +70,12 @@ def _compile(source: Path, arguments: list[str], stem: str) -> Path:
     folder = _FOLDER / "__pycache__"
     folder.mkdir(exist_ok=True)
     partial = folder / f"{stem}.{os.getpid()}.partial"
-    command = [*_compiler(), *arguments, str(source), "-o", str(partial)]
     try:
-        with ExitStack() as stack:
-            with signals_delayed():  # until it is known how to take it back
-                process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
-                stack.enter_context(taken_back_when_stopped(bind(_stop, process, partial)))
-            _, said = process.communicate()
-            if process.returncode:
-                raise subprocess.CalledProcessError(process.returncode, command, stderr=said)
+        with taken_back_when_stopped(bind(partial.unlink, missing_ok=True)):
+            run_command([*_compiler(), *arguments, str(source), "-o", str(partial)])
             return partial.replace(folder / _named(stem, partial.read_bytes()))
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _stop(process: "subprocess.Popen[str]", partial: Path) -> None:
-    os.killpg(process.pid, signal.SIGKILL)  # the compiler has begun others
-    partial.unlink(missing_ok=True)
 
 
 def _named(stem: str, content: bytes) -> str:
