@@ -18,7 +18,7 @@ from pipeline.params import Params
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.seeding import level_name
 from pipeline.store import read_clean
-from pipeline.variants import open_perturbed
+from pipeline.variants import open_tested
 
 _RIGHT, _WRONG = "#1a7f37", "#c1121f"
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # told apart by colour-blind eyes
@@ -46,11 +46,10 @@ def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
     pictures: Pictures = {
         (NATURAL, "0"): read_clean(dataset, "test", "images")[: params.impact.n_examples],
     }
-    for perturbation in params.perturbations:
-        for variant, array, command in open_perturbed(params, dataset, perturbation):
-            if variant.split == "test" and variant.level in params.perturbations[perturbation].test_levels:
-                key = perturbation, level_name(variant.level)
-                pictures[key] = store.read_part(array, (0, slice(0, params.impact.n_examples)), command)
+    tested = {name: levels.test_levels for name, levels in params.perturbations.items()}
+    for (perturbation, level), (array, made_by) in open_tested(params, dataset, tested).items():
+        shown = store.read_part(array, (0, slice(0, params.impact.n_examples)), made_by)
+        pictures[perturbation, level_name(level)] = shown
     cells, examples = results.read_impact(params, dataset)
     families = dict.fromkeys(PERTURBATIONS[name].family for name, _ in pictures if name != NATURAL)
     written = []
