@@ -38,12 +38,13 @@ def replacing_file(path: Path) -> Iterator[Path]:
     partial = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     try:
         with taken_back_when_stopped(bind(_remove, partial)):
-            yield partial
-            partial.replace(path)
+            try:
+                yield partial
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
     except OSError as error:
         raise _named(error, path) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -64,7 +65,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     def clean_up() -> None:
         _remove(partial)
-        if previous.exists():  # ended between two of the three renames below
+        if previous.exists():
+            # Out of the way in one step, so that nobody puts back one of which half is removed; or back, if nothing
+            # has taken its place.
             previous.rename(partial if path.exists() else path)
             _remove(partial)
 
@@ -72,25 +75,19 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         _shut_out_writers(partial)
         clean_up()
 
-    clean_up()
     try:
         with taken_back_when_stopped(take_back):
-            partial.mkdir()
-            yield partial
-            if path.exists():
-                path.rename(previous)
             try:
+                clean_up()
+                partial.mkdir()
+                yield partial
+                if path.exists():
+                    path.rename(previous)
                 partial.rename(path)
-            except OSError:
-                if previous.exists():
-                    previous.rename(path)
-                raise
-            if previous.exists():
-                previous.rename(partial)  # so that nobody puts back one of which half is removed
+            finally:
+                clean_up()
     except OSError as error:
         raise _named(error, path) from None
-    finally:
-        _remove(partial)
 
 
 def write_text(path: Path, text: str) -> None:
