@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from contextlib import suppress
+from functools import partial as bind
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -60,7 +61,9 @@ def _be_command(
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     cast(dict[str, Dataset], datasets.DATASETS).update(known)
-    # Its workers are forked too; with one thread of torch they may be.
+    # Its workers are forked too; with one thread of torch they may be. They begin as those of the real server do, or
+    # one that is stopped before it has a handler of its own would say so as if it were the command.
+    os.register_at_fork(after_in_child=bind(signal.signal, signal.SIGTERM, signal.SIG_DFL))
     multiprocessing.set_start_method("fork", force=True)
     workers.forkserver = None  # type: ignore
     fork = multiprocessing.get_context("fork")
