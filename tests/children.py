@@ -42,6 +42,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.g
 _CONTEXT = multiprocessing.get_context("forkserver")
 _NUMBERS = itertools.count()
 _CONTEXT.set_forkserver_preload(["tests.children"])
+_STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _be_command(
@@ -52,7 +58,7 @@ def _be_command(
     begun: Event,
     file_bytes: int | None,
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the tests may run where some are ignored
+    for number in _STOPS:  # the tests may run where some are ignored
         signal.signal(number, signal.SIG_DFL)
     os.setsid()  # so that signals can be sent to it and its workers
     os.chdir(folder)
@@ -63,7 +69,12 @@ def _be_command(
     cast(dict[str, Dataset], datasets.DATASETS).update(known)
     # Its workers are forked too; with one thread of torch they may be. They begin as those of the real server do, or
     # one that is stopped before it has a handler of its own would say so as if it were the command.
-    os.register_at_fork(after_in_child=bind(signal.signal, signal.SIGTERM, signal.SIG_DFL))
+    change = bind(bind, signal.pthread_sigmask)
+    os.register_at_fork(
+        before=change(signal.SIG_BLOCK, _STOPS),
+        after_in_parent=change(signal.SIG_UNBLOCK, _STOPS),
+        after_in_child=_begin_worker,
+    )
     multiprocessing.set_start_method("fork", force=True)
     workers.forkserver = None  # type: ignore
     fork = multiprocessing.get_context("fork")
