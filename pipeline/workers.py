@@ -36,9 +36,11 @@ def imported_ahead(*modules: str) -> Iterator[None]:
         yield
         return
     multiprocessing.set_forkserver_preload(list(modules))
-    resource_tracker.ensure_running()  # which would let signals in again
     with taken_back_when_stopped(_stop):
-        with signals_delayed("SIGINT", "SIGHUP"):  # a terminal sends them to all; this process ends the others
+        # A terminal sends SIGINT and SIGHUP to all; this process ends the others.
+        with signals_delayed("SIGHUP"):
+            resource_tracker.ensure_running()  # ignores SIGINT, and would let it in again
+        with signals_delayed("SIGINT", "SIGHUP"):
             forkserver.ensure_running()
         try:
             yield

@@ -33,6 +33,7 @@ KILLS: list[tuple[str, Callable[[int, int], None], signal.Signals]] = [
     (".checkpoint", os.killpg, signal.SIGINT),
     (".curve.json", os.killpg, signal.SIGKILL),
     (".checkpoint", os.kill, signal.SIGTERM),
+    (".checkpoint", os.killpg, signal.SIGHUP),
 ]
 
 
@@ -131,8 +132,8 @@ def signals_heard() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def stop_as_workers_begin(folder: Path, delay: float) -> None:
-    """Ctrl-C in a terminal while what workers need is imported, or as they begin."""
+def stop_as_workers_begin(folder: Path, delay: float, number: signal.Signals) -> None:
+    """Ctrl-C in a terminal, or its end, while what workers need is imported, or as they begin."""
     with subprocess.Popen(
         TRAIN,
         cwd=folder,
@@ -150,10 +151,10 @@ def stop_as_workers_begin(folder: Path, delay: float) -> None:
             assert process.poll() is None, process.communicate()
             time.sleep(0.002)
         time.sleep(delay)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=STOP_SECONDS)
-    assert process.returncode == -signal.SIGINT, output
-    check_stopped(output, signal.SIGINT)
+    assert process.returncode == -number, output
+    check_stopped(output, number)
     assert half_done(folder) == set()
 
 
@@ -165,8 +166,8 @@ def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(prepar
     assert len(tree(undisturbed / MODELS)) == 2 * N_MODELS
 
     delays = random.Random(9)
-    for delay in (0.5, delays.uniform(1, 6)):
-        stop_as_workers_begin(killed, delay)
+    for delay, number in ((0.5, signal.SIGINT), (delays.uniform(1, 6), signal.SIGINT), (0.5, signal.SIGHUP)):
+        stop_as_workers_begin(killed, delay, number)
     for kind, kill, number in KILLS:
         train_and_kill(killed, kind, delays.uniform(0, 0.3), kill, number)
         assert not (killed / MODELS).exists()
