@@ -391,7 +391,13 @@ SECTIONS = ("generation", "stores", "networks", "accuracy")
     "--images", "n_images", type=click.IntRange(2, 10_000), default=10_000, show_default=True, help="CIFAR-10."
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Of the section accuracy.")
-@click.option("--profile", default="fast", show_default=True, help="Of the section accuracy: whose recipe.")
+@click.option(
+    "--profile",
+    type=click.Choice(sorted(path.stem for path in layout.PROFILES.glob("*.yaml"))),
+    default="fast",
+    show_default=True,
+    help="Of the section accuracy: whose recipe.",
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Of the section accuracy.  [default: the profile's]")
 @click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write every round here too.")
 def main(
