@@ -69,10 +69,10 @@ def _be_command(
     cast(dict[str, Dataset], datasets.DATASETS).update(known)
     # Its workers are forked too; with one thread of torch they may be. They begin as those of the real server do, or
     # one that is stopped before it has a handler of its own would say so as if it were the command.
-    change = bind(bind, signal.pthread_sigmask)
+    mask = signal.pthread_sigmask
     os.register_at_fork(
-        before=change(signal.SIG_BLOCK, _STOPS),
-        after_in_parent=change(signal.SIG_UNBLOCK, _STOPS),
+        before=bind(mask, signal.SIG_BLOCK, _STOPS),
+        after_in_parent=bind(mask, signal.SIG_UNBLOCK, _STOPS),
         after_in_child=_begin_worker,
     )
     multiprocessing.set_start_method("fork", force=True)
