@@ -21,7 +21,7 @@ from pipeline.networks.compiled import compiler_version
 from pipeline.training import Epoch
 
 # Code that decides the weights; a change to it makes every kept model stale.
-_TRAINING_CODE = ("devices.py", "networks/*.*", "recipes.py", "seeding.py", "training.py")
+_TRAINING_CODE = ("devices.py", "networks/*.*", "recipes.py", "regimens.py", "seeding.py", "training.py")
 
 
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))

@@ -21,7 +21,8 @@ from pipeline.errors import PipelineError
 from pipeline.files import replacing_file
 from pipeline.networks import Classifier, Standardize, build_network, fit_standardization
 from pipeline.networks.layers import Whitening
-from pipeline.recipes import FastRecipe, PaperRecipe, Plan, Recipe
+from pipeline.recipes import Plan
+from pipeline.regimens import regimen_of
 from pipeline.seeding import derive_seed
 
 
@@ -93,12 +94,12 @@ def train_model(
     frozen = started if plan.freezes_start else []
     for module in frozen:
         module.requires_grad_(False)
-    optimizer = _build_optimizer(recipe, classifier)
+    regimen = regimen_of(recipe)
+    optimizer = regimen.build_optimizer(classifier)
     full_rates = [group["lr"] for group in optimizer.param_groups]
     curve = _resume(checkpoint, classifier, optimizer)
     n, size = len(clean_images), recipe.batch_size
     n_used = n - n % size if recipe.drop_last else n
-    smoothing = recipe.label_smoothing if isinstance(recipe, FastRecipe) else 0.0
     _seed_torch(*seed_names, "flips")
     flips = torch.rand(n, device=device) < 0.5
     autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
@@ -119,20 +120,17 @@ def train_model(
         for start in range(0, n_used, size):
             done = (epoch - 1 + start / n_used) / recipe.epochs
             for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
-                group["lr"] = full_rate * _rate(recipe, done)
+                group["lr"] = full_rate * regimen.rate(done)
             stop = min(start + size, n_used)
             middle = start + int(plan.perturbed_share[epoch - 1] * (stop - start))
             parts = [_take(perturbed_images, order, start, middle), _take(clean_images, order, middle, stop)]
             parts = [part for part in parts if len(part) > 0]
             images = parts[0] if len(parts) == 1 else torch.cat(parts)
+            images = regimen.augment(images, _take(flips, order, start, stop), epoch)
             batch_labels = _take(labels, order, start, stop)
-            side = None
-            if isinstance(recipe, FastRecipe):
-                images = _augment(recipe, images, _take(flips, order, start, stop) ^ (epoch % 2 == 0))
-                side = recipe.small_images.side if done < recipe.small_images.share else None
             with autocast():
-                logits = classifier.classify(images) if is_packed else classifier(images, side)
-            loss = cross_entropy(logits, batch_labels, label_smoothing=smoothing)
+                logits = classifier.classify(images) if is_packed else classifier(images, regimen.side(done))
+            loss = cross_entropy(logits, batch_labels, label_smoothing=regimen.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -165,55 +163,6 @@ def train_model(
 def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
     """Values `start` to `stop` in that order, or as they lie: then nothing is copied."""
     return values[start:stop] if order is None else values.index_select(0, order[start:stop])
-
-
-def _build_optimizer(recipe: Recipe, classifier: Classifier) -> torch.optim.Optimizer:
-    weights = [tensor for tensor in classifier.parameters() if tensor.requires_grad]
-    if isinstance(recipe, PaperRecipe):
-        adam = recipe.adam
-        return torch.optim.Adam(weights, lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), fused=True)
-    assert isinstance(recipe, FastRecipe)
-    sgd = recipe.sgd
-    shifting = (nn.BatchNorm2d, Whitening)
-    biases = {id(module.bias) for module in classifier.modules() if isinstance(module, shifting)}
-    # Weight decay times learning rate is the same for all: biases take larger steps, not more decay.
-    groups = [
-        {
-            "params": [tensor for tensor in weights if (id(tensor) in biases) == is_bias],
-            "lr": sgd.learning_rate * factor,
-            "weight_decay": sgd.weight_decay / factor,
-        }
-        for is_bias, factor in ((False, 1.0), (True, sgd.bias_factor))
-    ]
-    return torch.optim.SGD(groups, momentum=sgd.momentum, nesterov=True, fused=True)
-
-
-def _rate(recipe: Recipe, done: float) -> float:
-    """Learning rate after a share `done` of all steps, relative to its full value.
-
-    Source: our choice for `FastRecipe`: from a fifth up, then down to a fourteenth, as airbench94 (arXiv 2404.00498).
-    """
-    if not isinstance(recipe, FastRecipe):
-        return 1.0
-    warm_up = recipe.sgd.warm_up
-    if done < warm_up:
-        return 0.2 + 0.8 * done / warm_up
-    return 1 - (1 - 0.07) * (done - warm_up) / (1 - warm_up)
-
-
-def _augment(recipe: FastRecipe, images: Tensor, flips: Tensor) -> Tensor:
-    """Images uint8 (N, H, W, C), mirrored where `flips` says so, and all shifted alike, mirrored beyond the edge.
-
-    Source: arXiv 2404.00498; that every image is seen in alternation is better than at random.
-    """
-    if recipe.flip:
-        images = torch.where(flips.view(-1, 1, 1, 1), images.flip(2), images)
-    if recipe.shift:
-        for axis, offset in zip((1, 2), torch.randint(-recipe.shift, recipe.shift + 1, (2,)).tolist(), strict=True):
-            places = torch.arange(images.shape[axis], device=images.device) + offset
-            last = images.shape[axis] - 1
-            images = images.index_select(axis, last - (last - places.abs()).abs())
-    return images
 
 
 def _start(

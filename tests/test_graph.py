@@ -18,6 +18,7 @@ LAYERS = [
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
     {"devices", "networks", "sources", "variants", "workers"},
+    {"regimens"},
     {"evaluation", "generation", "models", "results", "training"},
     {"kept", "verification"},
     {"campaign", "charts", "drawing"},
@@ -104,7 +105,7 @@ def test_only_the_store_imports_zarr_and_generating_data_does_not_import_torch()
                 importers.setdefault(name.split(".")[0], set()).add(module)
     assert importers["zarr"] == {"store"}
     assert importers["torch"] == {
-        *("devices", "campaign", "evaluation", "kept", "networks", "stages.train", "training"),
+        *("devices", "campaign", "evaluation", "kept", "networks", "regimens", "stages.train", "training"),
         *(f"networks.{name}" for name in ("compiled", "layers", "windows", "winograd")),
     }
 

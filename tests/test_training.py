@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import training
 from pipeline.evaluation import Predictor
 from pipeline.recipes import RECIPES, FastRecipe, Recipe, plan_natural
+from pipeline.regimens import FastRegimen
 from pipeline.sources import Arrays
-from pipeline.training import Epoch, Examples, _augment, _rate, train_model
+from pipeline.training import Epoch, Examples, train_model
 
 CPU = torch.device("cpu")
 
@@ -162,44 +162,20 @@ def test_every_entry_of_the_fast_recipe_counts(splits: tuple[Examples, Examples]
 def test_every_image_is_shown_mirrored_in_every_other_epoch(
     splits: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[torch.Tensor] = []
-    augment = training._augment
+    is_mirrored: list[torch.Tensor] = []
+    augment = FastRegimen.augment
 
-    def spy(recipe: FastRecipe, images: torch.Tensor, flips: torch.Tensor) -> torch.Tensor:
-        seen.append(flips)
-        return augment(recipe, images, flips)
+    def spy(regimen: FastRegimen, images: torch.Tensor, flips: torch.Tensor, epoch: int) -> torch.Tensor:
+        seen = augment(regimen, images, flips, epoch)
+        is_mirrored.append((seen == images.flip(2)).flatten(1).all(1))
+        return seen
 
-    monkeypatch.setattr(training, "_augment", spy)
-    train_weights(splits, make_fast_recipe(epochs=3, shuffle=False))
-    first, second, third = (torch.cat(seen[start : start + 12]) for start in (0, 12, 24))
+    monkeypatch.setattr(FastRegimen, "augment", spy)
+    train_weights(splits, make_fast_recipe(epochs=3, shuffle=False, shift=0))
+    first, second, third = (torch.cat(is_mirrored[start : start + 12]) for start in (0, 12, 24))
     assert torch.equal(first, ~second)
     assert torch.equal(first, third)
     assert 500 < first.sum() < 700
-
-
-@pytest.mark.parametrize("shift", [0, 1, 3])
-def test_a_batch_is_mirrored_where_told_and_shifted_as_a_whole(splits: tuple[Examples, Examples], shift: int) -> None:
-    images = splits[0].images[:50]
-    flips = torch.arange(50) % 3 == 0
-    mirrored = np.where(flips.numpy()[:, None, None, None], images[:, :, ::-1], images)
-    padded = np.pad(mirrored, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
-    side = images.shape[1]
-    places = [(y, x) for y in range(2 * shift + 1) for x in range(2 * shift + 1)]
-    found = set()
-    for seed in range(100):
-        torch.manual_seed(seed)
-        result = _augment(make_fast_recipe(shift=shift), torch.from_numpy(images), flips).numpy()
-        matching = [(y, x) for y, x in places if np.array_equal(padded[:, y : y + side, x : x + side], result)]
-        assert len(matching) == 1
-        found |= set(matching)
-    # Of 49 places, 100 draws miss 6 on average.
-    assert len(found) > 0.6 * len(places)
-
-
-def test_the_rate_rises_to_its_full_value_and_falls_to_a_fourteenth() -> None:
-    recipe = make_fast_recipe()
-    assert [_rate(recipe, done) for done in (0, 0.1, 0.2, 0.6, 1)] == pytest.approx([0.2, 0.6, 1, 0.535, 0.07])
-    assert _rate(make_recipe(), 0.3) == 1
 
 
 def test_it_equals_a_plain_loop_over_the_images_in_order(splits: tuple[Examples, Examples]) -> None:
