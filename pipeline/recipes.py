@@ -57,7 +57,9 @@ class Network(Block):
 
 
 class FastNetwork(Block):
-    """A network that learns in few epochs: whitened 2×2 patches, then groups of two 3×3 convolutions.
+    """A network that learns in few epochs: filters for 2×2 patches, then groups of two 3×3 convolutions.
+
+    The filters whiten what the training set shows, or, without `whiten`, are learned like all others.
 
     Every group halves the side and ends with `widths` channels; the last is pooled over the whole image, so images of
     any size that is large enough go through.
@@ -66,6 +68,7 @@ class FastNetwork(Block):
     widths: Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(strict=False, min_length=1)]
     fully_connected: Widths
     activation: Literal["relu", "tanh", "gelu"]
+    whiten: bool
 
     def n_features(self, shape: tuple[int, int, int]) -> int:
         """Values that the convolutions leave of an image of `shape` (H, W, C).

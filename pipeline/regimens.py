@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks.layers import Whitening
 from pipeline.recipes import FastRecipe, PaperRecipe, Recipe
 
 
@@ -61,7 +60,7 @@ class FastRegimen:
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Biases of BatchNorm and of the patches learn faster than the rest."""
         sgd = self._recipe.sgd
-        shifting = (nn.BatchNorm2d, Whitening)
+        shifting = (nn.BatchNorm2d, nn.Conv2d)  # of convolutions, only that for patches has one
         biases = {id(module.bias) for module in model.modules() if isinstance(module, shifting)}
         weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
         # Weight decay times learning rate is the same for all: biases take larger steps, not more decay.

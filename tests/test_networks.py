@@ -393,12 +393,15 @@ def test_a_group_starts_by_passing_its_input_on() -> None:
 
 @pytest.mark.parametrize("side", [32, 24, 17])
 def test_a_fast_network_takes_images_of_other_sides(side: int) -> None:
-    network = build_network(FastNetwork(widths=(4, 6, 8), fully_connected=(7,), activation="gelu"), (32, 32, 3))
+    network = build_network(
+        FastNetwork(widths=(4, 6, 8), fully_connected=(7,), activation="gelu", whiten=True), (32, 32, 3)
+    )
     assert network(torch.rand(2, 3, side, side)).shape == (2, 10)
 
 
-def test_a_saved_fast_network_comes_back_the_same(tmp_path: Path) -> None:
-    network = FastNetwork(widths=(4, 6), fully_connected=(), activation="tanh")
+@pytest.mark.parametrize("whiten", [True, False])
+def test_a_saved_fast_network_comes_back_the_same(tmp_path: Path, whiten: bool) -> None:
+    network = FastNetwork(widths=(4, 6), fully_connected=(), activation="tanh", whiten=whiten)
     standardize = Standardize(*fit_standardization(make_images(50), "channel"))
     classifier = Classifier((12, 12, 3), standardize, build_network(network, (12, 12, 3))).eval()
     save(classifier, tmp_path / "a.safetensors", {"network": network.model_dump(mode="json"), "shape": [12, 12, 3]})

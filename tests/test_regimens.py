@@ -53,7 +53,7 @@ def test_biases_learn_faster_and_decay_alike() -> None:
     plain, biases = regimen_of(recipe).build_optimizer(network).param_groups
     names = {id(tensor): name for name, tensor in network.named_parameters()}
     assert {names[id(tensor)] for tensor in biases["params"]} == {
-        name for name in names.values() if name.endswith("bias") and ("norm" in name or "whitening" in name)
+        name for name in names.values() if name.endswith("bias") and ("norm" in name or "patches" in name)
     }
     assert biases["lr"] == recipe.sgd.bias_factor * plain["lr"] == recipe.sgd.bias_factor * recipe.sgd.learning_rate
     assert biases["lr"] * biases["weight_decay"] == pytest.approx(plain["lr"] * plain["weight_decay"])

@@ -214,8 +214,8 @@ def test_transfer_of_a_fast_network_starts_with_its_groups_and_a_new_head(
     natural = train_model(plan_natural(recipe), *splits[:1], None, None, splits[1], (1,), CPU)[0]
     plan = plan_transfer(make_transfer(learning_rate=1e-30), recipe, "cifar10")
     found, given = weights_of(plan, splits, perturbed, natural), natural.state_dict()
-    kept = [name for name in found if name.split(".")[1] in ("whitening", "group1", "group2") and "running" not in name]
-    assert "network.whitening.weight" in kept
+    kept = [name for name in found if name.split(".")[1] in ("patches", "group1", "group2") and "running" not in name]
+    assert "network.patches.weight" in kept
     assert [name for name in kept if "tracked" not in name and not torch.equal(found[name], given[name])] == []
     assert found["network.output.weight"].shape == (10, 8)
     assert plan.recipe.learning_rate == 1e-30

@@ -40,7 +40,7 @@ def make_recipe(**changes: Any) -> Recipe:
 def make_fast_recipe(**changes: Any) -> FastRecipe:
     values: dict[str, Any] = {
         "recipe": "fast",
-        "network": {"widths": [16, 24], "fully_connected": [], "activation": "gelu"},
+        "network": {"widths": [16, 24], "fully_connected": [], "activation": "gelu", "whiten": True},
         "standardize": "channel",
         "sgd": {"learning_rate": 0.5, "momentum": 0.85, "weight_decay": 0.002, "bias_factor": 16.0, "warm_up": 0.2},
         "label_smoothing": 0.1,
@@ -140,7 +140,8 @@ def test_every_entry_of_the_recipe_counts(splits: tuple[Examples, Examples], cha
         {"shift": 0},
         {"small_images": {"side": 20, "share": 0.0}},
         {"small_images": {"side": 16, "share": 0.5}},
-        {"network": {"widths": [16, 24], "fully_connected": [], "activation": "relu"}},
+        {"network": {**make_fast_recipe().network.model_dump(), "activation": "relu"}},
+        {"network": {**make_fast_recipe().network.model_dump(), "whiten": False}},
         *(
             {"sgd": {**make_fast_recipe().sgd.model_dump(), name: value}}
             for name, value in (
@@ -157,6 +158,14 @@ def test_every_entry_of_the_recipe_counts(splits: tuple[Examples, Examples], cha
 def test_every_entry_of_the_fast_recipe_counts(splits: tuple[Examples, Examples], changes: dict[str, Any]) -> None:
     base, changed = (train_weights(splits, make_fast_recipe(epochs=1, **change)) for change in ({}, changes))
     assert not same(base, changed)
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_filters_for_patches_are_learned_if_they_do_not_whiten(splits: tuple[Examples, Examples], whiten: bool) -> None:
+    network = {**make_fast_recipe().network.model_dump(), "whiten": whiten}
+    one, two = (train_weights(splits, make_fast_recipe(epochs=n, network=network)) for n in (1, 2))
+    assert torch.equal(one["network.patches.weight"], two["network.patches.weight"]) == whiten
+    assert not torch.equal(one["network.patches.bias"], two["network.patches.bias"])
 
 
 def test_every_image_is_shown_mirrored_in_every_other_epoch(

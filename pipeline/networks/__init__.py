@@ -96,9 +96,9 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int]) -
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = shape[2]
     if isinstance(network, FastNetwork):
-        whitening = Whitening(channels)
-        layers["whitening"], layers["activation"] = whitening, ACTIVATIONS[network.activation]()
-        channels = whitening.out_channels
+        patches = Whitening(channels) if network.whiten else nn.Conv2d(channels, 8 * channels, kernel_size=2)
+        layers["patches"], layers["activation"] = patches, ACTIVATIONS[network.activation]()
+        channels = patches.out_channels
         for number, group_width in enumerate(network.widths, start=1):
             layers[f"group{number}"] = Group(channels, group_width, network.activation)
             channels = group_width
