@@ -1,8 +1,9 @@
-"""Files and folders that appear whole or not at all, and are written by one process at a time."""
+"""Files and folders that appear whole or not at all, are written by one process at a time, and read within bounds."""
 
 import errno
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial as bind
 from pathlib import Path
 
+from pipeline.errors import PipelineError
 from pipeline.stopping import signals_delayed, taken_back_when_stopped
 
 try:
@@ -100,6 +102,37 @@ def write_texts(texts: Mapping[Path, str]) -> None:
     with ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(replacing_file(path)).write_text(text, encoding="utf-8", newline="\n")
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """The content of a file; the only way in which this package reads one that a user, or anyone else, may have put there.
+
+    Args:
+        path: The file, or a link to it.
+        max_bytes: The largest size that such a file can have.
+
+    Raises:
+        FileNotFoundError: There is none.
+        PipelineError: It is no regular file (a folder, a named pipe, a device), larger than `max_bytes`, or cannot be read.
+    """
+    try:
+        status = path.stat()  # before it is opened: opening a pipe waits for a writer, and a device may never end
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise PipelineError(f"{path}: {kind}, not a file; remove it")
+        if status.st_size > max_bytes:
+            raise PipelineError(
+                f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that it can have; remove it"
+            )
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # a looping link, no permission, a broken disk
+        raise PipelineError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if len(content) > max_bytes:
+        raise PipelineError(f"{path}: more than the {max_bytes:,} bytes that it can have; remove it")
+    return content
 
 
 @contextmanager

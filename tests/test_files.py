@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from pipeline import files
-from pipeline.files import replacing_file, replacing_folder, taking_turns, write_text, write_texts
+from pipeline.errors import PipelineError
+from pipeline.files import read_file, replacing_file, replacing_folder, taking_turns, write_text, write_texts
 from tests.conftest import tree
 
 
@@ -251,3 +252,35 @@ def test_a_lock_is_there_for_as_long_as_its_block_runs(tmp_path: Path) -> None:
     with taking_turns(path, "this"):
         assert path.read_text() == f"process {os.getpid()}"
     assert tree(tmp_path) == {}
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "a pipe, socket or device"),
+        (lambda path: path.symlink_to("/dev/zero"), "a pipe, socket or device"),
+        (Path.mkdir, "a folder"),
+        (make_loop, "cannot be read"),
+        (lambda path: path.write_bytes(b"12345"), "5 bytes, more than the 4"),
+    ],
+    ids=["pipe", "device", "folder", "looping link", "too large"],
+)
+def test_what_is_no_file_of_the_right_size_is_refused_before_it_is_read(
+    make: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(PipelineError, match=said) as caught:
+        read_file(tmp_path / "a", 4)
+    assert str(caught.value).startswith(f"{tmp_path / 'a'}: ")
+
+
+def test_a_file_is_read_through_links(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1234")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert read_file(tmp_path / "b", 4) == b"1234"
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "c", 4)

@@ -13,8 +13,8 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "pipeline"
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
-    {"stopping"},
-    {"", "arrays", "datasets", "errors", "files", "layout", "memory", "recipes", "seeding"},
+    {"errors", "stopping"},
+    {"", "arrays", "datasets", "files", "layout", "memory", "recipes", "seeding"},
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
     {"devices", "networks", "regimens", "sources", "variants", "workers"},
