@@ -105,7 +105,7 @@ def write_texts(texts: Mapping[Path, str]) -> None:
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """The content of a file; the only way in which this package reads one that a user, or anyone else, may have put there.
+    """The content of a file; the only way in which this package reads files that are not its own source.
 
     Args:
         path: The file, or a link to it.
@@ -113,7 +113,8 @@ def read_file(path: Path, max_bytes: int) -> bytes:
 
     Raises:
         FileNotFoundError: There is none.
-        PipelineError: It is no regular file (a folder, a named pipe, a device), larger than `max_bytes`, or cannot be read.
+        PipelineError: It is no regular file (a folder, a pipe, a device), is larger than `max_bytes`, or cannot be
+            read.
     """
     try:
         status = path.stat()  # before it is opened: opening a pipe waits for a writer, and a device may never end
