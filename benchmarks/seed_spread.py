@@ -32,7 +32,7 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
     subset, recipe = params.datasets[dataset], params.train.recipes[dataset]
     device = select_device(params.device)
     train, test = (
-        Examples(store.read_clean(spec, split, "images")[:n], store.read_clean(spec, split, "labels")[:n])
+        Examples(store.read_clean(spec, split, "images")[:n], store.read_clean(spec, split, "labels")[:n], 10)
         for split, n in (("train", subset.n_train), ("test", subset.n_test))
     )
     perturbed = {

@@ -230,15 +230,15 @@ def plain_network(network: Network, shape: tuple[int, int, int]) -> nn.Sequentia
 def load_study(dataset: str, n: int) -> tuple[Recipe, Examples]:
     """The paper's recipe and the first n training images."""
     recipe = params.load(layout.PROFILES / "paper.yaml").train.recipes[dataset]
-    examples = (store.read_clean(DATASETS[dataset], "train", kind)[:n] for kind in ("images", "labels"))
-    return recipe, Examples(*examples)
+    images, labels = (store.read_clean(DATASETS[dataset], "train", kind)[:n] for kind in ("images", "labels"))
+    return recipe, Examples(images, labels, 10)
 
 
 def train_ours(dataset: str, n: int) -> float:
     """One epoch on n images, with all that `train_model` does besides."""
     recipe, examples = load_study(dataset, n)
     plan = plan_natural(recipe.model_copy(update={"epochs": 1}))
-    few = Examples(examples.images[:10], examples.labels[:10])
+    few = Examples(examples.images[:10], examples.labels[:10], 10)
     return timed(lambda: train_model(plan, examples, None, None, few, (1,), select_device("cpu")))
 
 
@@ -267,7 +267,7 @@ def evaluate_ours(dataset: str, n: int) -> float:
     shape = DATASETS[dataset].shape
     standardize = Standardize(*fit_standardization(examples.images, recipe.standardize))
     device = select_device("cpu")
-    classifier = Classifier(shape, standardize, build_network(recipe.network, shape))
+    classifier = Classifier(shape, standardize, build_network(recipe.network, shape, 10))
     classifier.network.to(memory_format=torch.channels_last)
     predict = evaluation.Predictor(classifier, device, recipe.precision)
     return timed(
@@ -346,7 +346,7 @@ def measure_accuracy(profile: str, n_seeds: int, epochs: int | None) -> list[Tra
     if epochs is not None:
         plan = plan_natural(plan.recipe.model_copy(update={"epochs": epochs}))
     train, test = (
-        Examples(store.read_clean(CIFAR10, split, "images")[:n], store.read_clean(CIFAR10, split, "labels")[:n])
+        Examples(store.read_clean(CIFAR10, split, "images")[:n], store.read_clean(CIFAR10, split, "labels")[:n], 10)
         for split, n in (("train", subset.n_train), ("test", subset.n_test))
     )
     found = []

@@ -8,6 +8,7 @@ import click
 from pipeline.errors import PipelineError
 from pipeline.stages.ablations import ablations
 from pipeline.stages.check import check
+from pipeline.stages.clean import clean
 from pipeline.stages.confusion import confusion
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.figures import figures
@@ -63,6 +64,7 @@ for command in (check, prepare, perturb, train, impact, figures, strategies, eva
     main.add_command(command)
 main.add_command(verify)
 main.add_command(profile)
+main.add_command(clean)
 
 
 def start() -> None:

@@ -13,7 +13,7 @@ from pipeline import layout, store
 from pipeline.datasets import Dataset
 from pipeline.devices import select_device
 from pipeline.files import taking_turns
-from pipeline.kept import Kept, keep
+from pipeline.kept import Kept, keep, keep_natural
 from pipeline.models import load_natural
 from pipeline.params import Params
 from pipeline.recipes import NATURAL, Plan, Recipe, plan_natural
@@ -57,9 +57,10 @@ class Task:
         """Where the model is kept."""
         return keep(
             self.description,
-            self.plan.recipe.precision,
+            self.plan.recipe,
             select_device(self.params.device),
             self.n_threads,
+            self.seed_names,
             self.images_sha256,
             self.natural_sha256,
         )
@@ -119,6 +120,23 @@ def plan_ablation(params: Params, dataset: Dataset, recipes: Mapping[str, Recipe
     ]
 
 
+def keys_in_use(params: Params) -> set[str]:
+    """The keys under which the stages would look for the models of a study, with this code on this machine.
+
+    Raises:
+        PipelineError: A store or the natural model is missing, damaged, or made with other params: their digests are
+            part of the keys.
+    """
+    keys = set()
+    for name in params.datasets:
+        dataset = params.dataset(name)
+        tasks = [task for strategy in params.strategies for task in plan_strategy(params, dataset, strategy)]
+        for ablation in params.ablations:
+            tasks += plan_ablation(params, dataset, params.ablation(ablation, name))
+        keys |= {keep_natural(params, dataset).key, *(task.kept.key for task in tasks)}
+    return keys
+
+
 def _threads_per_model(params: Params) -> int:
     # Side by side on CPU, each on one thread: the weights then do not depend on the number of cores.
     return 1 if select_device(params.device).type == "cpu" else 0
@@ -161,7 +179,11 @@ def train_one(task: Task) -> None:
     device = select_device(params.device)
     subset = params.datasets[dataset.name]
     train, test = (
-        Examples(store.read_clean(dataset, split, "images")[:n], store.read_clean(dataset, split, "labels")[:n])
+        Examples(
+            store.read_clean(dataset, split, "images")[:n],
+            store.read_clean(dataset, split, "labels")[:n],
+            len(dataset.classes),
+        )
         for split, n in (("train", subset.n_train), ("test", subset.n_test))
     )
     perturbed = None
@@ -172,9 +194,8 @@ def train_one(task: Task) -> None:
     kept = task.kept
     with taking_turns(kept.lock, f"{dataset.name} {task.label}"):
         if not kept.is_finished():  # by another run, while this one waited
-            kept.finish(
-                *train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, kept.checkpoint)
-            )
+            trained = train_model(task.plan, train, perturbed, natural, test, task.seed_names, device, kept.checkpoint)
+            kept.finish(*trained)
 
 
 def collect(task: Task, folder: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ import torch
 from pipeline.errors import PipelineError
 from pipeline.memory import keep_freed_memory
 
+_CIFAR10_VALUES = 32 * 32 * 3
+
 
 def select_device(name: str) -> torch.device:
     """The device that `device` in params.yaml names, with deterministic algorithms switched on.
@@ -54,6 +56,16 @@ def select_precision(name: str, device: torch.device) -> torch.dtype:
             is_faster = bool(has.get("amx_bf16") or has.get("bf16") or (has.get("avx512_bf16") and not is_intel))
         name = "bfloat16" if is_faster else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def images_per_pass(n_cifar10: int, image_values: int) -> int:
+    """How many images a network takes at a time, so that memory does not grow with their size; at least 1.
+
+    Args:
+        n_cifar10: How many of CIFAR-10.
+        image_values: Values of an image, H·W·C.
+    """
+    return max(1, n_cifar10 * _CIFAR10_VALUES // image_values)
 
 
 def worker_threads(device: torch.device) -> ThreadPoolExecutor:

@@ -13,15 +13,13 @@ from torch import Tensor
 
 from pipeline import store
 from pipeline.arrays import Images
-from pipeline.devices import select_precision, worker_threads
+from pipeline.devices import images_per_pass, select_precision, worker_threads
 from pipeline.errors import PipelineError
 from pipeline.metrics import NATURAL, Cell, Confusion, Example
-from pipeline.networks import N_CLASSES, Classifier
+from pipeline.networks import Classifier
 
 # (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
 Perturbed = Mapping[tuple[str, float], tuple[store.Array, str]]
-# Values of an image of CIFAR-10.
-_LARGEST_IMAGE = 32 * 32 * 3
 Model = TypeVar("Model")
 
 
@@ -45,7 +43,7 @@ class Predictor:
         self.preparation: object = self._classifier.packing(device) or self
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, C) → float32 logits (N, 10), on the device of both."""
+        """uint8 (N, H, W, C) → float32 logits (N, n_classes), on the device of both."""
         return self.classify(self.prepare(images))
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -62,9 +60,16 @@ class Predictor:
             return self._classifier.prepare(images)
 
     def classify(self, prepared: Tensor) -> Tensor:
-        """Logits of images that went through `prepare`."""
+        """Logits of images that went through `prepare`.
+
+        Raises:
+            PipelineError: One of them is not a finite number.
+        """
         with self._arithmetic(prepared):
-            return self._classifier.classify(prepared)
+            logits = self._classifier.classify(prepared)
+            if not logits.isfinite().all():
+                raise PipelineError("a model's answer is not a finite number; train it with a lower learning rate")
+            return logits
 
     @contextmanager
     def _arithmetic(self, values: Tensor) -> Iterator[None]:
@@ -93,7 +98,7 @@ def measure_models(
         labels: uint8 (N,).
         perturbed: The perturbed versions.
         device: Where the models are.
-        batch_size: CIFAR-10 images per pass, four times as many of MNIST; results do not depend on it.
+        batch_size: CIFAR-10 images per pass, more of smaller ones and fewer of larger; results do not depend on it.
         is_wanted: (model, perturbation, trial) → whether to measure that.
         progress: Called with the number of images read since the last call.
 
@@ -143,6 +148,7 @@ def count_confusions(
     perturbed: Perturbed,
     device: torch.device,
     batch_size: int,
+    n_classes: int,
     is_wanted: Callable[[Model, str], bool],
 ) -> list[tuple[Model, Confusion]]:
     """How often every model takes each class for each other one, all trials together.
@@ -153,7 +159,8 @@ def count_confusions(
         labels: uint8 (N,).
         perturbed: The perturbed versions.
         device: Where the models are.
-        batch_size: CIFAR-10 images per pass, four times as many of MNIST; results do not depend on it.
+        batch_size: CIFAR-10 images per pass, more of smaller ones and fewer of larger; results do not depend on it.
+        n_classes: How many classes there are.
         is_wanted: (model, perturbation) → whether to measure that.
 
     Source: the paper's section IX names this as future work.
@@ -164,11 +171,11 @@ def count_confusions(
     ):
         for model, classes in predicted.items():
             # One number per pair of classes.
-            pairs = labels.astype(np.int64) * N_CLASSES + classes
+            pairs = labels.astype(np.int64) * n_classes + classes
             key = model, perturbation, level
-            counts[key] = counts.get(key, 0) + np.bincount(pairs, minlength=N_CLASSES**2)
+            counts[key] = counts.get(key, 0) + np.bincount(pairs, minlength=n_classes**2)
     return [
-        (model, Confusion(perturbation, level, *divmod(pair, N_CLASSES), n_examples=int(n)))
+        (model, Confusion(perturbation, level, *divmod(pair, n_classes), n_examples=int(n)))
         for (model, perturbation, level), pairs in counts.items()
         for pair, n in enumerate(pairs)
     ]
@@ -192,8 +199,8 @@ def _predict_each_trial(
         try:
             for perturbation, level, trial, images in _each_trial(clean, perturbed):
                 wanted = {name: model for name, model in models.items() if is_wanted(name, perturbation, trial)}
-                n_per_step = max(batch_size, batch_size * _LARGEST_IMAGE // images[0].size)
-                batches = torch.split(torch.from_numpy(images).to(device), n_per_step)
+                n_per_pass = images_per_pass(batch_size, images[0].size)
+                batches = torch.split(torch.from_numpy(images).to(device), n_per_pass)
                 futures = [pool.submit(_predict, wanted, batch) for batch in batches]
                 ahead.append((perturbation, level, trial, futures))
                 if len(ahead) == 2:

@@ -161,6 +161,23 @@ def taking_turns(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+def is_taken(path: Path) -> bool:
+    """Whether a process is in a block of `taking_turns` with this file."""
+    if fcntl is None:
+        return False
+    try:
+        lock = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def _lock(path: Path, held: ExitStack) -> bool:
     """Whether nobody else has it; then it is taken until `held` ends."""
     with signals_delayed(), ExitStack() as opened:

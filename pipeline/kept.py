@@ -1,11 +1,12 @@
-"""Finished models and checkpoints, kept outside every stage's outputs by a digest of all that decides them."""
+"""The model cache: finished models and checkpoints, outside of stages' outputs, by a digest of what decides them."""
 
+import ast
 import hashlib
 import json
-import shutil
+import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,26 +15,28 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from pipeline import layout, networks
-from pipeline.devices import select_precision
+from pipeline.datasets import Dataset
+from pipeline.devices import select_device, select_precision
 from pipeline.errors import PipelineError
-from pipeline.files import replacing_file, write_text
-from pipeline.networks.compiled import compiler_version
+from pipeline.params import Params
+from pipeline.recipes import NATURAL, Recipe
 from pipeline.training import Epoch
 
-# Code that decides the weights; a change to it makes every kept model stale.
-_TRAINING_CODE = ("devices.py", "networks/*.*", "recipes.py", "regimens.py", "seeding.py", "training.py")
-
+# Modules and packages whose code decides weights or learning curves. tests/test_kept.py holds that nothing is left out.
+TRAINING_CODE = ("devices.py", "networks", "recipes.py", "regimens.py", "seeding.py", "training.py")
+# By these, users tell the libraries that torch computes with how to compute.
+_ENVIRONMENT = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32_", "ONEDNN_", "TORCH_ALLOW_TF32_")
 
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Where one model is kept.
+    """A model in the cache, there or not.
 
     Attributes:
         key: The digest; from `keep`.
-        description: All that decides the model, as JSON values.
+        description: All of params that decides the model, as JSON values.
         precision: What it is computed in, `float32` or `bfloat16`.
     """
 
@@ -43,7 +46,7 @@ class Kept:
 
     @property
     def weights(self) -> Path:
-        """The finished model; its description lies beside it as `.json`."""
+        """The finished model; its description, key and learning curve lie beside it as `.json`, written last."""
         return layout.finished_models() / f"{self.key}.safetensors"
 
     @property
@@ -52,24 +55,16 @@ class Kept:
         return layout.finished_models() / f"{self.key}.checkpoint"
 
     @property
-    def curve(self) -> Path:
-        """The learning curve; written last, so it marks a finished model."""
-        return layout.finished_models() / f"{self.key}.curve.json"
-
-    @property
     def lock(self) -> Path:
         """There as long as a process trains the model."""
         return layout.finished_models() / f"{self.key}.running"
 
     def is_finished(self) -> bool:
         """Whether the model is there, whole; removes what a run that was killed as it finished has left beside it."""
-        if not self.curve.is_file():
-            return False
         try:
-            _read_curve(self.curve)
+            read_entry(self.weights)
             networks.load(self.weights, "", self.description)
-            json.loads(self.curve.read_text(encoding="utf-8"))
-        except (PipelineError, ValueError):  # damaged since: train it again
+        except PipelineError:  # not there, or damaged since: train it
             return False
         for leftover in (self.checkpoint, self.lock):
             leftover.unlink(missing_ok=True)
@@ -77,64 +72,150 @@ class Kept:
 
     def finish(self, classifier: networks.Classifier, curve: list[Epoch]) -> None:
         """Keep a finished model and its learning curve."""
-        networks.save(classifier, self.weights, {**self.description, "computed_in": self.precision})
-        write_text(self.curve, json.dumps([asdict(epoch) for epoch in curve]) + "\n")
+        rows = [asdict(epoch) for epoch in curve]
+        description = {**self.description, "computed_in": self.precision, "learning_curve": rows, "key": self.key}
+        networks.save(classifier, self.weights, description)
         self.checkpoint.unlink(missing_ok=True)
 
     def copy_to(self, path: Path) -> list[dict[str, Any]]:
         """Copy a finished model to `path` (`.safetensors`, `.json` beside it) and return its curve, a row per epoch."""
-        with ExitStack() as both:
-            for suffix in (".safetensors", ".json"):
-                partial = both.enter_context(replacing_file(path.with_suffix(suffix)))
-                shutil.copyfile(self.weights.with_suffix(suffix), partial)
-        return [asdict(epoch) for epoch in _read_curve(self.curve)]
+        description = read_entry(self.weights)
+        del description["key"]  # names the machine: elsewhere the same model has another
+        networks.write(path, networks.read_weights(self.weights, description), description)
+        rows: list[dict[str, Any]] = description["learning_curve"]
+        return rows
 
 
-def _read_curve(path: Path) -> list[Epoch]:
+def read_entry(weights: Path) -> dict[str, Any]:
+    """The description of a model in the cache, learning curve included.
+
+    Args:
+        weights: `<key>.safetensors` in the cache.
+
+    Raises:
+        PipelineError: It is missing, damaged, or belongs to another key.
+    """
+    mend = f"rm {weights.with_suffix('.*')} && dvc repro"
+    description = networks.read_description(weights, mend)
+    if description.get("key") != weights.stem:
+        raise PipelineError(f"{weights}: of another model; make it again with `{mend}`")
+    networks.read_weights(weights, description, mend)
     try:
-        curve = _CURVES.validate_json(path.read_bytes())
+        curve = _CURVES.validate_json(json.dumps(description.get("learning_curve")))
     except ValidationError:
-        raise PipelineError(f"{path}: damaged; delete it, and the model is trained again") from None
+        raise PipelineError(f"{weights}: no learning curve; make it again with `{mend}`") from None
     numbers = [number for epoch in curve for number in astuple(epoch)]
     if [epoch.epoch for epoch in curve] != list(range(1, len(curve) + 1)) or not all(map(isfinite, numbers)):
-        raise PipelineError(f"{path}: damaged; delete it, and the model is trained again")
-    return curve
+        raise PipelineError(f"{weights}: no learning curve; make it again with `{mend}`")
+    return description
 
 
 def keep(
     description: Mapping[str, Any],
-    precision: str,
+    recipe: Recipe,
     device: torch.device,
     n_threads: int,
+    seed_names: tuple[int | str, ...],
     images_sha256: str | None = None,
     natural_sha256: str | None = None,
 ) -> Kept:
     """Where the model is kept that all this decides.
 
     Args:
-        description: All of params that decides it, as JSON values.
-        precision: Of its recipe.
+        description: All of params that decides it and its learning curve, as JSON values.
+        recipe: By which it is trained.
         device: Where it is computed.
         n_threads: Threads that compute it.
+        seed_names: Decide initial weights, order and dropout.
         images_sha256: Digest of the perturbed training images, if it sees any.
         natural_sha256: Digest of the natural model's weights, if it starts from them.
     """
-    folder = Path(__file__).parent
-    computed_in = str(select_precision(precision, device)).removeprefix("torch.")
+    height, width, channels = description["shape"]
+    computed_in = str(select_precision(recipe.precision, device)).removeprefix("torch.")
     names = {
         "description": dict(description),
+        "seed_names": seed_names,
         "images": images_sha256,
         "natural": natural_sha256,
-        "code": {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for pattern in _TRAINING_CODE
-            for file in folder.glob(pattern)
-        },
+        "code": digest_code(Path(__file__).parent),
+        "native_code": networks.native_code(recipe.network, (height, width, channels), device),
         "torch": torch.__version__,
-        "compiler": compiler_version(),
-        "device": device.type,
+        "processor": _processor(device),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)},
         "precision": computed_in,
         "threads": n_threads,
     }
     key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
     return Kept(key, description, computed_in)
+
+
+def keep_natural(params: Params, dataset: Dataset) -> Kept:
+    """Where the natural model of a data set is kept; all threads of torch compute it."""
+    plan, device = params.plan(NATURAL, dataset.name), select_device(params.device)
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 0
+    description = params.describe_model(NATURAL, dataset, plan, None)
+    return keep(description, plan.recipe, device, n_threads, (params.train.seed,))
+
+
+def cached_files() -> dict[str, list[Path]]:
+    """All files of the cache by the key that they are named by."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(layout.finished_models().glob("*")):
+        files.setdefault(path.name.lstrip(".").split(".")[0], []).append(path)
+    return files
+
+
+def name_entry(key: str) -> str:
+    """Which model it is, in words: `mnist constant noise 0.05`."""
+    try:
+        described = networks.read_description(layout.finished_models() / f"{key}.safetensors", "")
+    except PipelineError:
+        return "not finished, damaged, or of an earlier version"
+    trained_on = described.get("trained_on") or {}
+    words = (
+        described.get("dataset"),
+        described.get("strategy"),
+        trained_on.get("perturbation"),
+        trained_on.get("level"),
+    )
+    return " ".join(str(word) for word in words if word is not None)
+
+
+@cache
+def digest_code(package: Path) -> str:
+    """Digest of the code that decides weights, without its comments, docstrings and layout.
+
+    Args:
+        package: Folder of this package.
+
+    Raises:
+        FileNotFoundError: Part of `TRAINING_CODE` is not there.
+    """
+    digest = hashlib.sha256()
+    for name in TRAINING_CODE:
+        path = package / name
+        files = [path] if path.suffix else sorted(path.rglob("*.py"))
+        if not files:
+            raise FileNotFoundError(path)
+        for file in files:
+            parts = file.relative_to(package).parts
+            if not any(part.startswith((".", "__pycache__")) for part in parts):
+                digest.update("/".join(parts).encode() + b"\0" + _code_of(file).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _code_of(file: Path) -> str:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
+
+
+def _processor(device: torch.device) -> dict[str, Any]:
+    """What libraries choose their algorithms by: on other processors the same sums are added in another order."""
+    if device.type == "cuda":
+        versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+        return {"device": "cuda", "name": torch.cuda.get_device_name(device), **versions}
+    capabilities = {name: value for name, value in torch.cpu.get_capabilities().items() if not name.startswith("num_")}
+    return {"device": device.type, "torch": torch.backends.cpu.get_cpu_capability(), **capabilities}

@@ -246,7 +246,7 @@ class Params(Block):
     def describe_model(
         self, strategy: str, dataset: Dataset, plan: Plan, trained_on: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        """All that decides a model, as JSON values.
+        """All that decides a model and its learning curve, as JSON values.
 
         Args:
             strategy: Its name, or `natural`.
@@ -256,9 +256,11 @@ class Params(Block):
         """
         return {
             "dataset": dataset.name,
-            "source_sha256": dataset.digests["train", "images"],
+            "source_sha256": {f"{split}_{kind}": digest for (split, kind), digest in dataset.digests.items()},
             "n_train": self.datasets[dataset.name].n_train,
+            "n_test": self.datasets[dataset.name].n_test,
             "shape": list(dataset.shape),
+            "n_classes": len(dataset.classes),
             "strategy": strategy,
             "trained_on": trained_on,
             "perturbed_share": list(plan.perturbed_share),

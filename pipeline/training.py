@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.arrays import Images
-from pipeline.devices import select_precision
+from pipeline.devices import images_per_pass, select_precision
 from pipeline.errors import PipelineError
-from pipeline.files import replacing_file
+from pipeline.files import read_file, replacing_file
 from pipeline.networks import Classifier, Standardize, build_network, fit_standardization
 from pipeline.networks.layers import Whitening
 from pipeline.recipes import Plan
 from pipeline.regimens import regimen_of
 from pipeline.seeding import derive_seed
+
+# Weights and what an optimizer keeps for each.
+_MAX_CHECKPOINT = 16 * 2**30
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class Examples:
 
     Attributes:
         images: uint8 (N, H, W, C), 0-255.
-        labels: uint8 (N,), 0-9.
+        labels: uint8 (N,), 0 to n_classes - 1.
+        n_classes: How many classes the data set has.
     """
 
     images: Images
     labels: NDArray[np.uint8]
+    n_classes: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,9 @@ def train_model(
         report: Called after every epoch.
         progress: Called with the number of training images seen since the last call.
 
+    Raises:
+        PipelineError: Training diverged: a loss, a weight or an answer is not a finite number.
+
     Source: paper sections IV and VI.
     """
     recipe = plan.recipe
@@ -88,7 +96,8 @@ def train_model(
     labels = torch.from_numpy(train.labels).to(device, torch.long)
     test_images, test_labels = torch.from_numpy(test.images).to(device), torch.from_numpy(test.labels).to(device)
     _seed_torch(*seed_names, "weights")
-    classifier, started = _start(plan, train.images if perturbed is None else perturbed, train.images, natural)
+    seen = train.images if perturbed is None else perturbed
+    classifier, started = _start(plan, seen, train.images, natural, train.n_classes)
     classifier.to(device)
     classifier.network.to(memory_format=torch.channels_last)
     frozen = started if plan.freezes_start else []
@@ -103,6 +112,7 @@ def train_model(
     _seed_torch(*seed_names, "flips")
     flips = torch.rand(n, device=device) < 0.5
     autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
+    n_per_pass = min(500, images_per_pass(500, test.images[0].size))
     is_packed = classifier.packing(device) is not None
     if is_packed:  # once for all epochs
         test_images, clean_images, perturbed_images = (
@@ -137,21 +147,22 @@ def train_model(
             loss_sum += loss.detach() * len(images)
             n_correct += (logits.argmax(1) == batch_labels).sum()
             progress(len(images))
-        if not loss_sum.isfinite():
-            raise PipelineError(
-                f"training diverged: the loss of epoch {epoch} is not finite; lower the learning rate "
-                f"({recipe.learning_rate:g})"
-            )
         classifier.eval()
         with torch.inference_mode(), autocast():
             classify = classifier.classify if is_packed else classifier
-            predicted = torch.cat([classify(part).argmax(1) for part in torch.split(test_images, 500)])
+            test_logits = torch.cat([classify(part) for part in torch.split(test_images, n_per_pass)])
+        # The last step of an epoch has no loss after it: its weights, and what they make of images, say how it went.
+        if not all(values.isfinite().all() for values in (loss_sum, test_logits, *classifier.state_dict().values())):
+            raise PipelineError(
+                f"training diverged in epoch {epoch}: losses or weights are not finite; lower the learning rate "
+                f"({recipe.learning_rate:g})"
+            )
         curve.append(
             Epoch(
                 epoch=epoch,
                 train_loss=loss_sum.item() / n_used,
                 train_accuracy=n_correct.item() / n_used,
-                test_accuracy=(predicted == test_labels).sum().item() / len(test_labels),
+                test_accuracy=(test_logits.argmax(1) == test_labels).sum().item() / len(test_labels),
             )
         )
         if checkpoint is not None:
@@ -166,13 +177,13 @@ def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor
 
 
 def _start(
-    plan: Plan, perturbed: Images, clean: Images, natural: Classifier | None
+    plan: Plan, perturbed: Images, clean: Images, natural: Classifier | None, n_classes: int
 ) -> tuple[Classifier, list[nn.Module]]:
     """The classifier before its first step, and those of its layers that come from the natural model."""
     _, height, width, channels = clean.shape
     shape = (height, width, channels)
     fitted = fit_standardization(perturbed if plan.fits_on_perturbed else clean, plan.recipe.standardize)
-    classifier = Classifier(shape, Standardize(*fitted), build_network(plan.recipe.network, shape))
+    classifier = Classifier(shape, Standardize(*fitted), build_network(plan.recipe.network, shape, n_classes))
     for module in classifier.network:
         if isinstance(module, Whitening):
             seen = perturbed if plan.fits_on_perturbed else clean
@@ -198,7 +209,12 @@ def _save_checkpoint(path: Path, classifier: Classifier, optimizer: torch.optim.
     tensors["curve"] = torch.tensor(list(said), dtype=torch.uint8)
     content = safetensors.torch.save(tensors)
     with replacing_file(path) as partial:
-        partial.write_bytes(hashlib.sha256(content).digest() + content)
+        partial.write_bytes(_checkpoint_digest(path, content) + content)
+
+
+def _checkpoint_digest(path: Path, content: bytes) -> bytes:
+    # With its name: two that have changed places are not taken for each other.
+    return hashlib.sha256(path.name.encode() + content).digest()
 
 
 def _resume(path: Path | None, classifier: Classifier, optimizer: torch.optim.Optimizer) -> list[Epoch]:
@@ -206,8 +222,8 @@ def _resume(path: Path | None, classifier: Classifier, optimizer: torch.optim.Op
     if path is None or not path.is_file():
         return []
     device = next(classifier.parameters()).device
-    content = path.read_bytes()
-    if hashlib.sha256(content[32:]).digest() != content[:32]:  # damaged, after a power cut say: begin anew
+    content = read_file(path, _MAX_CHECKPOINT)
+    if _checkpoint_digest(path, content[32:]) != content[:32]:  # damaged, after a power cut say: begin anew
         return []
     tensors = safetensors.torch.load(content[32:])
     curve = [Epoch(**epoch) for epoch in json.loads(tensors.pop("curve").numpy().tobytes())]

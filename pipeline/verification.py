@@ -1,6 +1,5 @@
 """Whether stores, models and metric files are whole, as params ask, and what this code makes of the clean images."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -233,17 +232,15 @@ def verify_models(params: Params, dataset: Dataset) -> list[Finding]:
 
 def verify_finished() -> list[Finding]:
     """What is to be said of the models that are kept between runs."""
-    from pipeline import networks  # as in verify_models
+    from pipeline.kept import read_entry  # as in verify_models
 
-    problems, curves = [], sorted(layout.finished_models().glob("*.curve.json"))
-    for curve in curves:
-        stem = curve.name.removesuffix(".curve.json")
+    problems, described = [], sorted(layout.finished_models().glob("*.json"))
+    for path in described:
         try:
-            json.loads(curve.read_text(encoding="utf-8"))
-            networks.load(curve.with_name(f"{stem}.safetensors"), "")
-        except (PipelineError, ValueError):
-            problems.append(f"{curve.with_name(stem)}: damaged, and of no use; `rm {curve.with_name(stem)}.*`")
-    return _findings(problems, f"{layout.finished_models()}: {len(curves)} kept models, weights by their digests")
+            read_entry(path.with_suffix(".safetensors"))
+        except PipelineError as error:
+            problems.append(str(error))
+    return _findings(problems, f"{layout.finished_models()}: {len(described)} models, by their digests")
 
 
 def _planned_models(params: Params, dataset: Dataset) -> list[tuple[Path, str, dict[str, Any]]]:

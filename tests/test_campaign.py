@@ -110,7 +110,7 @@ def test_every_training_level_has_a_model_with_a_description_and_a_curve(strateg
     shown = [(row["model"], row["epoch"]) for row in rows]
     assert sorted(shown) == [(label, epoch) for label in LABELS for epoch in ("1", "2")]
     finished = [path.name.split(".", 1)[1] for path in layout.finished_models().iterdir()]
-    assert sorted(finished) == sorted(["safetensors", "json", "curve.json"] * (len(LABELS) * len(STRATEGIES) + 1))
+    assert sorted(finished) == sorted(["safetensors", "json"] * (len(LABELS) * len(STRATEGIES) + 1))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -310,7 +310,7 @@ def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
     result = run("strategies", "mnist", "constant")
     assert result.exit_code == 1
     assert "Aborted!" in result.output
-    assert len(list(layout.finished_models().glob("*.curve.json"))) == 2
+    assert len(list(layout.finished_models().glob("*.json"))) == 2
     assert (tree(Path("models/mnist")), tree(Path("metrics"))) == before
 
     labels: list[str] = []
@@ -353,16 +353,15 @@ def test_the_natural_model_goes_on_from_its_last_epoch_to_the_same_bytes(
 @pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100])
 def test_a_damaged_checkpoint_is_trained_anew(done: Path, content: bytes) -> None:
     before = layout.natural_model("mnist").read_bytes()
-    (curve,) = (path for path in layout.finished_models().glob("*.curve.json") if "natural" in model_of(path))
-    curve.with_name(curve.name.replace(".curve.json", ".checkpoint")).write_bytes(content)
-    curve.unlink()
+    (described,) = (path for path in layout.finished_models().glob("*.json") if "natural" in strategy_of(path))
+    described.with_suffix(".checkpoint").write_bytes(content)
+    described.unlink()
     succeed("train", "mnist")
     assert layout.natural_model("mnist").read_bytes() == before
 
 
-def model_of(curve: Path) -> str:
-    """The strategy of a kept model."""
-    described = curve.with_name(curve.name.replace(".curve.json", ".json"))
+def strategy_of(described: Path) -> str:
+    """The strategy of a model in the cache."""
     return str(json.loads(described.read_text())["strategy"])
 
 
@@ -387,15 +386,15 @@ def test_a_worker_that_is_killed_is_one_error_that_says_what_to_do(done: Path, m
     assert result.output.startswith("Error: a process was killed, perhaps because memory ran out; run again")
 
 
-@pytest.mark.parametrize("damage", ["flipped", "missing", "curve"])
+@pytest.mark.parametrize("damage", ["flipped", "missing", "description"])
 def test_a_kept_model_that_is_damaged_is_trained_again(damage: str, done: Path, trained: list[str]) -> None:
     before = tree(layout.strategy_models("mnist", "constant"))
     content = layout.strategy_model("mnist", "constant", "stuck", "200").read_bytes()
     (kept,) = [path for path in layout.finished_models().glob("*.safetensors") if path.read_bytes() == content]
     if damage == "missing":
         kept.unlink()
-    elif damage == "curve":
-        kept.with_suffix(".curve.json").write_bytes(b"")
+    elif damage == "description":
+        kept.with_suffix(".json").write_bytes(b"")
     else:
         kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     succeed("strategies", "mnist", "constant")
@@ -410,7 +409,7 @@ def with_edited_description(folder: Path) -> None:
     path = layout.strategy_model("mnist", "constant", "noise", "0.8").with_suffix(".json")
     described = json.loads(path.read_text())
     described["trained_on"]["level"] = 0.7
-    path.write_text(json.dumps(described))
+    networks.write(path.with_suffix(".safetensors"), path.with_suffix(".safetensors").read_bytes(), described)
 
 
 def with_swapped_weights(folder: Path) -> None:

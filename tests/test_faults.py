@@ -407,11 +407,11 @@ def test_two_stages_that_need_the_same_model_train_it_once(
     values["train"]["recipes"]["mnist"]["epochs"] = 60  # long enough for both to want it
     write_params(values)
     run("train mnist")
-    n_kept = len(list(layout.finished_models().glob("*.curve.json")))
+    n_kept = len(list(layout.finished_models().glob("*.json")))
     with Child("ablations", "mnist", "inputs") as first, Child("ablations", "mnist", "again") as second:
         assert (first.end(), second.end()) == (0, 0), first.said() + second.said()
         assert (first.said() + second.said()).count("mnist channel: process ") == 1
-    assert len(list(layout.finished_models().glob("*.curve.json"))) == n_kept + 1
+    assert len(list(layout.finished_models().glob("*.json"))) == n_kept + 1
     models = [tree(layout.ablation_models("mnist", name)) for name in ("inputs", "again")]
     assert differing(*models) == []
     assert leftovers() == []

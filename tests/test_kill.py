@@ -31,7 +31,7 @@ KILLS: list[tuple[str, Callable[[int, int], None], signal.Signals]] = [
     (".checkpoint", os.killpg, signal.SIGKILL),
     (".checkpoint", os.kill, signal.SIGKILL),
     (".checkpoint", os.killpg, signal.SIGINT),
-    (".curve.json", os.killpg, signal.SIGKILL),
+    (".json", os.killpg, signal.SIGKILL),
     (".checkpoint", os.kill, signal.SIGTERM),
     (".checkpoint", os.killpg, signal.SIGHUP),
 ]
@@ -68,8 +68,8 @@ def epochs_in(folder: Path) -> dict[str, int]:
         with suppress(FileNotFoundError):  # its model may be finished by now
             curve = safetensors.numpy.load(path.read_bytes()[32:])["curve"]  # after the digest
             epochs[path.name] = len(json.loads(curve.tobytes()))
-    for path in (folder / layout.finished_models()).glob("*.curve.json"):
-        epochs[path.name] = len(json.loads(path.read_text()))
+    for path in (folder / layout.finished_models()).glob("*.json"):
+        epochs[path.name] = len(json.loads(path.read_text())["learning_curve"])
     return epochs
 
 
@@ -173,7 +173,7 @@ def test_training_that_is_killed_again_and_again_ends_with_the_same_bytes(prepar
         assert not (killed / MODELS).exists()
         assert not (killed / CURVES).exists()
     weights = (killed / layout.finished_models()).glob("*.safetensors")
-    kept = {path: path.stat().st_mtime_ns for path in weights if path.with_suffix(".curve.json").exists()}
+    kept = {path: path.stat().st_mtime_ns for path in weights if path.with_suffix(".json").exists()}
     assert 1 <= len(kept) < N_MODELS
 
     output = run(killed, *TRAIN)

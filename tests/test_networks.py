@@ -7,16 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from ruamel.yaml import YAML
 from torch import nn
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation import Predictor, measure_models
-from pipeline.networks import Classifier, Standardize, build_network, fit_standardization, load, save, windows
+from pipeline.networks import Classifier, Standardize, build_network, fit_standardization, load, save, windows, write
 from pipeline.networks.layers import Dropout, Group, Whitening
 from pipeline.recipes import FastNetwork, Network
-from tests.conftest import ROOT
+from tests.conftest import ROOT, differing, tree
 
 CPU = torch.device("cpu")
 # Convolved and pooled in one, where the windows cover all.
@@ -57,7 +58,7 @@ def make_images(n: int, shape: tuple[int, int, int] = (12, 12, 3)) -> np.ndarray
 def make_classifier(network: Network, shape: tuple[int, int, int] = (12, 12, 3)) -> Classifier:
     torch.manual_seed(0)
     standardize = Standardize(*fit_standardization(make_images(50, shape), "pixel"))
-    return Classifier(shape, standardize, build_network(network, shape)).eval()
+    return Classifier(shape, standardize, build_network(network, shape, 10)).eval()
 
 
 def unsettle_norms(network: nn.Module) -> None:
@@ -69,7 +70,7 @@ def unsettle_norms(network: nn.Module) -> None:
 
 
 def layer_types(network: Network) -> list[str]:
-    return [type(layer).__name__ for layer in build_network(network, (12, 12, 3)).modules()]
+    return [type(layer).__name__ for layer in build_network(network, (12, 12, 3), 10).modules()]
 
 
 def plain_layers(network: Network, shape: tuple[int, int, int]) -> nn.Sequential:
@@ -112,7 +113,7 @@ def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and
     torch.manual_seed(0)
     seen, images = seen_and_other_images(shape)
     mean, std = fit_standardization(seen, mode)
-    built = Classifier(shape, Standardize(mean, std), build_network(network, shape)).train(training)
+    built = Classifier(shape, Standardize(mean, std), build_network(network, shape, 10)).train(training)
     plain = plain_layers(network, shape).train(training)
     unsettle_norms(built)
     plain.load_state_dict(dict(zip(plain.state_dict(), built.network.state_dict().values(), strict=True)))
@@ -139,7 +140,7 @@ def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and
 def test_bfloat16_is_near_float32(shape: tuple[int, int, int], convolution: dict[str, int]) -> None:
     seen, images = seen_and_other_images(shape)
     torch.manual_seed(0)
-    layers = build_network(make_network(convolutions=[convolution], fully_connected=[8]), shape)
+    layers = build_network(make_network(convolutions=[convolution], fully_connected=[8]), shape, 10)
     classifier = Classifier(shape, Standardize(*fit_standardization(seen, "pixel")), layers)
     unsettle_norms(classifier)
     expected, found = (Predictor(classifier, CPU, name)(torch.from_numpy(images)) for name in ("float32", "bfloat16"))
@@ -221,7 +222,9 @@ def test_images_are_prepared_once_for_models_that_take_them_alike() -> None:
     shape, images = (12, 12, 1), torch.from_numpy(make_images(40, (12, 12, 1)))
     network = make_network(convolutions=[{"filters": 4, "kernel": 5, "stride": 1, "padding": 0, "pool": 2}])
     other = make_network(convolutions=[{"filters": 4, "kernel": 3, "stride": 1, "padding": 1, "pool": 2}])
-    bright = Classifier(shape, Standardize(np.full((1, 1, 1), 9), np.ones((1, 1, 1))), build_network(network, shape))
+    bright = Classifier(
+        shape, Standardize(np.full((1, 1, 1), 9), np.ones((1, 1, 1))), build_network(network, shape, 10)
+    )
     models = {
         "one": Predictor(make_classifier(network, shape), CPU, "float32"),
         "other-network": Predictor(make_classifier(other, shape), CPU, "float32"),
@@ -272,7 +275,7 @@ def test_parts_of_table_1_can_be_left_out(changes: dict[str, Any], absent: str, 
 
 
 def test_hidden_layers_come_before_the_output() -> None:
-    network = build_network(make_network(fully_connected=[32, 16]), (12, 12, 3))
+    network = build_network(make_network(fully_connected=[32, 16]), (12, 12, 3), 10)
     widths = [(layer.in_features, layer.out_features) for layer in network if isinstance(layer, nn.Linear)]
     assert widths == [(6 * 5 * 5, 32), (32, 16), (16, 10)]
 
@@ -298,7 +301,7 @@ def test_the_papers_networks(dataset: str, shape: tuple[int, int, int], n_featur
     values = YAML(typ="safe", pure=True).load((ROOT / "profiles/paper.yaml").read_text())
     network = Network.model_validate(values["train"]["recipes"][dataset]["network"])
     assert network.n_features(shape) == n_features
-    assert sum(weights.numel() for weights in build_network(network, shape).parameters()) == n_weights
+    assert sum(weights.numel() for weights in build_network(network, shape, 10).parameters()) == n_weights
 
 
 @pytest.mark.parametrize("mode", ["pixel", "channel", "none"])
@@ -328,7 +331,11 @@ def test_positions_that_never_vary_become_zero_whatever_comes_in() -> None:
 def test_a_saved_network_comes_back_the_same(tmp_path: Path) -> None:
     network = make_network(fully_connected=[8])
     classifier = make_classifier(network)
-    save(classifier, tmp_path / "a.safetensors", {"network": network.model_dump(mode="json"), "shape": [12, 12, 3]})
+    save(
+        classifier,
+        tmp_path / "a.safetensors",
+        {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10},
+    )
     images = make_images(20)
     loaded = load(tmp_path / "a.safetensors", "make it")
     expected, found = (Predictor(model, CPU, "float32")(torch.from_numpy(images)) for model in (classifier, loaded))
@@ -341,19 +348,80 @@ def test_a_saved_network_comes_back_the_same(tmp_path: Path) -> None:
     [
         pytest.param("network", None, "damaged model", id="no-network"),
         pytest.param("shape", [16, 16, 3], "damaged model", id="other-shape"),
-        pytest.param("weights_sha256", "0" * 64, "not those that a.json describes", id="other-weights"),
-        pytest.param("schema_version", 0, "schema version 0", id="other-version"),
+        pytest.param("n_classes", 9, "damaged model .weights of another shape", id="other-classes"),
+        pytest.param("n_classes", None, "damaged model", id="no-classes"),
         pytest.param("seed", 2, "seed is 2, params.yaml asks for 1", id="other-params"),
     ],
 )
 def test_a_description_that_disagrees_is_an_error(tmp_path: Path, key: str, value: Any, message: str) -> None:
     network = make_network()
-    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "seed": 1}
+    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10, "seed": 1}
     save(make_classifier(network), tmp_path / "a.safetensors", description)
-    file = tmp_path / "a.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    write(tmp_path / "a.safetensors", (tmp_path / "a.safetensors").read_bytes(), {**description, key: value})
     with pytest.raises(PipelineError, match=message):
         load(tmp_path / "a.safetensors", "make it", {"seed": 1})
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Weights of a model, with its description beside them."""
+    network = make_network()
+    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10, "seed": 1}
+    save(make_classifier(network), tmp_path / "a.safetensors", description)
+    return tmp_path / "a.safetensors"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_every_changed_byte_of_a_model_is_noticed(saved: Path, suffix: str) -> None:
+    file = saved.with_suffix(suffix)
+    content = file.read_bytes()
+    for place in range(0, len(content), 1 if suffix == ".json" else 97):
+        for damaged in (content[:place], content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]):
+            file.write_bytes(damaged)
+            with pytest.raises(PipelineError, match=r"a\.(json|safetensors): "):
+                load(saved, "make it")
+    file.write_bytes(content)
+    load(saved, "make it")
+
+
+def test_a_model_of_an_earlier_version_is_named_as_such(saved: Path) -> None:
+    described = saved.with_suffix(".json")
+    described.write_text(json.dumps({**json.loads(described.read_text()), "schema_version": 2}))
+    with pytest.raises(PipelineError, match=r"schema version 2, expected 3; make it again with `make it`"):
+        load(saved, "make it")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["network.output.bias", "network.block1.norm.running_var", "standardize.mean"])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(saved: Path, name: str, value: float) -> None:
+    classifier = load(saved, "")
+    before = tree(saved.parent)
+    tensors = classifier.state_dict()
+    tensors[name].view(-1)[0] = value
+    with pytest.raises(PipelineError, match="not finite"):
+        save(classifier, saved, {})
+    assert differing(before, tree(saved.parent)) == []
+    write(saved, safetensors.torch.save(tensors), json.loads(saved.with_suffix(".json").read_text()))
+    with pytest.raises(PipelineError, match=r"damaged model \(weights that are not finite"):
+        load(saved, "make it")
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 100, 1000])
+def test_a_network_has_an_output_for_every_class(tmp_path: Path, n_classes: int) -> None:
+    network = make_network(fully_connected=[8])
+    standardize = Standardize(*fit_standardization(make_images(50), "channel"))
+    classifier = Classifier((12, 12, 3), standardize, build_network(network, (12, 12, 3), n_classes))
+    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": n_classes}
+    save(classifier, tmp_path / "a.safetensors", description)
+    predict = Predictor(load(tmp_path / "a.safetensors", ""), CPU, "float32")
+    assert predict(torch.from_numpy(make_images(5))).shape == (5, n_classes)
+
+
+def test_an_answer_that_is_not_finite_is_an_error_not_a_class() -> None:
+    classifier = make_classifier(make_network())
+    classifier.state_dict()["network.output.weight"][0] = 3e38  # finite, and too large to be summed
+    with pytest.raises(PipelineError, match="not a finite number; train it with a lower learning rate"):
+        Predictor(classifier, CPU, "float32")(torch.from_numpy(make_images(20)))
 
 
 def test_logits_do_not_depend_on_the_batch_size() -> None:
@@ -394,7 +462,7 @@ def test_a_group_starts_by_passing_its_input_on() -> None:
 @pytest.mark.parametrize("side", [32, 24, 17])
 def test_a_fast_network_takes_images_of_other_sides(side: int) -> None:
     network = build_network(
-        FastNetwork(widths=(4, 6, 8), fully_connected=(7,), activation="gelu", whiten=True), (32, 32, 3)
+        FastNetwork(widths=(4, 6, 8), fully_connected=(7,), activation="gelu", whiten=True), (32, 32, 3), 10
     )
     assert network(torch.rand(2, 3, side, side)).shape == (2, 10)
 
@@ -403,8 +471,12 @@ def test_a_fast_network_takes_images_of_other_sides(side: int) -> None:
 def test_a_saved_fast_network_comes_back_the_same(tmp_path: Path, whiten: bool) -> None:
     network = FastNetwork(widths=(4, 6), fully_connected=(), activation="tanh", whiten=whiten)
     standardize = Standardize(*fit_standardization(make_images(50), "channel"))
-    classifier = Classifier((12, 12, 3), standardize, build_network(network, (12, 12, 3))).eval()
-    save(classifier, tmp_path / "a.safetensors", {"network": network.model_dump(mode="json"), "shape": [12, 12, 3]})
+    classifier = Classifier((12, 12, 3), standardize, build_network(network, (12, 12, 3), 10)).eval()
+    save(
+        classifier,
+        tmp_path / "a.safetensors",
+        {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10},
+    )
     images = torch.from_numpy(make_images(20))
     loaded = load(tmp_path / "a.safetensors", "")
     expected, found = (Predictor(model, CPU, "float32")(images) for model in (classifier, loaded))

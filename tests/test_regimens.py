@@ -49,7 +49,7 @@ def test_the_paper_changes_neither_rate_nor_images(tiny_arrays: dict[str, Arrays
 
 def test_biases_learn_faster_and_decay_alike() -> None:
     recipe = make_fast_recipe()
-    network = build_network(recipe.network, (32, 32, 3))
+    network = build_network(recipe.network, (32, 32, 3), 10)
     plain, biases = regimen_of(recipe).build_optimizer(network).param_groups
     names = {id(tensor): name for name, tensor in network.named_parameters()}
     assert {names[id(tensor)] for tensor in biases["params"]} == {

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
     arrays = tiny_arrays["cifar10"]
     train, test = (
-        Examples(arrays[split, "images"][:n], arrays[split, "labels"][:n])
+        Examples(arrays[split, "images"][:n], arrays[split, "labels"][:n], 10)
         for split, n in (("train", 330), ("test", 100))
     )
     return train, test
@@ -129,13 +129,13 @@ def test_at_share_0_the_perturbed_images_do_not_matter(splits: tuple[Examples, E
 
 def test_at_share_1_the_clean_images_do_not_matter(splits: tuple[Examples, Examples], perturbed: Images) -> None:
     train, test = splits
-    black = Examples(np.zeros_like(train.images), train.labels)
+    black = Examples(np.zeros_like(train.images), train.labels, 10)
     plan = plan_constant(NoSettings(), make_recipe(epochs=2), "cifar10")
     found = weights_of(plan, splits, perturbed)
     assert same(found, weights_of(plan, (black, test), perturbed))
     assert not same(found, weights_of(plan, splits, train.images))
     as_natural = plan_natural(plan.recipe)
-    assert same(found, weights_of(as_natural, (Examples(perturbed, train.labels), test), None))
+    assert same(found, weights_of(as_natural, (Examples(perturbed, train.labels, 10), test), None))
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 def test_a_share_in_between_is_that_share_of_every_batch_rounded_down(
     drop_last: bool, splits: tuple[Examples, Examples], batches: list[list[int]]
 ) -> None:
-    train = Examples(np.full_like(splits[0].images, 10), splits[0].labels)
+    train = Examples(np.full_like(splits[0].images, 10), splits[0].labels, 10)
     recipe = make_recipe(epochs=3, drop_last=drop_last)
     plan = Plan(recipe, (0.0, 0.333, 0.5), fits_on_perturbed=False)
     weights_of(plan, (train, splits[1]), np.full_like(train.images, 200))
@@ -169,7 +169,7 @@ def test_a_share_in_between_is_that_share_of_every_batch_rounded_down(
 def test_perturbed_images_keep_their_labels_and_are_not_the_clean_ones_again(
     splits: tuple[Examples, Examples], batches: list[list[int]]
 ) -> None:
-    train = Examples(splits[0].images[:120].copy(), splits[0].labels[:120])
+    train = Examples(splits[0].images[:120].copy(), splits[0].labels[:120], 10)
     train.images[:] = 2 * np.arange(120)[:, None, None, None]
     plan = Plan(make_recipe(epochs=1, batch_size=60), (0.5,), fits_on_perturbed=False)
     weights_of(plan, (train, splits[1]), train.images + np.uint8(1))

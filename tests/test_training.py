@@ -59,7 +59,7 @@ def make_fast_recipe(**changes: Any) -> FastRecipe:
 @pytest.fixture(scope="module")
 def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
     arrays = tiny_arrays["cifar10"]
-    train, test = (Examples(arrays[split, "images"], arrays[split, "labels"]) for split in ("train", "test"))
+    train, test = (Examples(arrays[split, "images"], arrays[split, "labels"], 10) for split in ("train", "test"))
     return train, test
 
 
@@ -71,7 +71,9 @@ def textures() -> tuple[Examples, Examples]:
 
     def make(n: int) -> Examples:
         labels = rng.integers(0, 10, n, dtype=np.uint8)
-        return Examples(np.tile(tiles[labels], (1, 8, 8, 1)) + rng.integers(0, 100, (n, 32, 32, 3), np.uint8), labels)
+        return Examples(
+            np.tile(tiles[labels], (1, 8, 8, 1)) + rng.integers(0, 100, (n, 32, 32, 3), np.uint8), labels, 10
+        )
 
     return make(1230), make(620)
 

@@ -145,7 +145,7 @@ def with_other_attributes(folder: Path) -> None:
 def with_damaged_kept_model(folder: Path) -> None:
     weights = sorted((folder / layout.finished_models()).glob("*.safetensors"))
     with_flipped_byte(weights[1])(folder)
-    weights[0].with_suffix(".curve.json").write_text("[")
+    weights[0].with_suffix(".json").write_text("[")
 
 
 def with_all_forged(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Convolutional networks from their description, with input standardization inside, and their files.
 
-A network takes raw uint8 images (N, H, W, C) and gives logits (N, 10), so whoever loads one needs to know nothing
-about how it was trained.
+A network takes raw uint8 images (N, H, W, C) and gives logits (N, n_classes), so whoever loads one needs to know
+nothing about how it was trained.
 """
 
 import hashlib
@@ -21,13 +21,14 @@ from torch.nn.functional import interpolate
 
 from pipeline.arrays import Images
 from pipeline.errors import PipelineError
-from pipeline.files import replacing_file, write_text
+from pipeline.files import read_file, replacing_file, write_text
 from pipeline.networks.layers import ACTIVATIONS, Block, Group, Scale, Whitening
 from pipeline.networks.windows import Geometry, WindowBlock
 from pipeline.recipes import NETWORKS, FastNetwork, Network
 
-N_CLASSES = 10
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+# Far more than any model or description has; a damaged or hostile file cannot take more memory.
+_MAX_WEIGHTS, _MAX_DESCRIPTION = 4 * 2**30, 64 * 2**20
 
 
 class Standardize(nn.Module):
@@ -84,12 +85,13 @@ def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64],
     return total / count, np.sqrt(variance)
 
 
-def build_network(network: Network | FastNetwork, shape: tuple[int, int, int]) -> nn.Sequential:
-    """Untrained layers from float32 (N, C, H, W) to logits (N, 10).
+def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+    """Untrained layers from float32 (N, C, H, W) to logits (N, n_classes).
 
     Args:
         network: Its description; `Params` has checked that it fits the images.
         shape: (H, W, C) of the images.
+        n_classes: How many classes there are.
 
     Source: paper section IV and Table I; for `FastNetwork` see `layers`.
     """
@@ -116,14 +118,27 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int]) -
         layers[f"hidden{number}"] = nn.Linear(n_features, hidden)
         layers[f"hidden{number}_activation"] = ACTIVATIONS[network.activation]()
         n_features = hidden
-    layers["output"] = nn.Linear(n_features, N_CLASSES)
+    layers["output"] = nn.Linear(n_features, n_classes)
     if isinstance(network, FastNetwork):
         layers["scale"] = Scale(1 / 9)  # large steps need small logits; the factor is airbench's
     return nn.Sequential(layers)
 
 
+def native_code(network: Network | FastNetwork, shape: tuple[int, int, int], device: torch.device) -> str | None:
+    """Digest of the compiled code of ours that computes a network on a device; None where torch's alone does.
+
+    Args:
+        network: Its description.
+        shape: (H, W, C) of the images.
+        device: Where it runs.
+    """
+    with torch.device("meta"):
+        first = next(build_network(network, shape, n_classes=1).children())
+    return first.library_digest if isinstance(first, WindowBlock) and first.takes_packed(device) else None
+
+
 class Classifier(nn.Module):
-    """Standardization and network in one: uint8 (N, H, W, C) → float32 logits (N, 10).
+    """Standardization and network in one: uint8 (N, H, W, C) → float32 logits (N, n_classes).
 
     Attributes:
         shape: (H, W, C) of the images it takes.
@@ -170,20 +185,97 @@ class Classifier(nn.Module):
         return values.float()
 
 
-def save(classifier: Classifier, path: Path, description: dict[str, Any]) -> None:
+def save(classifier: Classifier, path: Path, description: Mapping[str, Any]) -> None:
     """Write weights as safetensors to `path` and the description beside it as JSON.
 
     Args:
         classifier: What to save.
         path: Of the weights; ends in `.safetensors`.
-        description: JSON values that say how it came about: at least `network`, `shape` and `recipe`.
+        description: JSON values that say how it came about: at least `network`, `shape`, `n_classes` and `recipe`.
+
+    Raises:
+        PipelineError: A weight is not finite.
     """
     tensors = {name: tensor.cpu().contiguous() for name, tensor in classifier.state_dict().items()}
-    content = safetensors.torch.save(tensors)
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise PipelineError(f"{path}: not written: some of its weights are not finite numbers")
+    write(path, safetensors.torch.save(tensors), description)
+
+
+def write(path: Path, weights: bytes, description: Mapping[str, Any]) -> None:
+    """Write the two files of a model, the description last.
+
+    Args:
+        path: Of the weights; ends in `.safetensors`.
+        weights: Content of that file.
+        description: As `save`; the digests and the version of an earlier file are replaced.
+    """
     with replacing_file(path) as partial:
-        partial.write_bytes(content)
-    described = {"schema_version": SCHEMA_VERSION, **description, "weights_sha256": hashlib.sha256(content).hexdigest()}
-    write_text(path.with_suffix(".json"), json.dumps(described, indent=2) + "\n")
+        partial.write_bytes(weights)
+    digest = hashlib.sha256(weights).hexdigest()
+    described = {"schema_version": 0, **description} | {"schema_version": SCHEMA_VERSION, "weights_sha256": digest}
+    write_text(path.with_suffix(".json"), _to_json(described))
+
+
+def _to_json(description: Mapping[str, Any]) -> str:
+    """The text of a description's file, which ends with a digest of the rest."""
+    rest = {name: value for name, value in description.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+    return json.dumps({**rest, "sha256": digest}, indent=2) + "\n"
+
+
+def read_description(path: Path, made_by: str) -> dict[str, Any]:
+    """What the file beside a model's weights says, checked against the digest in it.
+
+    Args:
+        path: Of the weights.
+        made_by: Command that makes the model, for the error message.
+
+    Raises:
+        PipelineError: The file is missing or damaged, or of another schema version.
+    """
+    described = path.with_suffix(".json")
+    try:
+        text = read_file(described, _MAX_DESCRIPTION).decode()
+        description = json.loads(text)
+        version = description["schema_version"]
+    except FileNotFoundError:
+        raise PipelineError(f"{described}: no such model; make it with `{made_by}`") from None
+    except PipelineError:
+        raise
+    except Exception as error:  # a parser can raise anything; the file is what the user can act on
+        problem = shorten(str(error), 200) or type(error).__name__
+        raise PipelineError(f"{described}: damaged ({problem}); make it again with `{made_by}`") from None
+    if version != SCHEMA_VERSION:
+        raise PipelineError(
+            f"{described}: schema version {_short(version)}, expected {SCHEMA_VERSION}; make it again with `{made_by}`"
+        )
+    if text != _to_json(description):
+        raise PipelineError(f"{described}: damaged (its digest is another); make it again with `{made_by}`")
+    checked: dict[str, Any] = description
+    return checked
+
+
+def read_weights(path: Path, description: Mapping[str, Any], made_by: str = "") -> bytes:
+    """The content of a model's weights file, checked against the digest in its description.
+
+    Args:
+        path: Of the weights.
+        description: From `read_description`.
+        made_by: As `read_description`.
+
+    Raises:
+        PipelineError: The file is missing, or not the one described.
+    """
+    try:
+        content = read_file(path, _MAX_WEIGHTS)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such model; make it with `{made_by}`") from None
+    if hashlib.sha256(content).hexdigest() != description.get("weights_sha256"):
+        raise PipelineError(
+            f"{path}: damaged model (not the weights that {path.stem}.json describes); make it again with `{made_by}`"
+        )
+    return content
 
 
 def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) -> Classifier:
@@ -195,32 +287,26 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
         expected: Entries that the description must have.
 
     Raises:
-        PipelineError: A file is missing or damaged, weights and description do not belong together, or the
-            description is not what was expected.
+        PipelineError: A file is missing or damaged, weights and description do not belong together, a weight is not
+            finite, or the description is not what was expected.
     """
-    described = path.with_suffix(".json")
-    for file in (path, described):
-        if not file.is_file():
-            raise PipelineError(f"{file}: no such model; make it with `{made_by}`")
+    description = read_description(path, made_by)
+    content = read_weights(path, description, made_by)
     try:
-        content = path.read_bytes()
-        description = json.loads(described.read_text(encoding="utf-8"))
-        if description["schema_version"] != SCHEMA_VERSION:
-            raise PipelineError(f"schema version {description['schema_version']!r}, expected {SCHEMA_VERSION}")
-        if hashlib.sha256(content).hexdigest() != description["weights_sha256"]:
-            raise PipelineError(f"the weights are not those that {described.name} describes")
         tensors = safetensors.torch.load(content)
-        network = NETWORKS.validate_python(description["network"])
+        network, n_classes = NETWORKS.validate_python(description["network"]), description["n_classes"]
         height, width, channels = description["shape"]
         shape = (height, width, channels)
         mean = tensors["standardize.mean"].numpy().astype(np.float64)
         if mean.shape not in (shape, (1, 1, channels), (1, 1, 1)):
             raise PipelineError(f"no standardization of {shape} images")
         with torch.device("meta"):  # no memory for what the description claims until the weights are known to fit
-            claimed = build_network(network, shape).state_dict()
+            claimed = build_network(network, shape, n_classes).state_dict()
         if any(tensors[f"network.{name}"].shape != tensor.shape for name, tensor in claimed.items()):
             raise PipelineError("weights of another shape than the network")
-        classifier = Classifier(shape, Standardize(mean, np.ones_like(mean)), build_network(network, shape))
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise PipelineError("weights that are not finite numbers")
+        classifier = Classifier(shape, Standardize(mean, np.ones_like(mean)), build_network(network, shape, n_classes))
         classifier.load_state_dict(tensors)
     except Exception as error:  # damaged files can raise anything; the file is what the user can act on
         problem = shorten(str(error), 200) or type(error).__name__

@@ -56,6 +56,11 @@ def load_library(name: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL 
         return None
 
 
+def digest_of(library: ctypes.CDLL) -> str:
+    """Digest of the code in a library from `load_library`: its file is named by it, and checked against the name."""
+    return Path(library._name).name.split(".")[-2]
+
+
 def _find(stem: str) -> Path | None:
     """A library compiled before. Its name ends with the digest of its content: a damaged one would end the process."""
     for path in (_FOLDER / "__pycache__").glob(f"{stem}.*.so"):

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.networks.compiled import load_library
+from pipeline.networks.compiled import digest_of, load_library
 from pipeline.networks.layers import Block
 from pipeline.recipes import Convolution, Network
 
@@ -89,6 +89,12 @@ class WindowBlock(Block):
     def takes_packed(self, device: torch.device) -> bool:
         """Whether `of_packed` can be called there."""
         return device.type == "cpu" and _library(self.geometry) is not None
+
+    @property
+    def library_digest(self) -> str | None:
+        """Digest of the compiled code; None where there is none."""
+        library = _library(self.geometry)
+        return None if library is None else digest_of(library)
 
     def of_packed(self, packed: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
         """The block applied to (images - mean) · inverse_std.

@@ -55,7 +55,7 @@ def confusion(dataset: str, params_path: Path) -> None:
         return model in (natural, best.get(perturbation))
 
     counted = evaluation.count_confusions(
-        predictors, clean, labels, arrays, device, params.evaluate.batch_size, is_wanted
+        predictors, clean, labels, arrays, device, params.evaluate.batch_size, len(spec.classes), is_wanted
     )
     rows = [metrics.ModelConfusion(**asdict(name), **asdict(pair)) for name, pair in counted]
     write_text(layout.confusion(dataset), metrics.to_csv(metrics.to_frame(rows)))

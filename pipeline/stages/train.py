@@ -31,16 +31,11 @@ def train(dataset: str, params_path: Path) -> None:
     test_images, test_labels = (read_clean(spec, "test", kind)[: subset.n_test] for kind in ("images", "labels"))
 
     # torch takes seconds to import: only once params and data are right.
-    import torch
-
     from pipeline import training
     from pipeline.devices import select_device
-    from pipeline.kept import keep
+    from pipeline.kept import keep_natural
 
-    device = select_device(params.device)
-    n_threads = torch.get_num_threads() if device.type == "cpu" else 0
-    description = params.describe_model(NATURAL, spec, plan, None)
-    kept = keep(description, plan.recipe.precision, device, n_threads)
+    kept = keep_natural(params, spec)
 
     def report(epoch: training.Epoch) -> None:
         bar.write(
@@ -55,12 +50,12 @@ def train(dataset: str, params_path: Path) -> None:
             with progress_bar(f"{dataset} natural", plan.recipe.epochs * subset.n_train) as bar:
                 classifier, curve = training.train_model(
                     plan,
-                    training.Examples(images, labels),
+                    training.Examples(images, labels, len(spec.classes)),
                     None,
                     None,
-                    training.Examples(test_images, test_labels),
+                    training.Examples(test_images, test_labels, len(spec.classes)),
                     (params.train.seed,),
-                    device,
+                    select_device(params.device),
                     kept.checkpoint,
                     report=report,
                     progress=bar.update,

@@ -1,0 +1,322 @@
+"""The model cache holds exactly what its keys decide."""
+
+import ast
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import kept, layout, networks
+from pipeline.kept import TRAINING_CODE, digest_code, keep, read_entry
+from pipeline.recipes import Recipe
+from pipeline.training import Epoch
+from tests.conftest import ROOT, WriteParams, tree
+from tests.test_graph import closure
+from tests.test_networks import make_classifier, make_network
+from tests.test_stages import run, succeed
+from tests.test_training import make_recipe
+
+CPU = torch.device("cpu")
+DESCRIPTION = {"network": make_network().model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10}
+CURVE = [Epoch(1, 2.5, 0.1, 0.1), Epoch(2, 1.5, 0.5, 0.4)]
+# Used by training, and without effect on weights.
+WITHOUT_EFFECT = {"arrays", "errors", "files", "memory", "stopping", ""}
+
+
+def key_of(recipe: Recipe | None = None, **changes: Any) -> str:
+    arguments: dict[str, Any] = {"n_threads": 1, "seed_names": (1, "noise"), "images_sha256": "a", **changes}
+    return keep({"shape": [28, 28, 1], "n_test": 10}, recipe or make_recipe(), CPU, **arguments).key
+
+
+# What a key holds.
+
+
+@pytest.mark.parametrize(
+    "changes", [{"n_threads": 2}, {"seed_names": (1, "hot")}, {"images_sha256": "b"}, {"natural_sha256": "a"}], ids=str
+)
+def test_a_key_holds_what_training_is_given(changes: dict[str, Any]) -> None:
+    assert key_of() == key_of()
+    assert key_of(**changes) != key_of()
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "other"),
+    [
+        (networks, "native_code", lambda *_: "other code"),
+        (networks, "native_code", lambda *_: None),
+        (kept, "digest_code", lambda _: "other code"),
+        (torch, "__version__", "1.0"),
+        (torch.cpu, "get_capabilities", lambda: {"avx2": True}),
+        (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
+        (kept, "select_precision", lambda *_: torch.bfloat16),
+    ],
+)
+def test_a_key_holds_what_it_is_computed_with(
+    where: Any, name: str, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(networks, "native_code", lambda *_: "code")
+    before = key_of()
+    monkeypatch.setattr(where, name, other)
+    assert key_of() != before
+
+
+@pytest.mark.parametrize("name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE", "ATEN_CPU_CAPABILITY"])
+def test_a_key_holds_what_the_environment_tells_libraries(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key_of()
+    monkeypatch.setenv(name, "AVX2")
+    assert key_of() != before
+
+
+def test_a_key_does_not_hold_the_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, capabilities = key_of(), torch.cpu.get_capabilities()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {**capabilities, "num_logical_cores": 99})
+    assert key_of() == before
+
+
+def test_the_compiled_code_of_a_key_is_what_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make_recipe(standardize="pixel").network
+    digest = networks.native_code(network, (28, 28, 1), CPU)
+    assert digest is not None
+    folder = ROOT / "pipeline/networks/__pycache__"
+    assert len(list(folder.glob(f"windows.*.{digest}.so"))) >= 1
+    assert networks.native_code(network, (28, 28, 3), CPU) is None  # colours: torch's own layers
+    monkeypatch.setattr(networks.windows, "_library", lambda geometry: None)  # no compiler, or a noexec mount
+    assert networks.native_code(network, (28, 28, 1), CPU) is None
+
+
+# The code in a key.
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=ignored))
+
+
+def append(text: str, *names: str) -> Callable[[Path], None]:
+    def edit(package: Path) -> None:
+        for name in names:
+            path = package / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text((path.read_text() if path.exists() else "") + text)
+
+    return edit
+
+
+def with_other_words(package: Path) -> None:
+    path = package / "training.py"
+    tree_of = ast.parse(path.read_text())
+    docstring = ast.get_docstring(tree_of, clean=False)
+    assert docstring
+    path.write_text(path.read_text().replace(docstring, "Other words."))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        append("\n\n# A comment.\n", "training.py", "networks/__init__.py"),
+        with_other_words,
+        append("x", "networks/.ipynb_checkpoints/layers-checkpoint.py", "networks/__pycache__/layers.py"),
+        append("x", "networks/notes.txt", "networks/windows.c", "campaign.py", "report.py"),
+    ],
+    ids=["comment", "docstring", "strays", "other files"],
+)
+def test_what_is_no_training_code_changes_no_key(edit: Callable[[Path], None], package: Path) -> None:
+    before = digest_code(package)
+    edit(package)
+    digest_code.cache_clear()
+    assert digest_code(package) == before
+
+
+def move(package: Path) -> None:
+    (package / "networks/winograd.py").rename(package / "networks/deep.py")
+
+
+def swap(package: Path) -> None:
+    one, other = package / "networks/__init__.py", package / "networks/deep/__init__.py"
+    other.parent.mkdir()
+    shutil.copy(one, other)
+    one.write_text("x = 1")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        append("\nx = 1\n", "training.py"),
+        append("\nx = 1\n", "networks/layers.py"),
+        append("\nx = 1\n", "networks/deep/__init__.py"),
+        move,
+        swap,
+    ],
+    ids=["module", "package", "package in a package", "moved", "two of one name"],
+)
+def test_changed_training_code_changes_every_key(edit: Callable[[Path], None], package: Path) -> None:
+    before = digest_code(package)
+    edit(package)
+    digest_code.cache_clear()
+    assert digest_code(package) != before
+
+
+@pytest.mark.parametrize("name", TRAINING_CODE)
+def test_training_code_that_is_gone_is_an_error(name: str, package: Path) -> None:
+    path = package / name
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    digest_code.cache_clear()
+    with pytest.raises(FileNotFoundError, match=Path(name).stem):
+        digest_code(package)
+
+
+def test_no_code_that_training_uses_is_left_out() -> None:
+    listed = {Path(name).stem for name in TRAINING_CODE}
+    used = closure("training", WITHOUT_EFFECT)
+    assert {module.split(".")[0] for module in used} == listed
+
+
+# What an entry holds.
+
+
+@pytest.fixture
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[kept.Kept, kept.Kept]:
+    """Two finished models that differ in nothing but their keys and curves."""
+    monkeypatch.chdir(tmp_path)
+    one, other = (kept.Kept(key, DESCRIPTION, "float32") for key in ("a" * 64, "b" * 64))
+    one.finish(make_classifier(make_network()), CURVE)
+    other.finish(make_classifier(make_network()), CURVE[:1])
+    assert one.is_finished()
+    assert other.is_finished()
+    return one, other
+
+
+@pytest.mark.parametrize("suffixes", [[".json"], [".safetensors", ".json"]], ids=["descriptions", "both files"])
+def test_entries_that_have_changed_places_are_not_taken(
+    suffixes: list[str], entries: tuple[kept.Kept, kept.Kept], tmp_path: Path
+) -> None:
+    one, other = (entry.weights for entry in entries)
+    for suffix in suffixes:
+        one.with_suffix(suffix).rename(tmp_path / "x")
+        other.with_suffix(suffix).rename(one.with_suffix(suffix))
+        (tmp_path / "x").rename(other.with_suffix(suffix))
+    assert [entry.is_finished() for entry in entries] == [False, False]
+
+
+def test_a_copy_says_nothing_of_the_cache(entries: tuple[kept.Kept, kept.Kept]) -> None:
+    rows = entries[0].copy_to(Path("models/a.safetensors"))
+    assert [Epoch(**row) for row in rows] == CURVE
+    described = json.loads(Path("models/a.json").read_text())
+    assert described["learning_curve"] == rows
+    assert described["computed_in"] == "float32"
+    assert "key" not in described
+    assert Path("models/a.safetensors").read_bytes() == entries[0].weights.read_bytes()
+    networks.load(Path("models/a.safetensors"), "", DESCRIPTION)
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        [],
+        [{"epoch": 2, "train_loss": 1.0, "train_accuracy": 0.5, "test_accuracy": 0.5}],
+        [{"epoch": 1, "train_loss": float("nan"), "train_accuracy": 0.5, "test_accuracy": 0.5}],
+        [{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}],
+        None,
+    ],
+)
+def test_an_entry_without_a_right_curve_is_not_finished(curve: Any, entries: tuple[kept.Kept, kept.Kept]) -> None:
+    path = entries[0].weights
+    description = {**read_entry(path), "learning_curve": curve}
+    networks.write(path, path.read_bytes(), description)
+    assert not entries[0].is_finished()
+
+
+# Stages.
+
+
+@pytest.fixture
+def natural(study: Path, tiny_values: dict[str, Any], write_params: WriteParams) -> dict[str, Any]:
+    """The current folder, with the natural model of the tiny MNIST; the params it was trained by."""
+    del tiny_values["datasets"]["cifar10"]
+    tiny_values.update(strategies={}, ablations={})
+    write_params(tiny_values)
+    succeed("train", "mnist")
+    return tiny_values
+
+
+@pytest.mark.parametrize("n_test", [30, 620])
+def test_a_curve_is_always_of_the_test_set_that_params_ask_for(
+    n_test: int, natural: dict[str, Any], write_params: WriteParams
+) -> None:
+    weights = layout.natural_model("mnist").read_bytes()
+    natural["datasets"]["mnist"]["n_test"] = n_test
+    write_params(natural)
+    assert "kept from an earlier run" not in succeed("train", "mnist")
+    found = layout.learning_curve("mnist").read_bytes(), layout.natural_model("mnist").with_suffix(".json").read_bytes()
+    assert layout.natural_model("mnist").read_bytes() == weights
+    for folder in ("models", "metrics"):
+        shutil.rmtree(folder)
+    succeed("train", "mnist")
+    assert found == (
+        layout.learning_curve("mnist").read_bytes(),
+        layout.natural_model("mnist").with_suffix(".json").read_bytes(),
+    )
+
+
+def test_a_step_that_ruins_the_weights_is_an_error_and_leaves_no_model(
+    natural: dict[str, Any], write_params: WriteParams
+) -> None:
+    recipe = natural["train"]["recipes"]["mnist"]
+    recipe.update(epochs=1, batch_size=1100)  # one step: the loss before it is finite
+    recipe["adam"]["learning_rate"] = 1e38
+    write_params(natural)
+    before = tree(Path())
+    result = run("train", "mnist")
+    assert result.exit_code == 1
+    assert (
+        "training diverged in epoch 1: losses or weights are not finite; lower the learning rate (1e+38)"
+        in result.output
+    )
+    assert tree(Path()) == before
+
+
+# Command clean.
+
+
+def test_clean_shows_and_then_removes_what_the_study_does_not_use(
+    natural: dict[str, Any], write_params: WriteParams
+) -> None:
+    (used,) = layout.finished_models().glob("*.json")
+    natural["train"]["seed"] = 2
+    write_params(natural)
+    succeed("train", "mnist")
+    checkpoint = layout.finished_models() / f"{'c' * 64}.checkpoint"
+    checkpoint.write_bytes(b"half")
+    Path("data/clean/.x.zarr.partial").mkdir()
+    before = tree(Path())
+    shown = succeed("clean")
+    assert tree(Path()) == before
+    assert "2 of 3 models in models/.finished and 1 half-made files are not used: " in shown
+    assert f"{used.with_suffix('')}: 0.0 MiB, mnist natural" in shown
+    assert f"{checkpoint}: 0.0 MiB, not finished" in shown
+    assert "--yes" in shown
+
+    assert "2 of 3 models in models/.finished and 1 half-made files removed" in succeed("clean", "--yes")
+    gone = {used.as_posix(), used.with_suffix(".safetensors").as_posix(), checkpoint.as_posix()}
+    gone.add("data/clean/.x.zarr.partial")
+    assert {path for path in before if path not in tree(Path())} == gone
+    assert "kept from an earlier run" in succeed("train", "mnist")
+    assert "0 of 1 models" in succeed("clean")
+
+
+def test_clean_does_not_guess_where_it_cannot_tell_what_is_used(
+    natural: dict[str, Any], write_params: WriteParams
+) -> None:
+    natural["strategies"] = {"constant": {}}
+    write_params(natural)
+    before = tree(Path())
+    result = run("clean", "--yes")
+    assert result.exit_code == 1
+    assert "no such store; make it with `python -m pipeline perturb mnist blur`" in result.output
+    assert tree(Path()) == before
