@@ -465,9 +465,14 @@ BAD: list[tuple[str, Callable[[Path], Any] | None, str, str]] = [
         "no such model; make it with `python -m pipeline strategies mnist constant`",
     ),
     ("description-edited", with_edited_description, "evaluate mnist constant", "made with other params (trained_on is"),
-    ("weights-swapped", with_swapped_weights, "evaluate mnist constant", "the weights are not those that noise-0.05."),
+    (
+        "weights-swapped",
+        with_swapped_weights,
+        "evaluate mnist constant",
+        "not the weights that noise-0.05.json describes",
+    ),
     ("models-swapped", with_swapped_models, "evaluate mnist constant", "made with other params (trained_on is"),
-    ("weights-changed", with_other_weights, "evaluate mnist constant", "the weights are not those that blur-2.json"),
+    ("weights-changed", with_other_weights, "evaluate mnist constant", "not the weights that blur-2.json describes"),
     (
         "train-on-a-store-of-another-seed",
         with_params(perturb__seed=5),

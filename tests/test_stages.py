@@ -452,7 +452,7 @@ BAD = [
     ("description-of-nothing", with_bytes(MODEL.with_suffix(".json"), b"[]"), "impact mnist", "damaged model"),
     ("weights-damaged", with_flipped_byte(MODEL), "impact mnist", "damaged model"),
     ("weights-empty", with_bytes(MODEL, b""), "impact mnist", "damaged model"),
-    ("weights-swapped", with_other_weights, "impact mnist", "the weights are not those that natural.json"),
+    ("weights-swapped", with_other_weights, "impact mnist", "not the weights that natural.json describes"),
     (
         "model-of-another-seed",
         with_params(train__seed=9),
@@ -635,6 +635,7 @@ def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
         "report",
         "verify",
         "profile",
+        "clean",
     ]
 
 

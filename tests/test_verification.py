@@ -196,7 +196,7 @@ DAMAGES = [
         with_file(Path("data/perturbed/mnist/fog.zarr/zarr.json")),
         ["data/perturbed/mnist/fog.zarr: params.yaml does not ask for it; remove it with `rm -r data/"],
     ),
-    ("weights", with_flipped_byte(NATURAL), [f"{NATURAL}: damaged model (the weights are not those that"]),
+    ("weights", with_flipped_byte(NATURAL), [f"{NATURAL}: damaged model (not the weights that"]),
     (
         "no-model",
         without(CONSTANT),
@@ -209,7 +209,7 @@ DAMAGES = [
     ),
     ("ablation-model", without(Path("models/ablations/mnist/standardization/none.json")), ["none.json: no such model"]),
     ("stray-model", with_file(Path("models/mnist/transfer/x.json")), ["models/mnist/transfer: params.yaml does not"]),
-    ("kept", with_damaged_kept_model, ["damaged, and of no use; `rm models/.finished/"] * 2),
+    ("kept", with_damaged_kept_model, ["damaged model", "make it again with `rm models/.finished/"]),
     ("cells", with_header(CELLS, "n_correct", "right"), [f"{CELLS}: damaged (columns are not"]),
     ("no-cells", without(CELLS), [f"{CELLS}: no such file; make it with `python -m pipeline impact mnist`"]),
     (

@@ -245,13 +245,13 @@ def read_description(path: Path, made_by: str) -> dict[str, Any]:
         raise
     except Exception as error:  # a parser can raise anything; the file is what the user can act on
         problem = shorten(str(error), 200) or type(error).__name__
-        raise PipelineError(f"{described}: damaged ({problem}); make it again with `{made_by}`") from None
+        raise PipelineError(f"{described}: damaged model ({problem}); make it again with `{made_by}`") from None
     if version != SCHEMA_VERSION:
         raise PipelineError(
             f"{described}: schema version {_short(version)}, expected {SCHEMA_VERSION}; make it again with `{made_by}`"
         )
     if text != _to_json(description):
-        raise PipelineError(f"{described}: damaged (its digest is another); make it again with `{made_by}`")
+        raise PipelineError(f"{described}: damaged model (its digest is another); make it again with `{made_by}`")
     checked: dict[str, Any] = description
     return checked
 
