@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pipeline.devices import select_device, select_precision, worker_threads
+from pipeline.devices import images_per_pass, select_device, select_precision, worker_threads
 from pipeline.errors import PipelineError
 from tests.conftest import command_environment
 
@@ -68,3 +68,10 @@ def test_precision_is_what_was_asked_for_or_what_the_processor_is_faster_with(
     assert select_precision("auto", CPU) is expected
     assert select_precision("float32", CPU) is torch.float32
     assert select_precision("bfloat16", CPU) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((32, 32, 3), 500), ((28, 28, 1), 1959), ((224, 224, 3), 10), ((4000, 3000, 3), 1)]
+)
+def test_a_pass_takes_the_memory_of_so_many_images_of_cifar10(shape: tuple[int, int, int], expected: int) -> None:
+    assert images_per_pass(500, shape[0] * shape[1] * shape[2]) == expected

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline import kept, layout, networks
+from pipeline.files import taking_turns
 from pipeline.kept import TRAINING_CODE, digest_code, keep, read_entry
 from pipeline.recipes import Recipe
 from pipeline.training import Epoch
@@ -298,7 +299,7 @@ def test_clean_shows_and_then_removes_what_the_study_does_not_use(
     shown = succeed("clean")
     assert tree(Path()) == before
     assert "2 of 3 models in models/.finished and 1 half-made files are not used: " in shown
-    assert f"{used.with_suffix('')}: 0.0 MiB, mnist natural" in shown
+    assert f"{used}: 0.0 MiB, mnist natural" in shown
     assert f"{checkpoint}: 0.0 MiB, not finished" in shown
     assert "--yes" in shown
 
@@ -308,6 +309,13 @@ def test_clean_shows_and_then_removes_what_the_study_does_not_use(
     assert {path for path in before if path not in tree(Path())} == gone
     assert "kept from an earlier run" in succeed("train", "mnist")
     assert "0 of 1 models" in succeed("clean")
+
+
+def test_clean_waits_for_nobody_who_may_be_writing(natural: dict[str, Any]) -> None:
+    with taking_turns(layout.running("train", "mnist"), "train mnist"):
+        result = run("clean", "--yes")
+    assert result.exit_code == 1
+    assert ".train-mnist.running: this stage is running; clean up when it has ended" in result.output
 
 
 def test_clean_does_not_guess_where_it_cannot_tell_what_is_used(

@@ -245,6 +245,22 @@ def test_images_are_prepared_once_for_models_that_take_them_alike() -> None:
     assert cells["other-standardization"].n_correct < 40
 
 
+def test_large_images_are_classified_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, classify = [], Predictor.classify
+
+    def record(self: Predictor, prepared: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(prepared))
+        return classify(self, prepared)
+
+    monkeypatch.setattr(Predictor, "classify", record)
+    shape = (224, 224, 3)
+    network = make_network(convolutions=[{"filters": 2, "kernel": 9, "stride": 9, "padding": 0, "pool": 4}])
+    models = {"one": Predictor(make_classifier(network, shape), CPU, "float32")}
+    labels = np.zeros(25, np.uint8)
+    measure_models("photos", models, make_images(25, shape), labels, {}, CPU, batch_size=500)
+    assert sorted(sizes) == [5, 10, 10]
+
+
 def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     dropout = Dropout(0.2)
     torch.manual_seed(0)

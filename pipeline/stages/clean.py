@@ -6,7 +6,8 @@ import click
 
 from pipeline.stages.options import params_option
 
-_ROOTS = (Path("data"), Path("models"), Path("metrics"))
+# Where killed runs may leave half-made files; the last is the compiler's.
+_ROOTS = (Path("data"), Path("models"), Path("metrics"), Path(__file__).parents[1] / "networks/__pycache__")
 
 
 @click.command(short_help="Remove models from the cache that nobody uses.")
@@ -26,36 +27,31 @@ def clean(params_path: Path, is_meant: bool) -> None:
     from pipeline.params import load
 
     params = load(params_path)
-    running = [
-        path.name for path in sorted(Path().glob(layout.running("*").name.replace("%2A", "*"))) if is_taken(path)
-    ]
-    if running:
-        raise PipelineError(f"{running[0]}: this stage is running; clean up when it has ended")
+    for lock in sorted(Path().glob(".*.running")):
+        if is_taken(lock):
+            raise PipelineError(f"{lock}: this stage is running; clean up when it has ended")
 
     # torch takes seconds to import: only once params are right.
     from pipeline.campaign import keys_in_use
     from pipeline.kept import cached_files, name_entry
 
-    in_use = keys_in_use(params)
-    cached = cached_files()
-    unused = {key: files for key, files in cached.items() if key not in in_use}
-    partial = sorted(path for root in _ROOTS for path in root.rglob(f"*{PARTIAL_SUFFIX}"))
-    partial = [path for path in partial if not any(path in files for files in unused.values())]
-    total = 0
-    for files, what in [
-        *((files, name_entry(key)) for key, files in unused.items()),
-        *(([path], "half made") for path in partial),
-    ]:
-        size = sum(_size_of(path) for path in files)
-        total += size
-        click.echo(f"{files[0].with_suffix('') if len(files) > 1 else files[0]}: {size / 2**20:.1f} MiB, {what}")
+    in_use, cached = keys_in_use(params), cached_files()
+    waste = [(files, name_entry(key)) for key, files in cached.items() if key not in in_use]
+    n_models, listed = len(waste), {path for files, _ in waste for path in files}
+    partial = [path for root in _ROOTS for path in sorted(root.rglob(f"*{PARTIAL_SUFFIX}")) if path not in listed]
+    waste += [([path], "half made") for path in partial]
+    n_bytes = 0
+    for files, what in waste:
+        n_bytes_here = sum(_size_of(path) for path in files)
+        n_bytes += n_bytes_here
+        click.echo(f"{files[0]}: {n_bytes_here / 2**20:.1f} MiB, {what}")
         for path in files if is_meant else []:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    said = f"{len(unused)} of {len(cached)} models in {layout.finished_models()} and {len(partial)} half-made files"
+    said = f"{n_models} of {len(cached)} models in {layout.finished_models()} and {len(partial)} half-made files"
     if is_meant:
-        click.echo(f"{said} removed: {total / 2**20:.1f} MiB")
+        click.echo(f"{said} removed: {n_bytes / 2**20:.1f} MiB")
     else:
-        click.echo(f"{said} are not used: {total / 2**20:.1f} MiB. Remove them with `python -m pipeline clean --yes`")
+        click.echo(f"{said} are not used: {n_bytes / 2**20:.1f} MiB. Remove them with `python -m pipeline clean --yes`")
 
 
 def _size_of(path: Path) -> int:
