@@ -141,7 +141,11 @@ WRONG_WHOLE = {"1.0": 1.0, "0.5": 0.5, "nan": float("nan"), "float32": np.float3
 WRONG_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf"), "float32-nan": np.float32("nan")}
 WRONG_FINITE |= {"beyond-all-floats": 10**400}
 # A generator, and whether it is wrong where it is not used too.
-WRONG_GENERATORS = {"None": (None, False), "RandomState": (np.random.RandomState(0), True), "seed": (1, True)}
+WRONG_GENERATORS: dict[str, tuple[Any, bool]] = {
+    "None": (None, False),
+    "RandomState": (np.random.RandomState(0), True),
+    "seed": (1, True),
+}
 WRONG_GENERATORS |= {
     "module": (np.random, True),
     "bit-generator": (np.random.PCG64(0), True),

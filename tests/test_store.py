@@ -107,7 +107,7 @@ def delete_array(path: Path) -> None:
 
 def change_version(path: Path) -> None:
     file = path / "zarr.json"
-    file.write_text(file.read_text().replace('"schema_version": 1', '"schema_version": 0'))
+    file.write_text(file.read_text().replace('"schema_version": 2', '"schema_version": 0'))
 
 
 @pytest.mark.parametrize(
