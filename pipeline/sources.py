@@ -220,7 +220,10 @@ def _decode_canonical(dataset: Dataset, folder: Path) -> Arrays:
 
 def _read_file(path: Path, limit: int, too_large: str) -> bytes:
     """Content of a file, of a .gz or .tgz unpacked; never more than `limit` bytes of either are held."""
-    content = read_file(path, limit)
+    try:
+        content = read_file(path, limit)
+    except FileNotFoundError as error:
+        raise PipelineError(f"{path}: a link to nowhere: {error.strerror}") from None
     if path.suffix not in (".gz", ".tgz"):
         return content
     try:

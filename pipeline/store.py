@@ -374,11 +374,13 @@ def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
         made_by: As `open_store`.
 
     Raises:
-        PipelineError: A chunk fails its checksum or cannot be decoded.
+        PipelineError: A chunk fails its checksum or cannot be decoded; the part does not fit into memory.
     """
     try:
         with _own_settings():
             return np.ascontiguousarray(array[selection], dtype=np.uint8)
+    except MemoryError as error:
+        raise PipelineError(f"{_where(array)}: does not fit into memory ({error})") from None
     except Exception as error:  # codecs raise what they like
         raise PipelineError(f"{_where(array)}: damaged data ({error}); make it again with `{made_by}`") from None
 
