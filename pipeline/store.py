@@ -19,9 +19,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.buffer import Buffer
+from zarr.abc.store import ByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core import sync as zarr_sync
 from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import BufferPrototype
 from zarr.storage import LocalStore, StorePath
 
 from pipeline import layout
@@ -85,19 +87,32 @@ class BoundedStore(LocalStore):
         super().__init__(root, read_only=read_only)
         self.max_bytes = max_bytes
 
-    async def get(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
-        """As `LocalStore.get`.
+    def check(self, key: str) -> None:
+        """Refuse what is no file, or too large; that there is none, zarr notices.
 
         Raises:
-            PipelineError: As `files.read_file`.
+            PipelineError: As `files.check_file`.
         """
         with suppress(FileNotFoundError):
-            self.check(key)
+            check_file(self.root / key, self.max_bytes)
+
+    # All the ways in which zarr reads; each raises what `check` raises.
+
+    async def get(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
+        """As `LocalStore.get`."""
+        self.check(key)
         return await super().get(key, *arguments, **named)
 
-    def check(self, key: str) -> None:
-        """As `files.check_file`."""
-        check_file(self.root / key, self.max_bytes)
+    def get_sync(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
+        """As `LocalStore.get_sync`."""
+        self.check(key)
+        return super().get_sync(key, *arguments, **named)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """As `LocalStore.get_partial_values`."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
 
 @contextmanager
@@ -327,10 +342,9 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     for key in _shard_keys(array):
         try:
             files.check(key)
-        except FileNotFoundError:
-            n_missing += 1
         except PipelineError as error:
             raise PipelineError(f"{where}: damaged data ({error}); make it again with `{made_by}`") from None
+        n_missing += not (root / key).exists()
     if n_missing:
         raise PipelineError(f"{where}: {n_missing} shard(s) are missing; make it again with `{made_by}`")
     return array

@@ -1,5 +1,6 @@
 """Stores open with plain zarr, are a few dozen files, and tell when they are damaged."""
 
+import asyncio
 import copy
 import errno
 import math
@@ -19,6 +20,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from zarr.abc.buffer import Buffer
+from zarr.abc.store import RangeByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import _local
 
@@ -354,6 +356,34 @@ def test_what_is_no_file_or_too_large_is_refused_at_once(
     assert time.monotonic() - began < 2
     assert str(path / place) in str(caught.value)
     assert str(caught.value).endswith("; make it again with `make it`")
+
+
+def test_the_store_that_zarr_reads_from_looks_before_it_opens_in_every_way(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"0123456789")
+    folder, prototype = store.BoundedStore(tmp_path, max_bytes=10), zarr.core.buffer.default_buffer_prototype()
+    middle = RangeByteRequest(2, 4)
+
+    async def read_partially(key: str, part: RangeByteRequest | None) -> Buffer | None:
+        return (await folder.get_partial_values(prototype, [(key, part)]))[0]
+
+    ways: list[Callable[[str, RangeByteRequest | None], Buffer | None]] = [
+        lambda key, part: folder.get_sync(key, prototype=prototype, byte_range=part),
+        lambda key, part: asyncio.run(folder.get(key, prototype, part)),
+        lambda key, part: asyncio.run(read_partially(key, part)),
+    ]
+    (tmp_path / "huge").write_bytes(bytes(11))
+    for read in ways:
+        assert [read("file", part).to_bytes() for part in (None, middle)] == [b"0123456789", b"23"]  # type: ignore[union-attr]
+        assert [read("none", part) for part in (None, middle)] == [None, None]
+        for key, said in (
+            ("pipe", "a pipe, socket or device"),
+            ("huge", "11 bytes, more than the 10"),
+            (".", "a folder"),
+        ):
+            for part in (None, middle):
+                with pytest.raises(PipelineError, match=said):
+                    read(key, part)
 
 
 def test_a_shard_as_large_as_can_be_is_read_and_one_byte_more_is_not(tmp_path: Path) -> None:
