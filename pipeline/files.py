@@ -116,24 +116,40 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         PipelineError: It is no regular file (a folder, a pipe, a device), is larger than `max_bytes`, or cannot be
             read.
     """
-    try:
+    check_file(path, max_bytes)
+    with _named_reading(path), path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise PipelineError(f"{path}: more than the {max_bytes:,} bytes that it can have; remove it")
+    return content
+
+
+def check_file(path: Path, max_bytes: int) -> None:
+    """Refuse what `read_file` refuses, for those libraries that open files by themselves.
+
+    Raises:
+        FileNotFoundError: As `read_file`.
+        PipelineError: As `read_file`.
+    """
+    with _named_reading(path):
         status = path.stat()  # before it is opened: opening a pipe waits for a writer, and a device may never end
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-            raise PipelineError(f"{path}: {kind}, not a file; remove it")
-        if status.st_size > max_bytes:
-            raise PipelineError(
-                f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that it can have; remove it"
-            )
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise PipelineError(f"{path}: {kind}, not a file; remove it")
+    if status.st_size > max_bytes:
+        raise PipelineError(
+            f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that it can have; remove it"
+        )
+
+
+@contextmanager
+def _named_reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise
     except OSError as error:  # a looping link, no permission, a broken disk
         raise PipelineError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(content) > max_bytes:
-        raise PipelineError(f"{path}: more than the {max_bytes:,} bytes that it can have; remove it")
-    return content
 
 
 @contextmanager

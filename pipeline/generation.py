@@ -1,7 +1,7 @@
 """Perturbed images and their stores: the determinism contract in code.
 
 The bytes of a perturbed image depend on the clean image, its index in the full split, perturbation, level, split,
-trial and seed, and on nothing else: every block of `BLOCK_SIZE` images of the full split has a generator of its own,
+trial and seed, and on nothing else: every block of the full split, `block_size` images, has a generator of its own,
 seeded by those names.
 """
 
@@ -19,7 +19,7 @@ from pipeline import store
 from pipeline.arrays import Images
 from pipeline.datasets import Dataset
 from pipeline.memory import keep_freed_memory
-from pipeline.seeding import BLOCK_SIZE, block_generator, level_name
+from pipeline.seeding import block_generator, block_size, level_name
 from pipeline.variants import Variant, variant_attributes
 
 
@@ -28,7 +28,7 @@ def perturb_images(split_images: Images, variant: Variant, trial: int, start: in
 
     Args:
         split_images: uint8 (N, H, W, C), the full clean split from image 0 on, at least to the end of the
-            block of `BLOCK_SIZE` that holds image `stop` - 1; not modified.
+            block (`seeding.block_size`) that holds image `stop` - 1; not modified.
         variant: What to do to them.
         trial: 0-based repetition.
         start: First image, as an index into the full split.
@@ -42,13 +42,14 @@ def perturb_images(split_images: Images, variant: Variant, trial: int, start: in
     """
     perturbed = np.empty((stop - start, *split_images.shape[1:]), np.uint8)
     shares_draws = variant.options.get("scope") == "sensor"
-    for block in range(start // BLOCK_SIZE, -(-stop // BLOCK_SIZE)):
-        first = block * BLOCK_SIZE
+    size = block_size(split_images.shape[1:])
+    for block in range(start // size, -(-stop // size)):
+        first = block * size
         rng = block_generator(
             variant.seed, variant.perturbation, variant.level, variant.split, trial, None if shares_draws else block
         )
-        images = variant.kernel.kernel(split_images[first : first + BLOCK_SIZE], variant.level, rng, **variant.options)
-        low, high = max(start, first), min(stop, first + BLOCK_SIZE)
+        images = variant.kernel.kernel(split_images[first : first + size], variant.level, rng, **variant.options)
+        low, high = max(start, first), min(stop, first + size)
         perturbed[low - start : high - start] = images[low - first : high - first]
     return perturbed
 

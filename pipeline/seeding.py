@@ -2,11 +2,30 @@
 
 import hashlib
 import json
+import math
 
 import numpy as np
 
-# Images of one split that share a generator. Part of the determinism contract: another value is another data set.
+# Images of one split that share a generator, and the bytes they may have together: `block_size` makes one number of
+# them. Part of the determinism contract: other values are another data set.
 BLOCK_SIZE = 500
+BLOCK_BYTES = 16 * 2**20
+
+
+def block_size(shape: tuple[int, ...]) -> int:
+    """How many images of that shape, uint8 (H, W, C), share a generator.
+
+    500 where they have 16 MiB at most (up to 105 x 105 x 3), otherwise the largest divisor of 500 that does, at least
+    1. Part of the determinism contract, and stored with the images as the attribute `block_size`.
+
+    Source: our choice. Whole blocks are drawn, whichever of their images are wanted, so a block has to fit into memory.
+    """
+    return largest_divisor(BLOCK_SIZE, BLOCK_BYTES // math.prod(shape))
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is not above `limit`, or 1."""
+    return next((divisor for divisor in range(min(number, limit), 1, -1) if number % divisor == 0), 1)
 
 
 def level_name(level: float) -> str:
@@ -34,7 +53,7 @@ def block_generator(
         level: Physical value of the perturbation.
         split: `train` or `test`.
         trial: 0-based repetition; `train` has trial 0 only.
-        block: 0-based index of the block of `BLOCK_SIZE` images in the full split; None where all images
+        block: 0-based index of the block of `block_size` images in the full split; None where all images
             of a trial share their draws (`scope: sensor`).
 
     Source: our choice. SFC64 is the fastest of numpy's bit generators. numpy promises that its raw stream never

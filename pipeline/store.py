@@ -7,8 +7,11 @@ appears whole or not at all. Readers raise one error of our own for anything mis
 import asyncio
 import hashlib
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +19,100 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.buffer import Buffer
+from zarr.abc.store import ByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core import sync as zarr_sync
 from zarr.core.array_spec import ArraySpec
-from zarr.registry import register_codec
+from zarr.core.buffer import BufferPrototype
+from zarr.storage import LocalStore, StorePath
 
 from pipeline import layout
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
-from pipeline.files import replacing_folder
+from pipeline.files import check_file, replacing_folder
+from pipeline.seeding import BLOCK_SIZE, block_size, largest_divisor
 
 # Bytes per chunk, before compression: what a reader of a single image has to decode. zarr spends about a millisecond on
 # every chunk, whatever its size. Results do not depend on it.
 CHUNK_BYTES = 1_600_000
 # Bytes per shard, before compression: what one task makes, holds and writes.
 SHARD_BYTES = 64 * 2**20
-# Fifty times the shards of the largest array of profile paper.
-_MAX_SHARDS = 1000
-SCHEMA_VERSION = 1
+# A thousand times the shards of the largest array of profile paper: each is looked at before the array is read.
+_MAX_SHARDS = 1_000_000
+# A thousand times what ours have.
+_MAX_METADATA_BYTES = 2**20
+SCHEMA_VERSION = 2
 
 Array = zarr.Array[Any]
 Group = zarr.Group
 
-# Two cores' worth: zarr's defaults are made for object stores, and workers here bring threads of their own.
-zarr.config.set({"async.concurrency": 2, "threading.max_workers": 2})
+# What zarr does by itself, whatever the user's settings and environment say, but two at a time: its default is made for
+# object stores, and workers here bring threads of their own.
+_SETTINGS = {**zarr.config.defaults[0], "async": {"concurrency": 2, "timeout": None}}
+_settings_lock, _settings_users = threading.Lock(), ExitStack()
+_n_settings_users = 0
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Have zarr work by `_SETTINGS` until no thread is within such a block any more, and then as before."""
+    global _n_settings_users
+    with _settings_lock:
+        if _n_settings_users == 0:
+            _settings_users.enter_context(zarr.config.set(deepcopy(_SETTINGS)))
+        _n_settings_users += 1
+    try:
+        yield
+    finally:
+        with _settings_lock:
+            _n_settings_users -= 1
+            if _n_settings_users == 0:
+                _settings_users.close()
 
 
 class BoundedZstd(ZstdCodec):
     """zstd that decodes no more than a chunk has room for; a few bytes of it can stand for gigabytes."""
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        room = np.zeros(math.prod(chunk_spec.shape), np.uint8)
+        n_bytes = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
+        room = np.zeros(n_bytes, np.uint8)
         self._zstd_codec.decode(chunk_bytes.as_numpy_array(), room)
         return chunk_spec.prototype.buffer.from_array_like(room)
 
 
-register_codec("zstd", BoundedZstd, qualname="pipeline.store.BoundedZstd")
-zarr.config.set({"codecs.zstd": "pipeline.store.BoundedZstd"})
+class BoundedStore(LocalStore):
+    """A folder out of which zarr reads nothing but regular files of a bounded size."""
+
+    def __init__(self, root: Path, *, read_only: bool = True, max_bytes: int = _MAX_METADATA_BYTES) -> None:
+        super().__init__(root, read_only=read_only)
+        self.max_bytes = max_bytes
+
+    def check(self, key: str) -> None:
+        """Refuse what is no file, or too large; that there is none, zarr notices.
+
+        Raises:
+            PipelineError: As `files.check_file`.
+        """
+        with suppress(FileNotFoundError):
+            check_file(self.root / key, self.max_bytes)
+
+    # All the ways in which zarr reads; each raises what `check` raises.
+
+    async def get(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
+        """As `LocalStore.get`."""
+        self.check(key)
+        return await super().get(key, *arguments, **named)
+
+    def get_sync(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
+        """As `LocalStore.get_sync`."""
+        self.check(key)
+        return super().get_sync(key, *arguments, **named)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """As `LocalStore.get_partial_values`."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
 
 @contextmanager
@@ -63,7 +123,7 @@ def replacing_store(path: Path, attributes: Mapping[str, Any]) -> Iterator[Group
         path: The store to write.
         attributes: Attributes of its root group, JSON values that do not vary from run to run.
     """
-    with replacing_folder(path) as partial:
+    with _own_settings(), replacing_folder(path) as partial:
         try:
             yield zarr.create_group(
                 partial, attributes={"schema_version": SCHEMA_VERSION, **attributes}, overwrite=True
@@ -80,6 +140,10 @@ async def _all_written() -> None:
 def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> Array:
     """An empty array for images in `group`, sharded and checksummed.
 
+    A shard is whole blocks of images (`seeding.block_size`), as many as `SHARD_BYTES` hold, at least one. Dimensions
+    are named trial, image, y, x and channel; images of an array `train` are `train_image`, because it lies beside
+    `test`, which is longer or shorter, and xarray wants one length per name.
+
     Args:
         group: Where it goes.
         name: `images`, `train` or `test`.
@@ -87,27 +151,35 @@ def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: M
         attributes: JSON values that do not vary from run to run.
     """
     *trials, n, height, width, channels = shape
-    image_bytes = height * width * channels
-    chunk_images = min(n, images_per_chunk(image_bytes))
+    image = (height, width, channels)
+    image_bytes = math.prod(image)
+    whole_chunk = images_per_chunk(image_bytes)
+    chunk_images = min(n, whole_chunk)
     chunks_per_trial = -(-n // chunk_images)
-    chunks_per_shard = max(1, SHARD_BYTES // (chunk_images * image_bytes))
+    chunks_per_block = max(1, block_size(image) // whole_chunk)
+    blocks_per_shard = max(1, SHARD_BYTES // (chunk_images * image_bytes * chunks_per_block))
+    chunks_per_shard = chunks_per_block * blocks_per_shard
     shard_images = chunk_images * min(chunks_per_trial, chunks_per_shard)
     # Whole trials share a shard where several fit; otherwise a trial is cut into shards.
     shard_trials = [min(count, max(1, chunks_per_shard // chunks_per_trial)) for count in trials]
-    image = (height, width, channels)
     return _create(
         group,
         name,
         shape,
         chunks=(*(1 for _ in trials), chunk_images, *image),
         shards=(*shard_trials, shard_images, *image),
+        dimensions=(*("trial" for _ in trials), "train_image" if name == "train" else "image", "y", "x", "channel"),
         attributes=attributes,
     )
 
 
 def images_per_chunk(image_bytes: int) -> int:
-    """How many images of that size fit into a chunk: 2,000 of MNIST, 500 of CIFAR-10, which divide 10,000."""
-    return 500 * max(1, CHUNK_BYTES // (500 * image_bytes))
+    """How many images of that size fit into a chunk: 2,000 of MNIST, 500 of CIFAR-10, which divide 10,000.
+
+    Blocks of 500 as long as one fits; otherwise the largest divisor of a block that does, at least one image.
+    """
+    n_blocks = CHUNK_BYTES // (BLOCK_SIZE * image_bytes)
+    return BLOCK_SIZE * n_blocks or largest_divisor(block_size((image_bytes,)), CHUNK_BYTES // image_bytes)
 
 
 def create_labels(group: Group, name: str, labels: NDArray[np.uint8]) -> None:
@@ -118,7 +190,7 @@ def create_labels(group: Group, name: str, labels: NDArray[np.uint8]) -> None:
 
 
 def _create_labels(group: Group, name: str, shape: tuple[int, ...]) -> Array:
-    return _create(group, name, shape, chunks=shape, shards=shape, attributes={})
+    return _create(group, name, shape, chunks=shape, shards=shape, dimensions=("image",), attributes={})
 
 
 def _create(
@@ -127,6 +199,7 @@ def _create(
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
     shards: tuple[int, ...],
+    dimensions: tuple[str, ...],
     attributes: Mapping[str, Any],
 ) -> Array:
     return group.create_array(
@@ -140,6 +213,7 @@ def _create(
         compressors=[BoundedZstd(level=1), Crc32cCodec()],
         fill_value=0,
         attributes=dict(attributes),
+        dimension_names=dimensions,
         # A black image must be told from a lost one.
         config={"write_empty_chunks": True},
     )
@@ -159,10 +233,9 @@ def _shard_grid(array: Array) -> tuple[int, ...]:
     return tuple(-(-length // shard) for length, shard in zip(array.shape, array.shards or array.chunks, strict=True))
 
 
-def _n_missing_shards(array: Array) -> int:
-    # zarr counts the chunks of an initialised shard, those beyond the array's edge too.
-    chunks_per_shard = math.prod(array.shards or array.chunks) // math.prod(array.chunks)
-    return math.prod(_shard_grid(array)) - array.nchunks_initialized // chunks_per_shard
+def _shard_keys(array: Array) -> Iterator[str]:
+    for index in np.ndindex(_shard_grid(array)):
+        yield f"{array.path}/{array.metadata.encode_chunk_key(index)}"
 
 
 def files_of(arrays: Iterable[Array]) -> set[Path]:
@@ -171,24 +244,40 @@ def files_of(arrays: Iterable[Array]) -> set[Path]:
     for array in arrays:
         folder = Path(array.path)
         files |= {parent / "zarr.json" for parent in (folder, *folder.parents)}
-        files |= {folder / array.metadata.encode_chunk_key(index) for index in np.ndindex(_shard_grid(array))}
+        files |= set(map(Path, _shard_keys(array)))
     return files
 
 
-def _layout_problem(array: Array) -> str | None:
-    """What its metadata claim that no array of this module has; a reader would allocate what they say."""
-    if not isinstance(array.attrs.get("sha256"), str):
-        return "no digest"
+def _as_we_write(array: Array, root: Path) -> tuple[Array, BoundedStore]:
+    """The array of the store at `root` as this module would have made it, with its own codecs, and where it is read.
+
+    Any other layout that the metadata claim would decide what a reader allocates.
+
+    Raises:
+        ValueError: No array of this module has such metadata.
+    """
     shape = array.shape
+    if not isinstance(array.attrs.get("sha256"), str):
+        raise ValueError("no digest")
     if len(shape) not in (1, 4, 5) or min(shape) < 1:
-        return f"shape {shape}"
-    nowhere = zarr.create_group({})
-    expected = _create_labels(nowhere, "x", shape) if len(shape) == 1 else create_images(nowhere, "x", shape, {})
-    if math.prod(expected.shards or ()) > SHARD_BYTES or math.prod(_shard_grid(expected)) > _MAX_SHARDS:
-        return f"shape {shape}"
+        raise ValueError(f"shape {shape}")
+    nowhere, is_labels = zarr.create_group({}), len(shape) == 1
+    if is_labels:
+        ours = _create_labels(nowhere, array.basename, shape)
+    else:
+        ours = create_images(nowhere, array.basename, shape, {})
+    if math.prod(_shard_grid(ours)) > _MAX_SHARDS or (is_labels and shape[0] > SHARD_BYTES):
+        raise ValueError(f"shape {shape}")
     found = array.metadata.to_dict()
-    different = [key for key, value in expected.metadata.to_dict().items() if found.get(key) != value]
-    return next((f"unexpected {key}" for key in different if key != "attributes"), None)
+    different = [key for key, value in ours.metadata.to_dict().items() if found.get(key) != value]
+    for key in different:
+        if key != "attributes":
+            raise ValueError(f"unexpected {key}")
+    shard, chunk = math.prod(ours.shards or ours.chunks), math.prod(ours.chunks)
+    # What zstd adds to a chunk that it cannot compress, the chunk's checksum and place, and the index's checksum.
+    files = BoundedStore(root, max_bytes=shard + shard // chunk * (chunk // 256 + 64 + 4 + 16) + 4)
+    metadata = replace(ours.metadata, attributes=array.metadata.attributes)
+    return zarr.Array(zarr.AsyncArray(metadata, StorePath(files, array.path), ours.config)), files
 
 
 def finish(array: Array, digest: str) -> None:
@@ -214,7 +303,8 @@ def open_store(path: Path, made_by: str) -> Group:
     if not path.is_dir():
         raise PipelineError(f"{path}: no such store; make it with `{made_by}`")
     try:
-        group = zarr.open_group(path, mode="r")
+        with _own_settings():
+            group = zarr.open_group(BoundedStore(path), mode="r", zarr_format=3, use_consolidated=False)
     except Exception as error:  # zarr passes on what its JSON and codec parsers raise
         raise PipelineError(f"{path}: damaged metadata ({error}); make it again with `{made_by}`") from None
     attributes = group.metadata.attributes
@@ -227,6 +317,8 @@ def open_store(path: Path, made_by: str) -> Group:
 def get_array(group: Group, name: str, made_by: str) -> Array:
     """An array of an open store, with all of its shards present.
 
+    Its layout is that of this module, its shape whatever it claims: compare it with what you expect before you read.
+
     Args:
         group: From `open_store`.
         name: Path of the array in it, such as `0.05/test`.
@@ -235,23 +327,26 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     Raises:
         PipelineError: No such array, damaged metadata, or shards missing.
     """
-    where = f"{group.store_path.store}/{name}".removeprefix("file://")
+    root, n_missing = Path(str(group.store_path.store).removeprefix("file://")), 0
+    where = root / name
     try:
-        array = group[name]
-        if not isinstance(array, zarr.Array) or array.dtype != np.uint8:
-            raise PipelineError(f"{where}: not an array of uint8; make it again with `{made_by}`")
-        problem = _layout_problem(array)
-        missing = 0 if problem else _n_missing_shards(array)
-    except PipelineError:
-        raise
+        with _own_settings():
+            found = group[name]
+            if not isinstance(found, zarr.Array) or found.dtype != np.uint8:
+                raise ValueError("not an array of uint8")
+            array, files = _as_we_write(found, root)
     except KeyError:
         raise PipelineError(f"{where}: not in the store; make it again with `{made_by}`") from None
     except Exception as error:  # as in open_store
         raise PipelineError(f"{where}: damaged metadata ({error}); make it again with `{made_by}`") from None
-    if problem:
-        raise PipelineError(f"{where}: damaged metadata ({problem}); make it again with `{made_by}`")
-    if missing:
-        raise PipelineError(f"{where}: {missing} shard(s) are missing; make it again with `{made_by}`")
+    for key in _shard_keys(array):
+        try:
+            files.check(key)
+        except PipelineError as error:
+            raise PipelineError(f"{where}: damaged data ({error}); make it again with `{made_by}`") from None
+        n_missing += not (root / key).exists()
+    if n_missing:
+        raise PipelineError(f"{where}: {n_missing} shard(s) are missing; make it again with `{made_by}`")
     return array
 
 
@@ -297,10 +392,13 @@ def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
         made_by: As `open_store`.
 
     Raises:
-        PipelineError: A chunk fails its checksum or cannot be decoded.
+        PipelineError: A chunk fails its checksum or cannot be decoded; the part does not fit into memory.
     """
     try:
-        return np.ascontiguousarray(array[selection], dtype=np.uint8)
+        with _own_settings():
+            return np.ascontiguousarray(array[selection], dtype=np.uint8)
+    except MemoryError as error:
+        raise PipelineError(f"{_where(array)}: does not fit into memory ({error})") from None
     except Exception as error:  # codecs raise what they like
         raise PipelineError(f"{_where(array)}: damaged data ({error}); make it again with `{made_by}`") from None
 
@@ -330,7 +428,8 @@ def read_clean(dataset: Dataset, split: str, kind: str) -> NDArray[np.uint8]:
     """
     made_by = f"python -m pipeline prepare {dataset.name}"
     path = layout.clean_store(dataset.name)
-    values = read(get_array(open_store(path, made_by), f"{split}/{kind}", made_by), made_by)
-    if sha256(values) != dataset.digests[split, kind]:
+    array = get_array(open_store(path, made_by), f"{split}/{kind}", made_by)
+    shape = (dataset.n_examples[split], *(dataset.shape if kind == "images" else ()))
+    if array.shape != shape or array.attrs["sha256"] != dataset.digests[split, kind]:
         raise PipelineError(f"{path}/{split}/{kind}: not the {dataset.name} data; make it again with `{made_by}`")
-    return values
+    return read(array, made_by)

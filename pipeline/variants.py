@@ -2,17 +2,23 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pipeline import layout, store
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
+from pipeline.files import PARTIAL_SUFFIX
 from pipeline.params import Params
 from pipeline.perturbations import PERTURBATIONS, Perturbation
-from pipeline.seeding import BLOCK_SIZE, level_name
+from pipeline.seeding import block_size, level_name
+
+# Of stores that are being removed; they end like half-made ones, which DVC and git do not look at.
+_STALE_SUFFIX = f".stale{PARTIAL_SUFFIX}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def variant_attributes(dataset: Dataset, variant: Variant) -> dict[str, Any]:
         "unit": variant.kernel.unit,
         "options": dict(variant.options),
         "seed": variant.seed if variant.kernel.is_random else None,
-        "block_size": BLOCK_SIZE if variant.kernel.is_random else None,
+        "block_size": block_size(dataset.shape) if variant.kernel.is_random else None,
         "source_sha256": dataset.digests[variant.split, "images"],
     }
 
@@ -158,10 +164,20 @@ def remove_stale_stores(params: Params, dataset: Dataset) -> list[Path]:
     """Remove the perturbed stores of a data set that params no longer name, and return where they were.
 
     The stages that read all stores depend on their folder: with a stale one in it, its hash would depend on history.
+    Several stages may do so at the same time: a store is moved out of the way in one step, by one of them, and what a
+    killed one left of it is removed by the next.
     """
     folder = layout.perturbed_store(dataset.name, "any").parent
     named = {layout.perturbed_store(dataset.name, name) for name in params.perturbations}
-    stale = [path for path in sorted(folder.glob("*.zarr")) if path not in named]
-    for path in stale:
-        shutil.rmtree(path)
+    stale = []
+    for path in sorted(folder.glob("*.zarr")):
+        if path not in named:
+            with suppress(FileNotFoundError):  # another one was faster
+                path.rename(path.with_name(f".{path.name}.{uuid4().hex}{_STALE_SUFFIX}"))
+                stale.append(path)
+    for path in folder.glob(f".*{_STALE_SUFFIX}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return stale

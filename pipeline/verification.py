@@ -15,7 +15,7 @@ from pipeline.files import PARTIAL_SUFFIX
 from pipeline.generation import perturb_images
 from pipeline.params import Params
 from pipeline.recipes import NATURAL, plan_natural
-from pipeline.seeding import BLOCK_SIZE, derive_seed, level_name
+from pipeline.seeding import block_size, derive_seed, level_name
 from pipeline.variants import Variant, open_variant, planned_variants, variant_attributes
 
 Progress = Callable[[int], object]
@@ -120,7 +120,8 @@ def _compare(
     """Read all of an array, make some of its images again, and return how many."""
     has_trials = variant.split == "test"
     n_trials, n_images = array.shape[:2] if has_trials else (1, array.shape[0])
-    n_blocks = -(-n_images // BLOCK_SIZE)
+    size = block_size(array.shape[-3:])
+    n_blocks = -(-n_images // size)
     sample = derive_seed("verify", str(path), array.path) % (n_trials * n_blocks)
     n_compared, first = 0, None
     for trial, values in enumerate(store.read_trials(array, made_by) if has_trials else [store.read(array, made_by)]):
@@ -128,7 +129,7 @@ def _compare(
         for block in range(n_blocks):
             if clean is None or not (is_full or trial * n_blocks + block == sample):
                 continue
-            start, stop = block * BLOCK_SIZE, min((block + 1) * BLOCK_SIZE, n_images)
+            start, stop = block * size, min((block + 1) * size, n_images)
             differs = (perturb_images(clean, variant, trial, start, stop) != values[start:stop]).any(axis=(1, 2, 3))
             n_compared += len(differs)
             if first is None and differs.any():

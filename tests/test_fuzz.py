@@ -746,6 +746,12 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         array_of(10, 2**20, 2**20, 1, chunks=(500, 2**20, 2**20, 1)),
         "damaged metadata",
     ),
+    "clean-images-of-a-terabyte-in-our-layout": (
+        "clean-metadata",
+        "train/images/zarr.json",
+        array_of(1, 2**20, 2**20, 1, chunks=(1, 2**20, 2**20, 1)),
+        "not the mnist data",
+    ),
     "clean-labels-by-the-trillion": (
         "clean-metadata",
         "test/labels/zarr.json",

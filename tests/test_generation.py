@@ -12,8 +12,9 @@ from pipeline import generation, store
 from pipeline.arrays import Images
 from pipeline.datasets import MNIST, Dataset
 from pipeline.perturbations import PERTURBATIONS
-from pipeline.seeding import BLOCK_SIZE, level_name
-from pipeline.variants import Variant
+from pipeline.seeding import BLOCK_SIZE, block_generator, block_size, level_name
+from pipeline.variants import Variant, open_variant
+from tests.conftest import tree
 
 N = 2 * BLOCK_SIZE + 130
 
@@ -101,6 +102,41 @@ class TestContract:
         assert np.array_equal(found[0], found[2])
         expected = [generation.perturb_images(clean, variant, trial, 0, 900) for trial in range(2)]
         assert np.array_equal(found[0], expected)
+
+
+SIZES = [
+    # shape of an image, images, trials
+    *(((1, 1, 1), 1230, 2), ((212, 212, 3), 230, 2), ((224, 224, 3), 130, 1), ((600, 400, 3), 47, 2)),
+    *(((1500, 1500, 3), 5, 2), ((5000, 5000, 3), 2, 1)),
+]
+
+
+@pytest.mark.parametrize(("shape", "n", "n_trials"), SIZES, ids=str)
+def test_images_of_every_size_have_the_same_bytes_for_any_number_of_workers(
+    shape: tuple[int, int, int], n: int, n_trials: int, tmp_path: Path
+) -> None:
+    names = ["noise"] if shape[0] == 5000 else ["hot", "noise"] if shape[0] == 1 else ["hot", "noise", "blur"]
+    size = block_size(shape)
+    images = np.random.default_rng(1).integers(0, 256, (n, *shape), dtype=np.uint8)
+    digests = {(split, "images"): store.sha256(images) for split in ("train", "test")}
+    dataset = replace(MNIST, shape=shape, n_examples={"train": n, "test": n}, digests=digests)
+    for name in names:
+        variant = replace(make_variant(name), level=1 if name == "hot" else 0.3)
+        written = []
+        for n_workers in (1, 3):
+            path = tmp_path / f"{name}-{n_workers}.zarr"
+            generation.write_perturbed(path, dataset, name, [(variant, (n_trials, n))], {"test": images}, n_workers)
+            written.append(tree(path))
+        assert written[0] == written[1]
+        array = open_variant(store.open_store(path, "x"), dataset, variant, (n_trials, n), "x")
+        assert array.attrs["block_size"] == (size if PERTURBATIONS[name].is_random else None)
+        for trial, found in enumerate(store.read_trials(array, "x")):
+            for start in range(0, n, size):  # every block by itself, from its own generator
+                block = images[start : start + size]
+                rng = block_generator(5, name, variant.level, "test", trial, start // size)
+                assert np.array_equal(variant.kernel.kernel(block, variant.level, rng), found[start : start + size])
+        part = generation.perturb_images(images, variant, 0, n // 3, n - n // 5)
+        assert np.array_equal(part, store.read_part(array, (0, slice(n // 3, n - n // 5)), "x"))
 
 
 def test_sensor_scope_holds_over_all_blocks_of_a_trial(clean: Images) -> None:

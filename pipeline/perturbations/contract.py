@@ -1,0 +1,104 @@
+"""What every kernel refuses, read from the kernel's own signature."""
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable
+from functools import partial, wraps
+from types import NoneType
+from typing import Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from pipeline.arrays import Images
+
+P = ParamSpec("P")
+Choices = tuple[str | bool, ...]
+
+_ARRAY = "give a numpy array of uint8 (N, H, W, C), values 0-255"
+
+
+def kernel(function: Callable[P, Images]) -> Callable[P, Images]:
+    """The kernel, which now refuses what its signature does not allow, before it computes anything.
+
+    Args:
+        function: `(images, level, rng, *, options)`, pure. The level is annotated as `int` or `float`, the generator as
+            `np.random.Generator`, or as that or None where it is not used, an option as `bool` or a `Literal`.
+
+    Returns:
+        The same function. Its level arrives as Python's own int or float, its images as a plain array. It raises
+        TypeError or ValueError, beginning with the argument's name, for:
+        images that are no numpy array of uint8 (N, H, W, C) with H, W, C of at least 1 (N may be 0);
+        a level that is no whole number, or no finite one;
+        a generator that is no `np.random.Generator`;
+        an option that is none of its choices.
+    """
+    hints, (images, level, rng, *_) = get_type_hints(function), inspect.signature(function).parameters
+    checks: dict[str, Callable[[Any], Any]] = {
+        images: partial(_to_images, images),
+        level: partial(_to_whole if hints[level] is int else _to_finite, level),
+        rng: partial(_to_generator, rng, NoneType not in get_args(hints[rng])),
+        **{name: partial(_to_choice, name, choices) for name, choices in choices_of(function).items()},
+    }
+    in_order = list(checks.values())[:3]
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Images:
+        values = [check(value) for check, value in zip(in_order, args, strict=False)]
+        named = {name: checks[name](value) if name in checks else value for name, value in kwargs.items()}
+        return function(*values, *args[3:], **named)  # type: ignore[arg-type]
+
+    return checked
+
+
+def choices_of(function: Callable[..., Images]) -> dict[str, Choices]:
+    """Option → values that it may have, the default first."""
+    hints, choices = get_type_hints(function), dict[str, Choices]()
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            values = get_args(hints[name]) if get_origin(hints[name]) is Literal else (False, True)
+            choices[name] = (parameter.default, *(value for value in values if value != parameter.default))
+    return choices
+
+
+def _to_images(name: str, images: Any) -> Images:
+    if not isinstance(images, np.ndarray) or isinstance(images, np.ma.MaskedArray):
+        raise TypeError(f"{name}: of type {type(images).__name__}; {_ARRAY}")
+    if images.dtype != np.uint8:
+        way = "; for values in [0, 1]: `(255 * images).round().astype(np.uint8)`" if images.dtype.kind == "f" else ""
+        raise TypeError(f"{name}: of type {images.dtype}; {_ARRAY}{way}")
+    if images.ndim != 4 or min(images.shape[1:]) < 1:
+        ways = {2: "; for one grey image: `images[None, ..., None]`", 3: "; for one image: `images[None]`"}
+        raise ValueError(f"{name}: of shape {images.shape}; {_ARRAY}{ways.get(images.ndim, '')}")
+    return np.asarray(images)
+
+
+def _to_whole(name: str, level: Any) -> int:
+    if not isinstance(level, numbers.Integral) or isinstance(level, bool):
+        raise TypeError(f"{name}: {level!r} is of type {type(level).__name__}; give a whole number")
+    return int(level)
+
+
+def _to_finite(name: str, level: Any) -> float:
+    if not isinstance(level, numbers.Real) or isinstance(level, bool):
+        raise TypeError(f"{name}: {level!r} is of type {type(level).__name__}; give a number")
+    try:
+        number = float(level)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: {number} is not finite; give a number")
+    return number
+
+
+def _to_generator(name: str, is_drawing: bool, rng: Any) -> np.random.Generator | None:
+    if not isinstance(rng, np.random.Generator) and (is_drawing or rng is not None):
+        raise TypeError(f"{name}: of type {type(rng).__name__}; give a `numpy.random.default_rng(seed)`")
+    return rng
+
+
+def _to_choice(name: str, choices: Choices, value: Any) -> Any:
+    # True is not 1: an option is stored, and must be read back as what it was.
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
+        raise ValueError(f"{name}: {value!r} is unknown; choose from {', '.join(map(repr, choices))}")
+    return value
