@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,28 +10,35 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
-from pipeline import charts, layout, results
+from pipeline import charts, layout, reference, results
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
-from pipeline.files import replacing_folder
+from pipeline.files import read_file, replacing_folder
 from pipeline.metrics import (
     NATURAL,
+    Comparison,
     ModelName,
     aggregate_trials,
+    compare_strategies,
+    needed_accuracy,
     recall_by_class,
     summarize,
     summarize_ablation,
     summarize_strategy,
 )
-from pipeline.params import Params, changed_keys, read
+from pipeline.params import Params, Subset, changed_keys, read
 from pipeline.perturbations import PERTURBATIONS
+from pipeline.plotting import Figure, save_figure
 from pipeline.recipes import Network
 from pipeline.stopping import signals_delayed
 from pipeline.workers import worker_pool
 
 _DPI = 150
+# Many times the largest figure that params ask for.
+_MAX_PICTURE_BYTES = 2**28
+# Classes shown for each level.
+_N_LOSSES = 3
 # The letters of the paper's figures in its appendix.
 _LETTERS = {"constant": "A", "incremental": "B", "transfer": "C"}
 _FAMILIES = tuple(dict.fromkeys(perturbation.family for perturbation in PERTURBATIONS.values()))
@@ -71,8 +78,7 @@ class Album:
     def draw(self, name: str, figure: Figure, alt: str) -> Picture:
         """Save a figure as `name`.png and return it."""
         path = self._folder / f"{name}.png"
-        # No version or date in the file: the same metrics give the same bytes.
-        figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+        save_figure(figure, path, _DPI)
         return read_picture(path, alt, "python -m pipeline report")
 
 
@@ -80,10 +86,10 @@ def read_picture(path: Path, alt: str, made_by: str) -> Picture:
     """A PNG file as a picture.
 
     Raises:
-        PipelineError: It is missing or no PNG.
+        PipelineError: It is missing, no PNG, or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path, _MAX_PICTURE_BYTES)
         signature, width, height = struct.unpack(">12x4sII", content[:24])
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
@@ -107,7 +113,7 @@ def write_report(params: Params, params_path: Path, folder: Path, n_workers: int
         PipelineError: A metric file or picture is missing, damaged, or made with other params.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "zip": zip}
+    environment.filters |= {"percent": _percent, "points": _points, "zip": zip}
     template = environment.from_string(resources.files("pipeline").joinpath("report.html.jinja").read_text("utf-8"))
     with replacing_folder(folder) as partial:
         album = Album(partial)
@@ -135,6 +141,93 @@ def _percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None or pd.isna(share) else f"{100 * share:.{digits}f}"
 
 
+def _points(difference: float) -> str:
+    """A difference of accuracies in points, with its sign."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def describe_natural(clean: float, robust: float | None, worst: float | None, subset: Subset, where: str) -> str:
+    """How far the natural model falls, in a sentence.
+
+    Args:
+        clean: Accuracy on undamaged test images, in [0, 1].
+        robust: Mean accuracy under damage; None where there was none.
+        worst: The least.
+        subset: How many images.
+        where: Under which damage.
+    """
+    falls = "" if robust is None else f", on {_percent(robust)} % {where}, and on {_percent(worst)} % at worst"
+    return (
+        f"The natural model, trained on {_counted(subset.n_train, 'undamaged image')}, is right on {_percent(clean)} % "
+        f"of {_counted(subset.n_test, 'undamaged test image')}{falls}."
+    )
+
+
+def describe_verdict(comparisons: Sequence[Comparison], clean: float, n_classes: int) -> list[str]:
+    """Whether training against damage beats doing nothing, and by how much, in sentences.
+
+    Args:
+        comparisons: From `compare_strategies`.
+        clean: Clean accuracy of the natural model, in [0, 1].
+        n_classes: Classes of the data set.
+    """
+    said = [_describe_best(*comparisons)] if comparisons else ["Nothing was trained against damage and tested on it."]
+    if comparisons:
+        best, *others = comparisons
+        also = [other.strategy for other in others if other.beats_natural]
+        if also:
+            said.append(f"{' and '.join(also)} {'beats' if len(also) == 1 else 'beat'} it too.")
+        cost = best.clean_cost
+        verb = "loses" if cost > 0 else "gains"
+        said.append(
+            f"On undamaged images {best.strategy} {verb} {_size(cost)}."
+            if cost
+            else "It loses nothing on undamaged images."
+        )
+        if best.mce is not None:
+            text = f"Its relative error is {best.mce:.2f}"
+            if best.gain > 0 and best.mce > 1:
+                text += ", above 1 all the same: there every perturbation counts alike, and it loses on some"
+            said.append(f"{text}.")
+    needed = needed_accuracy(n_classes)
+    if clean < needed:
+        said.append(
+            f"This natural model is too weak to conclude from: it is right on {_percent(clean)} % of undamaged images, "
+            f"less than {_percent(needed)} %, two thirds of the way from guessing to no error."
+        )
+    return said
+
+
+def _describe_best(best: Comparison, *others: Comparison) -> str:
+    has = f"{_percent(best.robust_accuracy)} % on the damage that its models were trained for"
+    natural = f"the natural model's {_percent(best.baseline_robust_accuracy)} % on the same images"
+    if best.gain == 0:
+        has += f", just as much as {natural}"
+    else:
+        has += f", {_size(best.gain)} {'above' if best.gain > 0 else 'below'} {natural}"
+    if best.beats_natural:
+        return f"{best.strategy} beats the natural model{' by most' if others else ''}: it has {has}."
+    said = (
+        "No strategy beats the natural model here"
+        if others
+        else f"{best.strategy} does not beat the natural model here"
+    )
+    who = f"the best of them, {best.strategy}," if others else "it"
+    if best.gain > 0:
+        has += f", and with {_counted(best.n_examples, 'test image')} up to {_size(best.chance)} may be chance"
+    return f"{said}: {who} has {has}."
+
+
+def _size(difference: float) -> str:
+    size = f"{100 * abs(difference):.1f}"
+    return "less than 0.1 points" if float(size) == 0 else f"{size} points"
+
+
 def _differences(params_path: Path) -> list[tuple[str, Any, Any]]:
     """What differs from profile `paper` and decides a number: (dotted key, there, here)."""
     paper = layout.PROFILES / "paper.yaml"
@@ -160,10 +253,11 @@ class _Study:
             )
         }
         self.models, self.numbers, self.authors = {}, {}, {}
-        for strategy in params.strategies:
-            cells = results.read_evaluation(params, dataset, strategy)
+        evaluated = {strategy: results.read_evaluation(params, dataset, strategy) for strategy in params.strategies}
+        self.comparisons = compare_strategies(evaluated)
+        for strategy, cells in evaluated.items():
             self.models[strategy] = charts.aggregate_models(cells)
-            self.authors[strategy] = charts.authors_strategies(dataset, strategy)
+            self.authors[strategy] = reference.read_strategies(dataset, strategy)
             path = layout.evaluate_metrics(name, strategy)
             expected = summarize_strategy(cells)
             self.numbers[strategy] = results.read_summary(path, expected, f"{run} evaluate {name} {strategy}")
@@ -190,6 +284,8 @@ class _Study:
             "impact": self.impact,
             "impact_rows": aggregate_trials(self.cells).to_dict("records"),
             **self.pictures,
+            "natural": self._natural(),
+            "verdict": describe_verdict(self.comparisons, self.impact["clean_accuracy"], len(self.dataset.classes)),
             "answer": list(self._answer()),
             "summary": self._summary(),
             "strategies": {strategy: list(self._strategy(strategy)) for strategy in self.params.strategies},
@@ -208,13 +304,27 @@ class _Study:
         alt = f"{self.dataset.name}, natural model: {what}. The numbers are in the table of this section."
         return read_picture(path, alt, f"python -m pipeline figures {self.dataset.name}")
 
+    def _natural(self) -> str:
+        """The sentence about the natural model; of the images of the table below it, where there are any."""
+        numbers, subset = self.impact, self.params.datasets[self.dataset.name]
+        clean = numbers["clean_accuracy"]
+        for compared in self.comparisons[:1]:
+            worst = self.numbers[compared.strategy]["baseline_worst_accuracy"]
+            where = "on average over the damage that the strategies train for"
+            return describe_natural(clean, compared.baseline_robust_accuracy, worst, subset, where)
+        where = "on average over all damage of the next section"
+        return describe_natural(clean, numbers.get("robust_accuracy"), numbers.get("worst_accuracy"), subset, where)
+
     def _answer(self) -> Iterator[dict[str, Any]]:
         """A row per strategy, the natural model first."""
+        compared = {comparison.strategy: comparison for comparison in self.comparisons}
         for number, (strategy, numbers) in enumerate(self.numbers.items()):
             if number == 0:
                 natural = {key: numbers.get(f"baseline_{key}") for key in _ACCURACIES}
-                yield {"strategy": NATURAL, **natural, "mce": 1.0}
-            yield {"strategy": strategy, **dict.fromkeys(_ACCURACIES), "mce": None, **numbers}
+                mce = 1.0 if "mce" in numbers else None
+                yield {"strategy": NATURAL, **natural, "mce": mce, "compared": None}
+            row = {key: numbers.get(key) for key in (*_ACCURACIES, "mce")}
+            yield {"strategy": strategy, **row, "compared": compared.get(strategy)}
 
     def _summary(self) -> Picture | None:
         rows = list(self._answer())
@@ -305,7 +415,7 @@ class _Study:
             rows.append({"variant": variant, "recipe": recipe, "authors": None, **self.variants[ablation][variant]})
             network = recipe.network
             if ablation == "components" and name == "cifar10" and isinstance(network, Network):
-                table = charts.authors_components()
+                table = reference.read_components()
                 same = table[
                     table["batch_norm"].eq(network.batch_norm)
                     & table["dropout"].eq(network.dropout > 0)
@@ -344,7 +454,8 @@ class _Study:
                 model = f"{name.strategy}, trained on {name.trained_on}"
                 groups[-1].append(self._matrix(f"{perturbation}_best", best, f"best ({model}), {variant}"))
             recall = recall_by_class(natural)
-            for label in (recall_before - recall).to_numpy().argsort(kind="stable")[::-1][:3].tolist():
+            loss = (recall_before - recall).sort_values(ascending=False, kind="stable")
+            for label in loss[loss > 0].index[:_N_LOSSES].tolist():
                 wrong = natural[natural["actual"].eq(label) & natural["predicted"].ne(label)]
                 most = wrong.iloc[int(wrong["n_examples"].argmax())]
                 losses.append(

@@ -17,7 +17,7 @@ LAYERS = [
     {"", "arrays", "datasets", "files", "layout", "memory", "recipes", "seeding"},
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
-    {"devices", "networks", "regimens", "sources", "variants", "workers"},
+    {"devices", "networks", "plotting", "reference", "regimens", "sources", "variants", "workers"},
     {"evaluation", "generation", "models", "results", "training"},
     {"kept", "verification"},
     {"campaign", "charts", "drawing"},

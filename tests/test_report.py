@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from pipeline import campaign, charts, layout, metrics, results
+from pipeline import campaign, layout, metrics, reference, results
 from pipeline.campaign import Task
 from pipeline.datasets import DATASETS
 from pipeline.params import load
@@ -200,12 +200,12 @@ def test_the_best_model_is_of_the_family_and_none_of_it_is_better(reported: Path
 
 
 def test_the_authors_pixel_labels_are_one_below_what_they_trained_with() -> None:
-    table = charts.authors_strategies(DATASETS["mnist"], "constant")
+    table = reference.read_strategies(DATASETS["mnist"], "constant")
     assert sorted(set(table.loc[table["train_perturbation"] == "hot", "train_level"])) == list(range(2, 12))
     assert sorted(set(table.loc[table["train_perturbation"] == "noise", "train_level"])) == [
         0.001, 0.01325, 0.0255, 0.03775, 0.05,
     ]  # fmt: skip
-    total = sum(len(charts.authors_strategies(dataset, name)) for dataset in DATASETS.values() for name in STRATEGIES)
+    total = sum(len(reference.read_strategies(dataset, name)) for dataset in DATASETS.values() for name in STRATEGIES)
     assert total == 960
 
 
