@@ -40,13 +40,11 @@ def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
     Raises:
         PipelineError: Metric files or stores are missing, or do not fit params.
     """
-    pictures: Pictures = {
-        (NATURAL, "0"): read_clean(dataset, "test", "images")[: params.impact.n_examples],
-    }
+    n_shown = min(params.impact.n_examples, params.datasets[dataset.name].n_test)
+    pictures: Pictures = {(NATURAL, "0"): read_clean(dataset, "test", "images")[:n_shown]}
     tested = {name: levels.test_levels for name, levels in params.perturbations.items()}
     for (perturbation, level), (array, made_by) in open_tested(params, dataset, tested).items():
-        shown = store.read_part(array, (0, slice(0, params.impact.n_examples)), made_by)
-        pictures[perturbation, level_name(level)] = shown
+        pictures[perturbation, level_name(level)] = store.read_part(array, (0, slice(0, n_shown)), made_by)
     cells, examples = results.read_impact(params, dataset)
     families = dict.fromkeys(PERTURBATIONS[name].family for name, _ in pictures if name != NATURAL)
     written = []

@@ -34,7 +34,7 @@ def _without_settings() -> Iterator[None]:
 
 def _apply_users_settings() -> None:
     """Set what matplotlib would have set when imported, for others who use it in this process."""
-    with suppress(Exception):  # what is wrong with it, they hear from matplotlib
+    with suppress(Exception), mock.patch.dict(os.environ):  # what is wrong, or of no use, stays out
         path = Path(matplotlib.matplotlib_fname())
         if path.is_file():
             matplotlib.rcParams.update(matplotlib.rc_params_from_file(path, use_default_template=False))
@@ -51,12 +51,14 @@ with nullcontext() if _IS_IMPORTED else _without_settings():
     from matplotlib.patches import Rectangle
 if not _IS_IMPORTED:
     _apply_users_settings()
+# The backend is for windows; to look at it makes matplotlib choose one.
+_DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
 
 
 @contextmanager
 def default_settings() -> Iterator[None]:
     """Matplotlib's defaults within the block or, as a decorator, within the function; the user's again after it."""
-    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+    with matplotlib.rc_context(_DEFAULTS):
         yield
 
 

@@ -113,7 +113,12 @@ def write_report(params: Params, params_path: Path, folder: Path, n_workers: int
         PipelineError: A metric file or picture is missing, damaged, or made with other params.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "points": _points, "zip": zip}
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "counted": lambda values, what: _counted(len(values), what),
+        "zip": zip,
+    }
     template = environment.from_string(resources.files("pipeline").joinpath("report.html.jinja").read_text("utf-8"))
     with replacing_folder(folder) as partial:
         album = Album(partial)
@@ -176,24 +181,23 @@ def describe_verdict(comparisons: Sequence[Comparison], clean: float, n_classes:
         clean: Clean accuracy of the natural model, in [0, 1].
         n_classes: Classes of the data set.
     """
-    said = [_describe_best(*comparisons)] if comparisons else ["Nothing was trained against damage and tested on it."]
+    said = []
     if comparisons:
         best, *others = comparisons
+        said = [_describe_best(best, is_only=not others)]
         also = [other.strategy for other in others if other.beats_natural]
         if also:
-            said.append(f"{' and '.join(also)} {'beats' if len(also) == 1 else 'beat'} it too.")
-        cost = best.clean_cost
-        verb = "loses" if cost > 0 else "gains"
-        said.append(
-            f"On undamaged images {best.strategy} {verb} {_size(cost)}."
-            if cost
-            else "It loses nothing on undamaged images."
+            said.append(f"{_listed(also)} {'beats' if len(also) == 1 else 'beat'} the natural model too.")
+        cost = (
+            f"{'loses' if best.clean_cost > 0 else 'gains'} {_size(best.clean_cost)}"
+            if best.clean_cost
+            else "is just as accurate"
         )
+        said.append(f"On undamaged images {best.strategy} {cost}.")
         if best.mce is not None:
-            text = f"Its relative error is {best.mce:.2f}"
-            if best.gain > 0 and best.mce > 1:
-                text += ", above 1 all the same: there every perturbation counts alike, and it loses on some"
-            said.append(f"{text}.")
+            said.append(f"Its relative error, in which every perturbation counts alike, is {best.mce:.2f}.")
+    else:
+        said.append("No model was trained against damage and tested on it.")
     needed = needed_accuracy(n_classes)
     if clean < needed:
         said.append(
@@ -203,24 +207,56 @@ def describe_verdict(comparisons: Sequence[Comparison], clean: float, n_classes:
     return said
 
 
-def _describe_best(best: Comparison, *others: Comparison) -> str:
-    has = f"{_percent(best.robust_accuracy)} % on the damage that its models were trained for"
+def _describe_best(best: Comparison, *, is_only: bool) -> str:
+    who = best.strategy
     natural = f"the natural model's {_percent(best.baseline_robust_accuracy)} % on the same images"
-    if best.gain == 0:
-        has += f", just as much as {natural}"
-    else:
-        has += f", {_size(best.gain)} {'above' if best.gain > 0 else 'below'} {natural}"
+    size = f"{_size(best.gain)} {'above' if best.gain > 0 else 'below'}" if best.gain else "as much as"
+    found = f"{_percent(best.robust_accuracy)} % on the damage that its models were trained for, {size} {natural}"
     if best.beats_natural:
-        return f"{best.strategy} beats the natural model{' by most' if others else ''}: it has {has}."
-    said = (
-        "No strategy beats the natural model here"
-        if others
-        else f"{best.strategy} does not beat the natural model here"
-    )
-    who = f"the best of them, {best.strategy}," if others else "it"
+        return f"{who if is_only else f'The best strategy, {who},'} beats the natural model: {found}."
+    found = f"{who if is_only else f'the best, {who},'} has {found}"
     if best.gain > 0:
-        has += f", and with {_counted(best.n_examples, 'test image')} up to {_size(best.chance)} may be chance"
-    return f"{said}: {who} has {has}."
+        chance = f"with {_counted(best.n_examples, 'test image')} up to {_size(best.chance)} may be chance"
+        return f"No strategy clearly beats the natural model here: {found}, and {chance}."
+    return f"No strategy beats the natural model here: {found}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A class of which fewer images are classified correctly when they are damaged.
+
+    Attributes:
+        label: The class.
+        before: Share of its undamaged images that are right, in [0, 1].
+        after: The same of its damaged images.
+        taken_for: The class that the wrong ones of these are most often taken for.
+    """
+
+    label: int
+    before: float
+    after: float
+    taken_for: int
+
+
+def find_losses(before: pd.DataFrame, after: pd.DataFrame) -> list[Loss]:
+    """The classes that lose most, at most three.
+
+    Args:
+        before: Columns as the fields of `Confusion`, of one model on undamaged images.
+        after: The same on damaged ones.
+    """
+    shares = pd.DataFrame({"before": recall_by_class(before), "after": recall_by_class(after)})
+    losses = (shares["before"] - shares["after"]).sort_values(ascending=False, kind="stable")
+    found = []
+    for label in losses[losses > 0].index[:_N_LOSSES].tolist():  # a class without images has none
+        wrong = after[after["actual"].eq(label) & after["predicted"].ne(label)]
+        taken_for = int(wrong["predicted"].iloc[int(wrong["n_examples"].argmax())])
+        found.append(Loss(label, float(shares["before"][label]), float(shares["after"][label]), taken_for))
+    return found
 
 
 def _size(difference: float) -> str:
@@ -428,9 +464,10 @@ class _Study:
             f"{_percent(row.get('robust_accuracy'))} % robust"
             for row in rows
         )
-        picture = self.album.draw(
-            f"{ablation}_{name}", charts.draw_ablation(tested, self.dataset, ablation), f"{name}, {ablation}: {said}."
-        )
+        picture = None
+        if self._tested():
+            figure = charts.draw_ablation(tested, self.dataset, ablation)
+            picture = self.album.draw(f"{ablation}_{name}", figure, f"{name}, {ablation}: {said}.")
         return {"rows": rows, "picture": picture, "perturbations": self._tested()}
 
     def _confusion(self) -> dict[str, Any]:
@@ -438,7 +475,6 @@ class _Study:
         confusions, classes = self.confusions, self.dataset.classes
         is_natural = confusions["strategy"] == NATURAL
         before = confusions[is_natural & confusions["perturbation"].eq(NATURAL)]
-        recall_before = recall_by_class(before)
         groups = [[self._matrix("natural_natural", before, "natural model, natural images")]]
         losses = []
         for perturbation, (level,) in results.hardest_levels(self.params).items():
@@ -453,22 +489,18 @@ class _Study:
                 name = ModelName(str(first["strategy"]), str(first["train_perturbation"]), float(first["train_level"]))
                 model = f"{name.strategy}, trained on {name.trained_on}"
                 groups[-1].append(self._matrix(f"{perturbation}_best", best, f"best ({model}), {variant}"))
-            recall = recall_by_class(natural)
-            loss = (recall_before - recall).sort_values(ascending=False, kind="stable")
-            for label in loss[loss > 0].index[:_N_LOSSES].tolist():
-                wrong = natural[natural["actual"].eq(label) & natural["predicted"].ne(label)]
-                most = wrong.iloc[int(wrong["n_examples"].argmax())]
-                losses.append(
-                    {
-                        "variant": variant,
-                        "label": classes[label],
-                        "before": recall_before[label],
-                        "after": recall[label],
-                        "taken_for": classes[int(most["predicted"])] if most["n_examples"] else None,
-                        "best": None if recall_best is None else recall_best[label],
-                        "model": model,
-                    }
-                )
+            losses += [
+                {
+                    "variant": variant,
+                    "label": classes[loss.label],
+                    "before": loss.before,
+                    "after": loss.after,
+                    "taken_for": classes[loss.taken_for],
+                    "best": None if recall_best is None else recall_best[loss.label],
+                    "model": model,
+                }
+                for loss in find_losses(before, natural)
+            ]
         return {"groups": groups, "losses": losses}
 
     def _matrix(self, name: str, confusions: pd.DataFrame, title: str) -> Picture:

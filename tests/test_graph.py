@@ -94,7 +94,7 @@ def test_a_module_imports_only_from_layers_below(module: str) -> None:
             assert imported in ("stages", "stages.options"), "a stage imports no other stage"
 
 
-def test_only_the_store_imports_zarr_and_generating_data_does_not_import_torch() -> None:
+def test_only_one_module_imports_zarr_and_matplotlib_and_generating_data_does_not_import_torch() -> None:
     importers: dict[str, set[str]] = {"zarr": set(), "torch": set()}
     for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -103,6 +103,7 @@ def test_only_the_store_imports_zarr_and_generating_data_does_not_import_torch()
             for name in names:
                 importers.setdefault(name.split(".")[0], set()).add(module)
     assert importers["zarr"] == {"store"}
+    assert importers["matplotlib"] == {"plotting"}
     assert importers["torch"] == {
         *("devices", "campaign", "evaluation", "kept", "networks", "regimens", "stages.train", "training"),
         *(f"networks.{name}" for name in ("compiled", "layers", "windows", "winograd")),
