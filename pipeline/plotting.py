@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 __all__ = ["COLORS", "Axes", "Figure", "Rectangle", "default_settings", "save_figure"]
@@ -52,7 +53,7 @@ with nullcontext() if _IS_IMPORTED else _without_settings():
 if not _IS_IMPORTED:
     _apply_users_settings()
 # The backend is for windows; to look at it makes matplotlib choose one.
-_DEFAULTS = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+_DEFAULTS: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.datasets import DATASETS
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "pipeline"
@@ -126,6 +127,12 @@ def closure(stage: str, stops: set[str]) -> set[str]:
             found.add(module)
             waiting += imports_of(module)
     return found
+
+
+def test_folders_that_stages_depend_on_are_there_when_params_ask_for_nothing_in_them() -> None:
+    # Of strategies or ablations; DVC refuses a dependency that does not exist, and git keeps no empty folder.
+    for folder in ("metrics/ablations", *(f"metrics/evaluate/cells/{dataset}" for dataset in DATASETS)):
+        assert (ROOT / folder / ".gitkeep").is_file()
 
 
 @pytest.mark.parametrize("stage", STAGES)

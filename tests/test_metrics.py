@@ -108,8 +108,9 @@ def test_the_natural_model_is_measured_on_the_same_images_with_the_same_weights(
 def test_the_rows_of_a_pairing_are_the_cells_of_the_strategy() -> None:
     table = pair_with_natural(make_models()).set_index(["train_perturbation", "perturbation"])
     assert len(table) == 9
-    assert table.loc[("noise", "noise"), ["accuracy", "baseline_accuracy", "is_own"]].tolist() == [0.72, 0.4, True]
-    assert table.loc[("dead", "noise"), ["accuracy", "baseline_accuracy", "is_own"]].tolist() == [0.25, 0.3, False]
+    pair = ["accuracy", "baseline_accuracy", "is_own"]
+    assert list(table.loc[("noise", "noise"), pair]) == [0.72, 0.4, True]
+    assert list(table.loc[("dead", "noise"), pair]) == [0.25, 0.3, False]
     assert table.loc[("dead", "hot"), "is_own"]  # of the same family
     assert not table.loc[("hot", NATURAL), "is_own"]
 

@@ -75,6 +75,11 @@ def loop(path: Path) -> str:
     return str(path)
 
 
+def pipe(path: Path) -> str:
+    os.mkfifo(path)
+    return str(path)
+
+
 def write(path: Path, content: str | bytes) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -89,7 +94,7 @@ SETTINGS: dict[str, Callable[[Path], dict[str, str]]] = {
     "file-broken": lambda folder: {"MATPLOTLIBRC": write(folder.parent / "exotic", GARBAGE)},
     "working-directory": lambda folder: {"NAME": write(folder / "matplotlibrc", EXOTIC)},
     "working-directory-broken": lambda folder: {"NAME": write(folder / "matplotlibrc", GARBAGE)},
-    "working-directory-pipe": lambda folder: {"NAME": str(os.mkfifo(folder / "matplotlibrc"))},
+    "working-directory-pipe": lambda folder: {"NAME": pipe(folder / "matplotlibrc")},
     "home-broken": lambda folder: {"NAME": write(folder.parent / ".config/matplotlib/matplotlibrc", GARBAGE)},
     "configuration-unwritable": lambda folder: {"MPLCONFIGDIR": write(folder.parent / "file", "") + "/below"},
     "configuration-loop": lambda folder: {"MPLCONFIGDIR": loop(folder.parent / "loop")},

@@ -15,6 +15,7 @@ from pipeline.params import validate
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.plotting import Figure, save_figure
 from tests.conftest import ROOT, WriteParams
+from tests.test_params import changed
 from tests.test_stages import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,9 +34,9 @@ NAMES = st.from_regex(r"\A[a-z0-9_]{1,6}\Z") | st.sampled_from(
 )
 
 
-def some_of(values: list[Any], **size: int) -> st.SearchStrategy[list[Any]]:
+def some_of(values: list[Any], least: int = 0, most: int | None = None) -> st.SearchStrategy[list[Any]]:
     """Some of `values`, in any order, each once."""
-    return st.lists(st.sampled_from(values), unique=True, **size)
+    return st.lists(st.sampled_from(values), unique=True, min_size=least, max_size=most)
 
 
 def blocks(**values: Any) -> st.SearchStrategy[dict[str, Any]]:
@@ -119,12 +120,12 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
     """Values of a params.yaml, valid more often than not."""
     subsets = {
         name: {"n_train": draw(st.integers(1, MOST_IMAGES)), "n_test": draw(st.integers(1, MOST_IMAGES))}
-        for name in draw(some_of(["mnist", "cifar10"], min_size=1))
+        for name in draw(some_of(["mnist", "cifar10"], least=1))
     }
     perturbations = {}
-    for name in draw(some_of(list(PERTURBATIONS), min_size=1)):
+    for name in draw(some_of(list(PERTURBATIONS), least=1)):
         options = {option: draw(st.sampled_from(choices)) for option, choices in PERTURBATIONS[name].options.items()}
-        levels = {kind: draw(some_of(LEVELS[name], max_size=2)) for kind in ("train_levels", "test_levels")}
+        levels = {kind: draw(some_of(LEVELS[name], most=2)) for kind in ("train_levels", "test_levels")}
         perturbations[name] = {**levels, **options}
     tested = draw(some_of(list(PERTURBATIONS)).map(lambda others: list(dict.fromkeys([*perturbations, *others]))))
     sizes = {name: subset["n_train"] for name, subset in subsets.items()}
@@ -160,10 +161,10 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
         "strategies": {name: draw(settings_of[name]) for name in draw(some_of(list(settings_of)))},
         "evaluate": {
             "batch_size": draw(st.integers(1, 50)),
-            "levels": {name: draw(some_of(LEVELS[name], max_size=2)) for name in tested},
+            "levels": {name: draw(some_of(LEVELS[name], most=2)) for name in tested},
             "cross_trials": draw(st.integers(1, 3)),
         },
-        "ablations": draw(st.dictionaries(NAMES, st.dictionaries(NAMES, CHANGES, min_size=0, max_size=2), max_size=2)),
+        "ablations": draw(st.dictionaries(NAMES, st.dictionaries(NAMES, CHANGES, min_size=1, max_size=2), max_size=2)),
     }
 
 
@@ -223,7 +224,32 @@ def examples(n: int) -> settings:
     )
 
 
-@examples(3)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(
+            {"datasets.mnist.n_test": 3, "impact.n_examples": 8, "perturbations.noise.train_levels": []},
+            id="fewer-test-images-than-examples",
+        ),
+        pytest.param({"evaluate.levels.noise": []}, id="nothing-tested"),
+        pytest.param(
+            {"strategies": {}, "evaluate.levels.noise": [], "perturbations.noise.test_levels": []}, id="no-levels"
+        ),
+    ],
+)
+def test_a_small_study_can_run(
+    changes: dict[str, Any], tiny_values: dict[str, Any], place: Path, write_params: WriteParams
+) -> None:
+    tiny_values["datasets"] = {"mnist": {"n_train": 40, "n_test": 20}}
+    tiny_values["perturbations"] = {"noise": {"train_levels": [0.05], "test_levels": [0.05]}}
+    tiny_values["evaluate"]["levels"] = {"noise": [0.1]}
+    tiny_values["ablations"] = {"mine": {"none": {"standardize": "none"}}}
+    for block in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
+        block["mnist"].update(batch_size=20, epochs=1)
+    run_all(changed(tiny_values, changes), write_params)
+
+
+@examples(2)
 @given(values=studies().filter(is_valid))
 def test_what_check_accepts_can_run(values: dict[str, Any], place: Path, write_params: WriteParams) -> None:
     run_all(values, write_params)
