@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from pipeline import layout, store
+from pipeline import layout, reference, store
 from pipeline.devices import select_device
-from pipeline.drawing import authors_impact
 from pipeline.evaluation import Predictor, measure_models
 from pipeline.metrics import NATURAL, aggregate_trials, to_frame
 from pipeline.params import load
@@ -51,7 +50,7 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
         tables.append(aggregate_trials(to_frame([cell for _, cell in measured])).assign(seed=seed))
         click.echo(f"seed {seed}: clean accuracy {100 * tables[-1]['mean'].iloc[0]:.2f} %", err=True)
     table = pd.concat(tables)
-    authors = authors_impact(spec)
+    authors = reference.read_impact(spec)
     click.echo(
         f"| cell | authors | ours, mean of {seeds} seeds | sd over seeds | sd over trials | authors - ours, in sd |"
     )

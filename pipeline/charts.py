@@ -1,56 +1,21 @@
 """The report's figures, drawn from tables of cells: one PNG each, for one data set."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from pipeline.datasets import Dataset
 from pipeline.metrics import NATURAL, aggregate_trials
 from pipeline.perturbations import PERTURBATIONS
+from pipeline.plotting import COLORS, Axes, Figure, Rectangle, default_settings
 from pipeline.seeding import level_name
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind eyes
 _GREY = "0.45"
 # Of `evaluate.cells`: what names a model.
 _MODEL = ["strategy", "train_perturbation", "train_level"]
-
-
-def authors_strategies(dataset: Dataset, strategy: str) -> pd.DataFrame:
-    """The authors' values behind figures A, B or C; accuracies in [0, 1].
-
-    Returns:
-        Columns train_perturbation, train_level, perturbation, level, mean, std; `perturbation` is `natural` and
-        `level` 0 for natural images. Their pixel models labelled k were trained with k + 1 pixels; `train_level` is
-        what they were trained with.
-    """
-    with resources.files("pipeline").joinpath("reference/strategies.csv").open() as file:
-        table = pd.read_csv(file)
-    name = {"cifar10": "cifar"}.get(dataset.name, dataset.name)
-    table = table[(table["dataset"] == name) & (table["strategy"] == strategy)]
-    is_pixels = table["train_kind"].isin([name for name, one in PERTURBATIONS.items() if one.family == "pixels"])
-    return pd.DataFrame(
-        {
-            "train_perturbation": table["train_kind"],
-            "train_level": table["train_level"] + is_pixels,
-            "perturbation": table["test_kind"],
-            "level": table["test_level"].fillna(0),
-            "mean": table["mean"] / 100,
-            "std": table["std"].fillna(0) / 100,
-        }
-    )
-
-
-def authors_components() -> pd.DataFrame:
-    """Table I of the paper, CIFAR-10: columns batch_norm, dropout (both bool), activation, train, test; percent."""
-    with resources.files("pipeline").joinpath("reference/components.csv").open() as file:
-        return pd.read_csv(file)
 
 
 def aggregate_models(cells: pd.DataFrame) -> pd.DataFrame:
@@ -67,12 +32,13 @@ def aggregate_models(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"mean": groups.mean(), "std": groups.std(ddof=0), "n_trials": groups.size()}).reset_index()
 
 
+@default_settings()
 def draw_strategy(models: pd.DataFrame, authors: pd.DataFrame, dataset: Dataset, strategy: str, family: str) -> Figure:
     """Accuracy against training level, a panel per perturbation trained on, ours beside the authors'.
 
     Args:
         models: From `aggregate_models`, the models of one strategy.
-        authors: From `authors_strategies`; empty for a strategy that they did not try.
+        authors: From `reference.read_strategies`; empty for a strategy that they did not try.
         dataset: Which data set.
         strategy: Its name.
         family: Perturbations trained on.
@@ -130,6 +96,7 @@ def _shown_levels(models: pd.DataFrame, family: str) -> list[tuple[str, float]]:
     return list(dict.fromkeys(shown))
 
 
+@default_settings()
 def draw_summary(numbers: pd.DataFrame, dataset: Dataset) -> Figure:
     """Clean, robust, cross and worst accuracy of every strategy beside the natural model, as bars.
 
@@ -168,6 +135,7 @@ def cross_matrix(models: pd.DataFrame) -> pd.DataFrame:
     return matrix[list(dict.fromkeys(columns))]
 
 
+@default_settings()
 def draw_cross_matrix(matrix: pd.DataFrame, dataset: Dataset, strategy: str) -> Figure:
     """The matrix of `cross_matrix` as a heat map; own families are framed.
 
@@ -207,6 +175,7 @@ def _family(name: str) -> str:
     return NATURAL if perturbation == NATURAL else PERTURBATIONS[perturbation].family
 
 
+@default_settings()
 def draw_ablation(variants: Mapping[str, pd.DataFrame], dataset: Dataset, title: str) -> Figure:
     """Accuracy against level of every perturbation, a line per variant.
 
@@ -240,6 +209,7 @@ def draw_ablation(variants: Mapping[str, pd.DataFrame], dataset: Dataset, title:
     return figure
 
 
+@default_settings()
 def draw_confusion(confusions: pd.DataFrame, classes: Sequence[str], title: str) -> Figure:
     """Share of the images of each class (row) that the model takes for each class (column).
 

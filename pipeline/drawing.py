@@ -1,27 +1,24 @@
 """The paper's figures 3 to 8 as PNG, drawn from metric files and stores."""
 
-from importlib import resources
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from pipeline import results, store
+from pipeline import reference, results, store
 from pipeline.arrays import Images
 from pipeline.datasets import Dataset
 from pipeline.files import replacing_folder
 from pipeline.metrics import NATURAL, aggregate_trials
 from pipeline.params import Params
 from pipeline.perturbations import PERTURBATIONS
+from pipeline.plotting import COLORS, Axes, Figure, default_settings, save_figure
 from pipeline.seeding import level_name
 from pipeline.store import read_clean
 from pipeline.variants import open_tested
 
 _RIGHT, _WRONG = "#1a7f37", "#c1121f"
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")  # told apart by colour-blind eyes
 _DPI = 130
 
 # (perturbation, level name) → the first test images in their version of trial 0.
@@ -43,13 +40,11 @@ def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
     Raises:
         PipelineError: Metric files or stores are missing, or do not fit params.
     """
-    pictures: Pictures = {
-        (NATURAL, "0"): read_clean(dataset, "test", "images")[: params.impact.n_examples],
-    }
+    n_shown = min(params.impact.n_examples, params.datasets[dataset.name].n_test)
+    pictures: Pictures = {(NATURAL, "0"): read_clean(dataset, "test", "images")[:n_shown]}
     tested = {name: levels.test_levels for name, levels in params.perturbations.items()}
     for (perturbation, level), (array, made_by) in open_tested(params, dataset, tested).items():
-        shown = store.read_part(array, (0, slice(0, params.impact.n_examples)), made_by)
-        pictures[perturbation, level_name(level)] = shown
+        pictures[perturbation, level_name(level)] = store.read_part(array, (0, slice(0, n_shown)), made_by)
     cells, examples = results.read_impact(params, dataset)
     families = dict.fromkeys(PERTURBATIONS[name].family for name, _ in pictures if name != NATURAL)
     written = []
@@ -61,12 +56,12 @@ def draw_all(params: Params, dataset: Dataset, folder: Path) -> list[Path]:
                 ("levels", draw_levels(pictures, dataset, family)),
             ):
                 name = f"{kind}_{family}.png"
-                # No version or date in the file: the same metrics give the same bytes.
-                figure.savefig(partial / name, dpi=_DPI, metadata={"Software": None})
+                save_figure(figure, partial / name, _DPI)
                 written.append(folder / name)
     return written
 
 
+@default_settings()
 def draw_accuracy(cells: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
     """Accuracy against level, mean ± standard deviation over trials, with the authors' values at the same levels.
 
@@ -79,13 +74,13 @@ def draw_accuracy(cells: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
     """
     table = aggregate_trials(cells)
     natural = float(table.loc[table["perturbation"] == NATURAL, "mean"].iloc[0])
-    authors = authors_impact(dataset)
+    authors = reference.read_impact(dataset)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(100 * natural, color="0.45", linewidth=1, linestyle=":", label=f"natural images {100 * natural:.1f} %")
     names = [name for name in dict.fromkeys(table["perturbation"]) if name in PERTURBATIONS]
     names = [name for name in names if PERTURBATIONS[name].family == family]
-    for name, color in zip(names, cycle(_COLORS), strict=False):
+    for name, color in zip(names, cycle(COLORS), strict=False):
         ours = table[table["perturbation"] == name].sort_values("level")
         axes.errorbar(
             ours["level"],
@@ -120,6 +115,7 @@ def draw_accuracy(cells: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
     return figure
 
 
+@default_settings()
 def draw_examples(pictures: Pictures, examples: pd.DataFrame, dataset: Dataset, family: str) -> Figure:
     """The first test images, natural and at the hardest level, with the model's class and confidence.
 
@@ -148,6 +144,7 @@ def draw_examples(pictures: Pictures, examples: pd.DataFrame, dataset: Dataset, 
     return figure
 
 
+@default_settings()
 def draw_levels(pictures: Pictures, dataset: Dataset, family: str) -> Figure:
     """One test image at every level of every perturbation of a family.
 
@@ -200,10 +197,3 @@ def _hardest_levels(pictures: Pictures, family: str) -> list[tuple[str, str]]:
         if name != NATURAL and PERTURBATIONS[name].family == family
     }
     return [hardest[name] for name in dict.fromkeys(name for name, _ in pictures) if name in hardest]
-
-
-def authors_impact(dataset: Dataset) -> pd.DataFrame:
-    """The authors' values of one data set: columns kind, level, trials, mean, std, natural; percent."""
-    with resources.files("pipeline").joinpath("reference/impact.csv").open() as file:
-        table = pd.read_csv(file)
-    return table[table["dataset"] == {"cifar10": "cifar"}.get(dataset.name, dataset.name)]

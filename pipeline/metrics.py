@@ -1,7 +1,8 @@
 """What is measured, and metric arithmetic: raw cells in, aggregates out. Accuracies are numbers in [0, 1]."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,9 @@ from pipeline.seeding import level_name
 
 # The row of the clean test images among the cells.
 NATURAL = "natural"
+# Columns that name a model, and those that name the images that it was shown.
+_MODEL = ["strategy", "train_perturbation", "train_level"]
+_IMAGES = ["perturbation", "level", "trial"]
 
 
 @dataclass(frozen=True)
@@ -214,8 +218,7 @@ def find_best(cells: pd.DataFrame, perturbation: str, level: float) -> ModelName
     rows = rows[rows["train_perturbation"].map(lambda name: PERTURBATIONS[name].family).eq(family)]
     if rows.empty:
         return None
-    model = ["strategy", "train_perturbation", "train_level"]
-    sums = rows.groupby(model, sort=False, as_index=False)[["n_correct", "n_examples"]].sum()
+    sums = rows.groupby(_MODEL, sort=False, as_index=False)[["n_correct", "n_examples"]].sum()
     best = sums.iloc[int((sums["n_correct"] / sums["n_examples"]).argmax())]
     return ModelName(str(best["strategy"]), str(best["train_perturbation"]), float(best["train_level"]))
 
@@ -228,6 +231,29 @@ def recall_by_class(confusions: pd.DataFrame) -> pd.Series:
     """
     right = confusions[confusions["actual"] == confusions["predicted"]].set_index("actual")["n_examples"]
     return right / confusions.groupby("actual")["n_examples"].sum()
+
+
+def pair_with_natural(cells: pd.DataFrame) -> pd.DataFrame:
+    """Every model of a strategy beside the natural model, on the same images.
+
+    Args:
+        cells: Columns as the fields of `ModelCell`: the models of one strategy, and the natural one.
+
+    Returns:
+        A row per (model, perturbation, level), clean images included, the natural model left out. Columns strategy,
+        train_perturbation, train_level, perturbation, level, accuracy and baseline_accuracy (of the natural model),
+        both means over the trials on which the model was measured, and is_own: whether the images are damaged by a
+        perturbation of the family that the model was trained on.
+    """
+    measured = cells.assign(accuracy=cells["n_correct"] / cells["n_examples"])
+    is_baseline = measured["strategy"] == NATURAL
+    baseline = measured.loc[is_baseline, [*_IMAGES, "accuracy"]].rename(columns={"accuracy": "baseline_accuracy"})
+    paired = measured[~is_baseline].merge(baseline, on=_IMAGES, validate="many_to_one")
+    groups = paired.groupby([*_MODEL, "perturbation", "level"], sort=False)[["accuracy", "baseline_accuracy"]]
+    table = groups.mean().reset_index()
+    models = table[[*_MODEL, "perturbation"]].itertuples(index=False, name=None)
+    own = [tested != NATURAL and ModelName(*model).is_tested_on_own(tested) for *model, tested in models]
+    return table.assign(is_own=pd.Series(own, table.index, dtype=bool))
 
 
 def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
@@ -245,36 +271,118 @@ def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
         mce: Mean over test perturbations of the error of the models trained on their family, relative to the
             error of the baseline on the same images; perturbations on which the baseline makes none are left out.
         baseline: The model that `mce` is relative to.
-        baseline_clean_accuracy, baseline_robust_accuracy, baseline_worst_accuracy: The same of the baseline, over all
-            perturbations.
+        baseline_clean_accuracy: The same of the baseline.
+        baseline_robust_accuracy, baseline_worst_accuracy, baseline_cross_accuracy: The same of the baseline, over the
+            same images with the same weights: a level on which three models were measured counts three times.
         All rounded to 6 decimals. Absent where there is nothing to average.
 
     Source: `mce` after Hendrycks and Dietterich (arXiv 1903.12261), with our natural model for their AlexNet.
     """
-    model = ["strategy", "train_perturbation", "train_level"]
-    accuracy = cells.assign(accuracy=cells["n_correct"] / cells["n_examples"])
-    table = accuracy.groupby([*model, "perturbation", "level"], sort=False)["accuracy"].mean().reset_index()
-    is_clean, is_baseline = table["perturbation"] == NATURAL, table["strategy"] == NATURAL
-    own = pd.Series(
-        [
-            ModelName(strategy, trained, level).is_tested_on_own(tested)
-            for strategy, trained, level, tested in zip(
-                table["strategy"], table["train_perturbation"], table["train_level"], table["perturbation"], strict=True
-            )
-        ],
-        index=table.index,
-    )
-    ours, baseline = table[~is_clean & ~is_baseline], table[~is_clean & is_baseline]
-    errors = 1 - ours[own[ours.index]].groupby("perturbation")["accuracy"].mean()
-    baseline_errors = 1 - baseline.groupby("perturbation")["accuracy"].mean()
+    table = pair_with_natural(cells)
+    is_clean = table["perturbation"] == NATURAL
+    own, cross = table[table["is_own"]], table[~table["is_own"] & ~is_clean]
+    errors = 1 - own.groupby("perturbation")[["accuracy", "baseline_accuracy"]].mean()
+    errors = errors[errors["baseline_accuracy"] > 0]
+    clean_baseline = cells[cells["strategy"].eq(NATURAL) & cells["perturbation"].eq(NATURAL)]
     numbers = {
-        "clean_accuracy": table.loc[is_clean & ~is_baseline, "accuracy"].mean(),
-        "robust_accuracy": ours.loc[own[ours.index], "accuracy"].mean(),
-        "worst_accuracy": ours.loc[own[ours.index], "accuracy"].min(),
-        "cross_accuracy": ours.loc[~own[ours.index], "accuracy"].mean(),
-        "mce": (errors / baseline_errors[baseline_errors > 0]).mean(),
-        "baseline_clean_accuracy": table.loc[is_clean & is_baseline, "accuracy"].mean(),
-        "baseline_robust_accuracy": baseline["accuracy"].mean(),
-        "baseline_worst_accuracy": baseline["accuracy"].min(),
+        "clean_accuracy": table.loc[is_clean, "accuracy"].mean(),
+        "robust_accuracy": own["accuracy"].mean(),
+        "worst_accuracy": own["accuracy"].min(),
+        "cross_accuracy": cross["accuracy"].mean(),
+        "mce": (errors["accuracy"] / errors["baseline_accuracy"]).mean(),
+        "baseline_clean_accuracy": (clean_baseline["n_correct"] / clean_baseline["n_examples"]).mean(),
+        "baseline_robust_accuracy": own["baseline_accuracy"].mean(),
+        "baseline_worst_accuracy": own["baseline_accuracy"].min(),
+        "baseline_cross_accuracy": cross["baseline_accuracy"].mean(),
     }
     return {name: round(float(value), 6) for name, value in numbers.items() if pd.notna(value)} | {"baseline": NATURAL}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A strategy beside the natural model, on the same images; accuracies in [0, 1].
+
+    Attributes:
+        strategy: Its name.
+        n_examples: Test images.
+        clean_accuracy: On clean test images, mean over models.
+        baseline_clean_accuracy: Of the natural model.
+        robust_accuracy: On the damage that each model was trained on, as in `summarize_strategy`.
+        baseline_robust_accuracy: Of the natural model, over the same images with the same weights.
+        mce: As in `summarize_strategy`; None where the natural model makes no error.
+    """
+
+    strategy: str
+    n_examples: int
+    clean_accuracy: float
+    baseline_clean_accuracy: float
+    robust_accuracy: float
+    baseline_robust_accuracy: float
+    mce: float | None
+
+    @property
+    def gain(self) -> float:
+        """Robust accuracy above that of the natural model, in [-1, 1]."""
+        return self.robust_accuracy - self.baseline_robust_accuracy
+
+    @property
+    def clean_cost(self) -> float:
+        """Clean accuracy below that of the natural model, in [-1, 1]."""
+        return self.baseline_clean_accuracy - self.clean_accuracy
+
+    @property
+    def chance(self) -> float:
+        """The largest gain or loss that the choice of the test images explains: two standard errors.
+
+        An upper bound. All levels, trials and models are shown the same `n_examples` images, so these count once,
+        and that both accuracies are of the same images, which makes their difference more certain, is left out. That
+        another training seed gives another model is not in it.
+
+        Source: Agresti and Caffo, The American Statistician 54 (2000), 280: two images more for either accuracy, one
+        right and one wrong, so that it holds for few images and for accuracies of 0 and 1 too.
+        """
+        n = self.n_examples
+        shares = [(n * accuracy + 1) / (n + 2) for accuracy in (self.robust_accuracy, self.baseline_robust_accuracy)]
+        return 2 * sqrt((n + 2) * sum(share * (1 - share) for share in shares)) / n
+
+    @property
+    def beats_natural(self) -> bool:
+        """Whether it gains more than chance explains."""
+        return self.gain > self.chance
+
+
+def compare_strategies(cells: Mapping[str, pd.DataFrame]) -> list[Comparison]:
+    """What every strategy gains over doing nothing, the largest gain first, the first named of equal ones.
+
+    Args:
+        cells: Strategy → columns as the fields of `ModelCell`: its models, and the natural one. Strategies of which no
+            model was tested on damage of the family that it was trained on are left out.
+    """
+    compared = []
+    for strategy, table in cells.items():
+        numbers = summarize_strategy(table)
+        if "robust_accuracy" in numbers:
+            accuracies = {
+                name: numbers[name]
+                for name in (
+                    "clean_accuracy",
+                    "baseline_clean_accuracy",
+                    "robust_accuracy",
+                    "baseline_robust_accuracy",
+                )
+            }
+            n_examples = int(table["n_examples"].min())
+            compared.append(Comparison(strategy, n_examples, **accuracies, mce=numbers.get("mce")))
+    return sorted(compared, key=lambda comparison: comparison.gain, reverse=True)
+
+
+def needed_accuracy(n_classes: int) -> float:
+    """The clean accuracy below which a natural model is too weak to conclude from, in [0, 1].
+
+    Two thirds of the way from guessing to no error at all, 0.7 for ten classes: a model that errs more has not learned
+    its task, and what another way of training gains or costs may be its share of the learning still to be done.
+
+    Source: our choice.
+    """
+    guessing = 1 / n_classes
+    return guessing + (1 - guessing) * 2 / 3

@@ -111,7 +111,8 @@ class Params(Block):
     @field_validator("datasets")
     @classmethod
     def _check_datasets(cls, datasets: Mapping[str, Subset]) -> Mapping[str, Subset]:
-        _raise([problem for name, subset in datasets.items() for problem in _dataset_problems(name, subset)])
+        problems = [problem for name, subset in datasets.items() for problem in _dataset_problems(name, subset)]
+        _raise(problems if datasets else [f"datasets: empty; name at least one of {', '.join(DATASETS)}"])
         return datasets
 
     @field_validator("prepare")
@@ -130,12 +131,14 @@ class Params(Block):
         cls, perturbations: Mapping[str, PerturbationLevels], info: ValidationInfo
     ) -> Mapping[str, PerturbationLevels]:
         shapes = {name: DATASETS[name].shape for name in info.data.get("datasets", DATASETS)}
+        problems = [
+            problem
+            for name, levels in perturbations.items()
+            for problem in _perturbation_problems(name, levels, shapes)
+        ]
+        # The stages depend on the folder of perturbed stores.
         _raise(
-            [
-                problem
-                for name, levels in perturbations.items()
-                for problem in _perturbation_problems(name, levels, shapes)
-            ]
+            problems if perturbations else [f"perturbations: empty; name at least one of {', '.join(PERTURBATIONS)}"]
         )
         return perturbations
 
@@ -200,7 +203,11 @@ class Params(Block):
     def _check_ablations(
         cls, ablations: Mapping[str, Mapping[str, Mapping[str, Any]]], info: ValidationInfo
     ) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
-        problems: list[str] = []
+        problems = [
+            f"ablations.{name}: no variants; give it at least one, or remove it"
+            for name, variants in ablations.items()
+            if not variants
+        ]
         if "train" in info.data:
             for name, variants in ablations.items():
                 for variant, changes in variants.items():

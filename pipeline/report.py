@@ -2,7 +2,7 @@
 
 import base64
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,28 +10,35 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from matplotlib.figure import Figure
 
-from pipeline import charts, layout, results
+from pipeline import charts, layout, reference, results
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
-from pipeline.files import replacing_folder
+from pipeline.files import read_file, replacing_folder
 from pipeline.metrics import (
     NATURAL,
+    Comparison,
     ModelName,
     aggregate_trials,
+    compare_strategies,
+    needed_accuracy,
     recall_by_class,
     summarize,
     summarize_ablation,
     summarize_strategy,
 )
-from pipeline.params import Params, changed_keys, read
+from pipeline.params import Params, Subset, changed_keys, read
 from pipeline.perturbations import PERTURBATIONS
+from pipeline.plotting import Figure, save_figure
 from pipeline.recipes import Network
 from pipeline.stopping import signals_delayed
 from pipeline.workers import worker_pool
 
 _DPI = 150
+# Many times the largest figure that params ask for.
+_MAX_PICTURE_BYTES = 2**28
+# Classes shown for each level.
+_N_LOSSES = 3
 # The letters of the paper's figures in its appendix.
 _LETTERS = {"constant": "A", "incremental": "B", "transfer": "C"}
 _FAMILIES = tuple(dict.fromkeys(perturbation.family for perturbation in PERTURBATIONS.values()))
@@ -71,8 +78,7 @@ class Album:
     def draw(self, name: str, figure: Figure, alt: str) -> Picture:
         """Save a figure as `name`.png and return it."""
         path = self._folder / f"{name}.png"
-        # No version or date in the file: the same metrics give the same bytes.
-        figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+        save_figure(figure, path, _DPI)
         return read_picture(path, alt, "python -m pipeline report")
 
 
@@ -80,10 +86,10 @@ def read_picture(path: Path, alt: str, made_by: str) -> Picture:
     """A PNG file as a picture.
 
     Raises:
-        PipelineError: It is missing or no PNG.
+        PipelineError: It is missing, no PNG, or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path, _MAX_PICTURE_BYTES)
         signature, width, height = struct.unpack(">12x4sII", content[:24])
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
@@ -107,7 +113,12 @@ def write_report(params: Params, params_path: Path, folder: Path, n_workers: int
         PipelineError: A metric file or picture is missing, damaged, or made with other params.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "zip": zip}
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "counted": lambda values, what: _counted(len(values), what),
+        "zip": zip,
+    }
     template = environment.from_string(resources.files("pipeline").joinpath("report.html.jinja").read_text("utf-8"))
     with replacing_folder(folder) as partial:
         album = Album(partial)
@@ -135,6 +146,124 @@ def _percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None or pd.isna(share) else f"{100 * share:.{digits}f}"
 
 
+def _points(difference: float) -> str:
+    """A difference of accuracies in points, with its sign."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def describe_natural(clean: float, robust: float | None, worst: float | None, subset: Subset, where: str) -> str:
+    """How far the natural model falls, in a sentence.
+
+    Args:
+        clean: Accuracy on undamaged test images, in [0, 1].
+        robust: Mean accuracy under damage; None where there was none.
+        worst: The least.
+        subset: How many images.
+        where: Under which damage.
+    """
+    falls = "" if robust is None else f", on {_percent(robust)} % {where}, and on {_percent(worst)} % at worst"
+    return (
+        f"The natural model, trained on {_counted(subset.n_train, 'undamaged image')}, is right on {_percent(clean)} % "
+        f"of {_counted(subset.n_test, 'undamaged test image')}{falls}."
+    )
+
+
+def describe_verdict(comparisons: Sequence[Comparison], clean: float, n_classes: int) -> list[str]:
+    """Whether training against damage beats doing nothing, and by how much, in sentences.
+
+    Args:
+        comparisons: From `compare_strategies`.
+        clean: Clean accuracy of the natural model, in [0, 1].
+        n_classes: Classes of the data set.
+    """
+    said = []
+    if comparisons:
+        best, *others = comparisons
+        said = [_describe_best(best, is_only=not others)]
+        also = [other.strategy for other in others if other.beats_natural]
+        if also:
+            said.append(f"{_listed(also)} {'beats' if len(also) == 1 else 'beat'} the natural model too.")
+        cost = (
+            f"{'loses' if best.clean_cost > 0 else 'gains'} {_size(best.clean_cost)}"
+            if best.clean_cost
+            else "is just as accurate"
+        )
+        said.append(f"On undamaged images {best.strategy} {cost}.")
+        if best.mce is not None:
+            said.append(f"Its relative error, in which every perturbation counts alike, is {best.mce:.2f}.")
+    else:
+        said.append("No model was trained against damage and tested on it.")
+    needed = needed_accuracy(n_classes)
+    if clean < needed:
+        said.append(
+            f"This natural model is too weak to conclude from: it is right on {_percent(clean)} % of undamaged images, "
+            f"less than {_percent(needed)} %, two thirds of the way from guessing to no error."
+        )
+    return said
+
+
+def _describe_best(best: Comparison, *, is_only: bool) -> str:
+    who = best.strategy
+    natural = f"the natural model's {_percent(best.baseline_robust_accuracy)} % on the same images"
+    size = f"{_size(best.gain)} {'above' if best.gain > 0 else 'below'}" if best.gain else "as much as"
+    found = f"{_percent(best.robust_accuracy)} % on the damage that its models were trained for, {size} {natural}"
+    if best.beats_natural:
+        return f"{who if is_only else f'The best strategy, {who},'} beats the natural model: {found}."
+    found = f"{who if is_only else f'the best, {who},'} has {found}"
+    if best.gain > 0:
+        chance = f"with {_counted(best.n_examples, 'test image')} up to {_size(best.chance)} may be chance"
+        return f"No strategy clearly beats the natural model here: {found}, and {chance}."
+    return f"No strategy beats the natural model here: {found}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A class of which fewer images are classified correctly when they are damaged.
+
+    Attributes:
+        label: The class.
+        before: Share of its undamaged images that are right, in [0, 1].
+        after: The same of its damaged images.
+        taken_for: The class that the wrong ones of these are most often taken for.
+    """
+
+    label: int
+    before: float
+    after: float
+    taken_for: int
+
+
+def find_losses(before: pd.DataFrame, after: pd.DataFrame) -> list[Loss]:
+    """The classes that lose most, at most three.
+
+    Args:
+        before: Columns as the fields of `Confusion`, of one model on undamaged images.
+        after: The same on damaged ones.
+    """
+    shares = pd.DataFrame({"before": recall_by_class(before), "after": recall_by_class(after)})
+    losses = (shares["before"] - shares["after"]).sort_values(ascending=False, kind="stable")
+    found = []
+    for label in losses[losses > 0].index[:_N_LOSSES].tolist():  # a class without images has none
+        wrong = after[after["actual"].eq(label) & after["predicted"].ne(label)]
+        taken_for = int(wrong["predicted"].iloc[int(wrong["n_examples"].argmax())])
+        found.append(Loss(label, float(shares["before"][label]), float(shares["after"][label]), taken_for))
+    return found
+
+
+def _size(difference: float) -> str:
+    size = f"{100 * abs(difference):.1f}"
+    return "less than 0.1 points" if float(size) == 0 else f"{size} points"
+
+
 def _differences(params_path: Path) -> list[tuple[str, Any, Any]]:
     """What differs from profile `paper` and decides a number: (dotted key, there, here)."""
     paper = layout.PROFILES / "paper.yaml"
@@ -160,10 +289,11 @@ class _Study:
             )
         }
         self.models, self.numbers, self.authors = {}, {}, {}
-        for strategy in params.strategies:
-            cells = results.read_evaluation(params, dataset, strategy)
+        evaluated = {strategy: results.read_evaluation(params, dataset, strategy) for strategy in params.strategies}
+        self.comparisons = compare_strategies(evaluated)
+        for strategy, cells in evaluated.items():
             self.models[strategy] = charts.aggregate_models(cells)
-            self.authors[strategy] = charts.authors_strategies(dataset, strategy)
+            self.authors[strategy] = reference.read_strategies(dataset, strategy)
             path = layout.evaluate_metrics(name, strategy)
             expected = summarize_strategy(cells)
             self.numbers[strategy] = results.read_summary(path, expected, f"{run} evaluate {name} {strategy}")
@@ -190,6 +320,8 @@ class _Study:
             "impact": self.impact,
             "impact_rows": aggregate_trials(self.cells).to_dict("records"),
             **self.pictures,
+            "natural": self._natural(),
+            "verdict": describe_verdict(self.comparisons, self.impact["clean_accuracy"], len(self.dataset.classes)),
             "answer": list(self._answer()),
             "summary": self._summary(),
             "strategies": {strategy: list(self._strategy(strategy)) for strategy in self.params.strategies},
@@ -208,13 +340,27 @@ class _Study:
         alt = f"{self.dataset.name}, natural model: {what}. The numbers are in the table of this section."
         return read_picture(path, alt, f"python -m pipeline figures {self.dataset.name}")
 
+    def _natural(self) -> str:
+        """The sentence about the natural model; of the images of the table below it, where there are any."""
+        numbers, subset = self.impact, self.params.datasets[self.dataset.name]
+        clean = numbers["clean_accuracy"]
+        for compared in self.comparisons[:1]:
+            worst = self.numbers[compared.strategy]["baseline_worst_accuracy"]
+            where = "on average over the damage that the strategies train for"
+            return describe_natural(clean, compared.baseline_robust_accuracy, worst, subset, where)
+        where = "on average over all damage of the next section"
+        return describe_natural(clean, numbers.get("robust_accuracy"), numbers.get("worst_accuracy"), subset, where)
+
     def _answer(self) -> Iterator[dict[str, Any]]:
         """A row per strategy, the natural model first."""
+        compared = {comparison.strategy: comparison for comparison in self.comparisons}
         for number, (strategy, numbers) in enumerate(self.numbers.items()):
             if number == 0:
                 natural = {key: numbers.get(f"baseline_{key}") for key in _ACCURACIES}
-                yield {"strategy": NATURAL, **natural, "mce": 1.0}
-            yield {"strategy": strategy, **dict.fromkeys(_ACCURACIES), "mce": None, **numbers}
+                mce = 1.0 if "mce" in numbers else None
+                yield {"strategy": NATURAL, **natural, "mce": mce, "compared": None}
+            row = {key: numbers.get(key) for key in (*_ACCURACIES, "mce")}
+            yield {"strategy": strategy, **row, "compared": compared.get(strategy)}
 
     def _summary(self) -> Picture | None:
         rows = list(self._answer())
@@ -305,7 +451,7 @@ class _Study:
             rows.append({"variant": variant, "recipe": recipe, "authors": None, **self.variants[ablation][variant]})
             network = recipe.network
             if ablation == "components" and name == "cifar10" and isinstance(network, Network):
-                table = charts.authors_components()
+                table = reference.read_components()
                 same = table[
                     table["batch_norm"].eq(network.batch_norm)
                     & table["dropout"].eq(network.dropout > 0)
@@ -318,9 +464,10 @@ class _Study:
             f"{_percent(row.get('robust_accuracy'))} % robust"
             for row in rows
         )
-        picture = self.album.draw(
-            f"{ablation}_{name}", charts.draw_ablation(tested, self.dataset, ablation), f"{name}, {ablation}: {said}."
-        )
+        picture = None
+        if self._tested():
+            figure = charts.draw_ablation(tested, self.dataset, ablation)
+            picture = self.album.draw(f"{ablation}_{name}", figure, f"{name}, {ablation}: {said}.")
         return {"rows": rows, "picture": picture, "perturbations": self._tested()}
 
     def _confusion(self) -> dict[str, Any]:
@@ -328,7 +475,6 @@ class _Study:
         confusions, classes = self.confusions, self.dataset.classes
         is_natural = confusions["strategy"] == NATURAL
         before = confusions[is_natural & confusions["perturbation"].eq(NATURAL)]
-        recall_before = recall_by_class(before)
         groups = [[self._matrix("natural_natural", before, "natural model, natural images")]]
         losses = []
         for perturbation, (level,) in results.hardest_levels(self.params).items():
@@ -343,21 +489,18 @@ class _Study:
                 name = ModelName(str(first["strategy"]), str(first["train_perturbation"]), float(first["train_level"]))
                 model = f"{name.strategy}, trained on {name.trained_on}"
                 groups[-1].append(self._matrix(f"{perturbation}_best", best, f"best ({model}), {variant}"))
-            recall = recall_by_class(natural)
-            for label in (recall_before - recall).to_numpy().argsort(kind="stable")[::-1][:3].tolist():
-                wrong = natural[natural["actual"].eq(label) & natural["predicted"].ne(label)]
-                most = wrong.iloc[int(wrong["n_examples"].argmax())]
-                losses.append(
-                    {
-                        "variant": variant,
-                        "label": classes[label],
-                        "before": recall_before[label],
-                        "after": recall[label],
-                        "taken_for": classes[int(most["predicted"])] if most["n_examples"] else None,
-                        "best": None if recall_best is None else recall_best[label],
-                        "model": model,
-                    }
-                )
+            losses += [
+                {
+                    "variant": variant,
+                    "label": classes[loss.label],
+                    "before": loss.before,
+                    "after": loss.after,
+                    "taken_for": classes[loss.taken_for],
+                    "best": None if recall_best is None else recall_best[loss.label],
+                    "model": model,
+                }
+                for loss in find_losses(before, natural)
+            ]
         return {"groups": groups, "losses": losses}
 
     def _matrix(self, name: str, confusions: pd.DataFrame, title: str) -> Picture:

@@ -20,7 +20,7 @@ from pipeline.variants import Variant, open_variant, planned_variants, variant_a
 
 Progress = Callable[[int], object]
 # Left by systems and by DVC; .dvcignore names them, or DVC does not look at them.
-_NOT_OURS = (".DS_Store", "Thumbs.db", ".gitignore")
+_NOT_OURS = (".DS_Store", "Thumbs.db", ".gitignore", ".gitkeep")
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ def _strays(root: Path, expected: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in sorted(root.glob("*")):
         is_left_out = path.name in _NOT_OURS or path.name.endswith(PARTIAL_SUFFIX)
-        if path in holders:
+        if path in holders or any(path.rglob(".gitkeep")):  # DVC needs the folder, though there may be nothing for it
             found += _strays(path, known)
         elif path not in known and not is_left_out and (path.is_file() or any(map(Path.is_file, path.rglob("*")))):
             found.append(path)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pipeline.datasets import DATASETS
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "pipeline"
@@ -17,7 +18,7 @@ LAYERS = [
     {"", "arrays", "datasets", "files", "layout", "memory", "recipes", "seeding"},
     {"perturbations", "strategies"},
     {"metrics", "params", "store"},
-    {"devices", "networks", "regimens", "sources", "variants", "workers"},
+    {"devices", "networks", "plotting", "reference", "regimens", "sources", "variants", "workers"},
     {"evaluation", "generation", "models", "results", "training"},
     {"kept"},
     {"campaign", "charts", "drawing", "verification"},
@@ -94,7 +95,7 @@ def test_a_module_imports_only_from_layers_below(module: str) -> None:
             assert imported in ("stages", "stages.options"), "a stage imports no other stage"
 
 
-def test_only_the_store_imports_zarr_and_generating_data_does_not_import_torch() -> None:
+def test_only_one_module_imports_zarr_and_matplotlib_and_generating_data_does_not_import_torch() -> None:
     importers: dict[str, set[str]] = {"zarr": set(), "torch": set()}
     for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -103,6 +104,7 @@ def test_only_the_store_imports_zarr_and_generating_data_does_not_import_torch()
             for name in names:
                 importers.setdefault(name.split(".")[0], set()).add(module)
     assert importers["zarr"] == {"store"}
+    assert importers["matplotlib"] == {"plotting"}
     assert importers["torch"] == {
         *("devices", "campaign", "evaluation", "kept", "networks", "regimens", "training"),
         *(f"networks.{name}" for name in ("compiled", "layers", "windows", "winograd")),
@@ -125,6 +127,12 @@ def closure(module: str, stops: set[str]) -> set[str]:
             found.add(module)
             waiting += imports_of(module)
     return found
+
+
+def test_folders_that_stages_depend_on_are_there_when_params_ask_for_nothing_in_them() -> None:
+    # Of strategies or ablations; DVC refuses a dependency that does not exist, and git keeps no empty folder.
+    for folder in ("metrics/ablations", *(f"metrics/evaluate/cells/{dataset}" for dataset in DATASETS)):
+        assert (ROOT / folder / ".gitkeep").is_file()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,11 +1,25 @@
 """Aggregates against plain arithmetic."""
 
+import math
 import statistics
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.metrics import NATURAL, Cell, aggregate_trials, summarize, to_frame
+from pipeline.metrics import (
+    NATURAL,
+    Cell,
+    Comparison,
+    ModelCell,
+    aggregate_trials,
+    compare_strategies,
+    needed_accuracy,
+    pair_with_natural,
+    summarize,
+    summarize_strategy,
+    to_frame,
+)
 
 
 def make_cells() -> pd.DataFrame:
@@ -46,3 +60,125 @@ def test_robust_accuracy_weighs_every_level_alike_whatever_its_trials() -> None:
 
 def test_a_study_without_perturbations_has_a_clean_accuracy_only() -> None:
     assert summarize(to_frame([Cell("mnist", NATURAL, 0, 0, 1, 2)])) == {"clean_accuracy": 0.5}
+
+
+# A strategy beside the natural model. Two pixel models and one noise model, so that what is weighed by models and what
+# is not differ; noise has two trials, of which pixel models were shown the first only.
+N = 1000
+TESTED = {  # (perturbation, level, trial) -> right answers of the natural model
+    (NATURAL, 0, 0): 900,
+    ("hot", 2, 0): 600,
+    ("noise", 0.1, 0): 300,
+    ("noise", 0.1, 1): 500,
+}
+ANSWERS = {
+    ("hot", 1): {(NATURAL, 0, 0): 850, ("hot", 2, 0): 700, ("noise", 0.1, 0): 350},
+    ("dead", 1): {(NATURAL, 0, 0): 870, ("hot", 2, 0): 650, ("noise", 0.1, 0): 250},
+    ("noise", 0.1): {(NATURAL, 0, 0): 800, ("hot", 2, 0): 500, ("noise", 0.1, 0): 700, ("noise", 0.1, 1): 740},
+}
+
+
+def make_models(strategy: str = "constant", shift: int = 0) -> pd.DataFrame:
+    """Cells of the natural model and of the three above, each with `shift` more right answers under damage."""
+    rows = [ModelCell(NATURAL, NATURAL, 0, "mnist", *key, n, N) for key, n in TESTED.items()]
+    for (perturbation, level), answers in ANSWERS.items():
+        rows += [
+            ModelCell(strategy, perturbation, level, "mnist", *key, n + shift * (key[0] != NATURAL), N)
+            for key, n in answers.items()
+        ]
+    return to_frame(rows)
+
+
+def test_the_natural_model_is_measured_on_the_same_images_with_the_same_weights() -> None:
+    summary = summarize_strategy(make_models())
+    assert summary == {
+        "baseline": NATURAL,
+        "clean_accuracy": 0.84,
+        "robust_accuracy": round((0.70 + 0.65 + 0.72) / 3, 6),
+        "worst_accuracy": 0.65,
+        "cross_accuracy": round((0.35 + 0.25 + 0.50) / 3, 6),
+        "mce": round((0.325 / 0.4 + 0.28 / 0.6) / 2, 6),
+        "baseline_clean_accuracy": 0.9,
+        "baseline_robust_accuracy": round((0.6 + 0.6 + 0.4) / 3, 6),  # hot twice: two pixel models
+        "baseline_worst_accuracy": 0.4,
+        "baseline_cross_accuracy": round((0.3 + 0.3 + 0.6) / 3, 6),  # the first trial of noise
+    }
+
+
+def test_the_rows_of_a_pairing_are_the_cells_of_the_strategy() -> None:
+    table = pair_with_natural(make_models()).set_index(["train_perturbation", "perturbation"])
+    assert len(table) == 9
+    pair = ["accuracy", "baseline_accuracy", "is_own"]
+    assert list(table.loc[("noise", "noise"), pair]) == [0.72, 0.4, True]
+    assert list(table.loc[("dead", "noise"), pair]) == [0.25, 0.3, False]
+    assert table.loc[("dead", "hot"), "is_own"]  # of the same family
+    assert not table.loc[("hot", NATURAL), "is_own"]
+
+
+def test_a_model_without_a_natural_one_beside_it_is_not_compared() -> None:
+    cells = make_models()
+    assert compare_strategies({"constant": cells[cells["strategy"] == "constant"]}) == []
+    assert compare_strategies({"constant": cells[cells["strategy"] == NATURAL]}) == []
+    assert compare_strategies({}) == []
+
+
+def test_strategies_stand_in_the_order_of_their_gain() -> None:
+    shifts = {"constant": -200, "incremental": 50, "transfer": 0, "other": 50}
+    compared = compare_strategies({name: make_models(name, shift) for name, shift in shifts.items()})
+    assert [comparison.strategy for comparison in compared] == ["incremental", "other", "transfer", "constant"]
+    gains = [0.69 + shift - 1.6 / 3 for shift in (0.05, 0.05, 0, -0.2)]
+    assert [comparison.gain for comparison in compared] == pytest.approx(gains, abs=1e-5)
+    assert [comparison.clean_cost for comparison in compared] == pytest.approx([0.06] * 4, abs=1e-6)
+    assert [comparison.n_examples for comparison in compared] == [N] * 4
+    assert [comparison.beats_natural for comparison in compared] == [True, True, True, False]
+
+
+def compare(robust: float, baseline: float, n: int) -> Comparison:
+    return Comparison("constant", n, 0.9, 0.9, robust, baseline, None)
+
+
+@pytest.mark.parametrize(
+    ("robust", "baseline", "n", "beats"),
+    [
+        (0.5425, 0.5504, 2000, False),  # quick's CIFAR-10: a loss
+        (0.58, 0.55, 2000, False),  # three points are chance there,
+        (0.59, 0.55, 2000, True),  # four are not,
+        (0.58, 0.55, 10_000, True),  # and with all test images three are not either
+        (0.93, 0.77, 2000, True),
+        (0.5, 0.5, 2000, False),
+        (1.0, 1.0, 2000, False),
+        (1.0, 0.0, 1, False),  # one image says nothing
+        (1.0, 0.0, 2, False),
+        (1.0, 0.0, 20, True),
+    ],
+)
+def test_a_gain_counts_if_it_is_larger_than_chance(robust: float, baseline: float, n: int, beats: bool) -> None:
+    assert compare(robust, baseline, n).beats_natural is beats
+    assert compare(baseline, robust, n).beats_natural is False
+
+
+def test_chance_is_two_standard_errors_of_a_difference_of_two_shares_of_the_images() -> None:
+    large = compare(0.6, 0.5, 10**6)
+    assert large.chance == pytest.approx(2 * math.sqrt((0.6 * 0.4 + 0.5 * 0.5) / 10**6), rel=1e-4)
+    # Agresti and Caffo's interval, as they write it, leaves out 0 where the gain is above chance.
+    for right, right_baseline, n in ((9, 4, 10), (17, 9, 20), (30, 10, 40), (5, 3, 8)):
+        one, other = (right + 1) / (n + 2), (right_baseline + 1) / (n + 2)
+        lower = one - other - 2 * math.sqrt(one * (1 - one) / (n + 2) + other * (1 - other) / (n + 2))
+        assert compare(right / n, right_baseline / n, n).beats_natural is (lower > 0)
+
+
+def test_chance_alone_hardly_ever_beats_the_natural_model() -> None:
+    rng = np.random.default_rng(0)
+    n, found = 500, 0
+    for _ in range(1000):
+        # Ten damaged versions of the same images, half of whose errors are the image's own.
+        hard = rng.random(n) < 0.3
+        one, other = (np.where(hard, rng.random((10, n)) < 0.5, rng.random((10, n)) < 0.9).mean() for _ in range(2))
+        found += compare(float(one), float(other), n).beats_natural
+    assert found <= 25  # an upper bound: 2.5 % if the two were of other images
+
+
+def test_a_model_that_errs_much_is_too_weak_to_conclude_from() -> None:
+    assert needed_accuracy(10) == pytest.approx(0.7)
+    assert needed_accuracy(2) == pytest.approx(5 / 6)
+    assert needed_accuracy(100) == pytest.approx(0.67)

@@ -17,9 +17,10 @@ from ruamel.yaml import YAML
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from pipeline import campaign, charts, layout, metrics, results
+from pipeline import campaign, layout, metrics, reference, report, results
 from pipeline.campaign import Task
 from pipeline.datasets import DATASETS
+from pipeline.metrics import Comparison, ModelConfusion
 from pipeline.params import load
 from pipeline.recipes import PaperRecipe
 from tests.conftest import ROOT, WriteParams, tree
@@ -200,12 +201,12 @@ def test_the_best_model_is_of_the_family_and_none_of_it_is_better(reported: Path
 
 
 def test_the_authors_pixel_labels_are_one_below_what_they_trained_with() -> None:
-    table = charts.authors_strategies(DATASETS["mnist"], "constant")
+    table = reference.read_strategies(DATASETS["mnist"], "constant")
     assert sorted(set(table.loc[table["train_perturbation"] == "hot", "train_level"])) == list(range(2, 12))
     assert sorted(set(table.loc[table["train_perturbation"] == "noise", "train_level"])) == [
         0.001, 0.01325, 0.0255, 0.03775, 0.05,
     ]  # fmt: skip
-    total = sum(len(charts.authors_strategies(dataset, name)) for dataset in DATASETS.values() for name in STRATEGIES)
+    total = sum(len(reference.read_strategies(dataset, name)) for dataset in DATASETS.values() for name in STRATEGIES)
     assert total == 960
 
 
@@ -235,13 +236,21 @@ def test_the_numbers_are_those_of_the_metric_files(reported: Path) -> None:
     for dataset in DATASETS:
         for strategy in STRATEGIES:
             numbers = json.loads(layout.evaluate_metrics(dataset, strategy).read_text())
-            shown = [f"{100 * numbers[f'{name}_accuracy']:.1f}" for name in ("clean", "robust", "worst", "cross")]
             # There is none where the natural model makes no error at all.
             mce = f"{numbers['mce']:.2f}" if "mce" in numbers else "–"
-            cells = "".join(f"<td>{value}</td>" for value in [strategy, *shown, mce])
-            assert f"<tr>{cells}</tr>" in page
-        impact = json.loads(layout.impact_metrics(dataset).read_text())
-        assert f"{100 * impact['worst_accuracy']:.1f} % at worst" in page
+            gain = 100 * (numbers["robust_accuracy"] - numbers["baseline_robust_accuracy"])
+            for name, prefix, values in (
+                ("natural", "baseline_", ("–", "–" if mce == "–" else "1.00")),
+                (strategy, "", (rf"{gain:+.1f}".replace("-", "−"), mce)),
+            ):
+                clean, robust, worst, cross = (
+                    f"{100 * numbers[f'{prefix}{key}_accuracy']:.1f}" for key in ("clean", "robust", "worst", "cross")
+                )
+                row = "</td><td>".join([name, clean, robust, re.escape(values[0]) + r"[^<]*", worst, cross, values[1]])
+                assert re.search(f"<tr><td>{row}</td></tr>", page), row
+        # The sentence is about the images of the table.
+        robust, worst = (f"{100 * numbers[f'baseline_{name}_accuracy']:.1f} %" for name in ("robust", "worst"))
+        assert f"on {robust} on average over the damage that the strategies train for, and on {worst} at worst" in page
 
 
 def test_the_page_says_whether_these_are_the_papers_settings(reported: Path, write_params: WriteParams) -> None:
@@ -324,7 +333,157 @@ def test_a_study_without_strategies_or_ablations_has_a_page_too(
     for dataset in DATASETS:
         succeed("confusion", dataset)
     succeed("report")
-    assert "How this was made" in PAGE.read_text()
+    page = PAGE.read_text()
+    assert "How this was made" in page
+    assert all(f'id="{name}"' in page for name in re.findall('href="#([^"]*)"', page))
+    if block == "strategies":
+        impact = json.loads(layout.impact_metrics("mnist").read_text())
+        assert f"{100 * impact['worst_accuracy']:.1f} % at worst" in page
+        assert page.count("No model was trained against damage and tested on it.") == len(DATASETS)
+
+
+def test_one_of_each_is_in_the_singular(reported: Path, write_params: WriteParams) -> None:
+    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
+    write_params(values)
+    shutil.copy(layout.PARAMS, layout.PROFILES / "paper.yaml")
+    values["strategies"] = {"constant": {}}
+    write_params(values)
+    for dataset in DATASETS:
+        succeed("confusion", dataset)
+    succeed("report")
+    page = " ".join(PAGE.read_text().split())
+    assert "and 1 way of training against it" in page
+    del values["datasets"]["cifar10"]
+    write_params(values)
+    succeed("report")
+    page = " ".join(PAGE.read_text().split())
+    assert "<p>mnist classifiers under the damage that cameras do" in page
+    for found in re.findall(r"[^\d.,]1 (values|images|points|ways|classes|models|trials)\b", page):
+        pytest.fail(f"1 {found}")
+
+
+def test_a_pipe_in_the_place_of_a_picture_is_refused(reported: Path) -> None:
+    path = layout.figures("mnist") / "levels_blur.png"
+    path.unlink()
+    os.mkfifo(path)
+    result = run("report")
+    assert result.exit_code == 1
+    assert result.output == f"Error: {path}: a pipe, socket or device, not a file; remove it\n"
+
+
+# What it says.
+
+
+def compare(strategy: str, robust: float, *, clean: float = 0.9, mce: float | None = 0.5) -> Comparison:
+    """Beside a natural model that is right on 60 % of 2,000 damaged images."""
+    return Comparison(strategy, 2000, clean, 0.9, robust, 0.6, mce)
+
+
+NATURAL_HAS = "the natural model's 60.0 % on the same images."
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "sentences"),
+    [
+        ([], ["No model was trained against damage and tested on it."]),
+        (
+            [compare("constant", 0.75, clean=0.88)],
+            [
+                "constant beats the natural model: 75.0 % on the damage that its models were trained for, 15.0 points "
+                f"above {NATURAL_HAS}",
+                "On undamaged images constant loses 2.0 points.",
+                "Its relative error, in which every perturbation counts alike, is 0.50.",
+            ],
+        ),
+        (
+            [compare("transfer", 0.75, clean=0.91, mce=None), compare("constant", 0.7), compare("incremental", 0.61)],
+            [
+                "The best strategy, transfer, beats the natural model: 75.0 % on the damage that its models were "
+                f"trained for, 15.0 points above {NATURAL_HAS}",
+                "constant beats the natural model too.",
+                "On undamaged images transfer gains 1.0 points.",
+            ],
+        ),
+        (
+            [compare("transfer", 0.75), compare("constant", 0.7), compare("incremental", 0.69), compare("a", 0.68)],
+            [
+                "The best strategy, transfer, beats the natural model: 75.0 % on the damage that its models were "
+                f"trained for, 15.0 points above {NATURAL_HAS}",
+                "constant, incremental and a beat the natural model too.",
+                "On undamaged images transfer is just as accurate.",
+                "Its relative error, in which every perturbation counts alike, is 0.50.",
+            ],
+        ),
+        (
+            [compare("transfer", 0.6004, clean=0.9004, mce=1.02), compare("constant", 0.5)],
+            [
+                "No strategy clearly beats the natural model here: the best, transfer, has 60.0 % on the damage that "
+                "its models were trained for, less than 0.1 points above the natural model's 60.0 % on the same "
+                "images, and with 2,000 test images up to 3.1 points may be chance.",
+                "On undamaged images transfer gains less than 0.1 points.",
+                "Its relative error, in which every perturbation counts alike, is 1.02.",
+            ],
+        ),
+        (
+            [compare("constant", 0.592, mce=1.02)],
+            [
+                "No strategy beats the natural model here: constant has 59.2 % on the damage that its models were "
+                f"trained for, 0.8 points below {NATURAL_HAS}",
+                "On undamaged images constant is just as accurate.",
+                "Its relative error, in which every perturbation counts alike, is 1.02.",
+            ],
+        ),
+        (
+            [compare("constant", 0.6, mce=None)],
+            [
+                "No strategy beats the natural model here: constant has 60.0 % on the damage that its models were "
+                f"trained for, as much as {NATURAL_HAS}",
+                "On undamaged images constant is just as accurate.",
+            ],
+        ),
+    ],
+    ids=["none", "one-wins", "two-win", "four-win", "chance", "one-loses", "equal"],
+)
+def test_the_verdict_in_sentences(comparisons: list[Comparison], sentences: list[str]) -> None:
+    assert report.describe_verdict(comparisons, 0.9, 10) == sentences
+
+
+def test_a_weak_model_is_called_weak() -> None:
+    weak = "This natural model is too weak to conclude from: it is right on 56.3 % of undamaged images, less than "
+    weak += "70.0 %, two thirds of the way from guessing to no error."
+    assert report.describe_verdict([compare("constant", 0.75)], 0.563, 10)[-1] == weak
+    assert not any("too weak" in said for said in report.describe_verdict([compare("constant", 0.75)], 0.71, 10))
+
+
+def confusions_of(perturbation: str, level: float, counts: list[list[int]]) -> list[ModelConfusion]:
+    return [
+        ModelConfusion("natural", "natural", 0, perturbation, level, actual, predicted, n)
+        for actual, row in enumerate(counts)
+        for predicted, n in enumerate(row)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("clean", "damaged", "expected"),
+    [
+        ([[9, 1], [2, 8]], [[7, 3], [3, 7]], [(0, 0.9, 0.7, 1), (1, 0.8, 0.7, 0)]),
+        ([[9, 1], [2, 8]], [[9, 1], [1, 9]], []),  # nobody loses
+        ([[9, 1], [0, 0]], [[8, 2], [0, 0]], [(0, 0.9, 0.8, 1)]),  # no image of the second
+        (
+            [[4, 0, 0, 0], [0, 4, 0, 0], [0, 0, 4, 0], [0, 0, 0, 4]],
+            [[3, 1, 0, 0], [0, 2, 2, 0], [0, 0, 3, 1], [0, 0, 3, 1]],
+            [(3, 1.0, 0.25, 2), (1, 1.0, 0.5, 2), (0, 1.0, 0.75, 1)],  # of equal ones the first
+        ),
+    ],
+    ids=["two-classes", "none", "class-without-images", "four-classes"],
+)
+def test_the_classes_that_lose_most_lose_and_exist(
+    clean: list[list[int]], damaged: list[list[int]], expected: list[tuple[int, float, float, int]]
+) -> None:
+    table = metrics.to_frame(confusions_of("natural", 0, clean) + confusions_of("noise", 0.1, damaged))
+    before, after = (table[table["perturbation"] == name] for name in ("natural", "noise"))
+    found = report.find_losses(before, after)
+    assert [(loss.label, loss.before, loss.after, loss.taken_for) for loss in found] == expected
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline import layout, store
+from pipeline import layout, store, verification
+from pipeline.params import load
 from pipeline.sources import Arrays
 from tests.conftest import ROOT, WriteParams, differing, tree
 from tests.test_stages import (
@@ -305,3 +306,17 @@ def test_what_systems_and_dvc_leave_behind_is_no_problem(whole: Path) -> None:
 def test_looking_at_data_only_does_not_import_torch() -> None:
     code = "import sys, pipeline.verification, pipeline.stages.verify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_folder_that_git_keeps_stays_and_what_else_lies_in_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_values: dict[str, Any], write_params: WriteParams
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_params({**quick_values, "strategies": {}, "ablations": {}})
+    kept, left = Path("metrics/evaluate/cells/mnist"), Path("metrics/evaluate/cells/mnist/constant.csv")
+    kept.mkdir(parents=True)
+    (kept / ".gitkeep").touch()
+    assert verification.verify_leftovers(load()) == []
+    left.touch()
+    (finding,) = verification.verify_leftovers(load())
+    assert finding.text == f"{left}: params.yaml does not ask for it; remove it with `rm -r {left}`"

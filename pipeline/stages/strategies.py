@@ -26,6 +26,8 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
     metrics/strategies/DATASET/STRATEGY.csv. Finished models are kept in models/.finished by all that decides them, so
     a run that was killed, or one with one level more, trains only what is missing.
     """
+    from dataclasses import fields
+
     from pipeline import layout
     from pipeline.params import load
     from pipeline.variants import remove_stale_stores
@@ -42,6 +44,7 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
 
         from pipeline import campaign
         from pipeline.files import replacing_folder, write_text
+        from pipeline.training import Epoch
 
         tasks = campaign.plan_strategy(params, spec, strategy)
         n_models, rows = len(tasks), []
@@ -53,5 +56,8 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
     with replacing_folder(layout.strategy_models(dataset, strategy)) as folder:
         for task in tasks:
             rows += campaign.collect(task, folder)
-    write_text(layout.strategy_curves(dataset, strategy), pd.DataFrame(rows).round(6).to_csv(index=False))
+    columns = ["model", *(field.name for field in fields(Epoch))]  # there where no model is, too
+    write_text(
+        layout.strategy_curves(dataset, strategy), pd.DataFrame(rows, columns=columns).round(6).to_csv(index=False)
+    )
     click.echo(f"{layout.strategy_models(dataset, strategy)}: {n_models} models")
