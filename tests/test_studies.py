@@ -3,13 +3,15 @@
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline import drawing, layout, report
+from pipeline import drawing, layout, report, sources, store
+from pipeline.datasets import DATASETS, Dataset
 from pipeline.errors import PipelineError
 from pipeline.params import validate
 from pipeline.perturbations import PERTURBATIONS
@@ -247,6 +249,37 @@ def test_a_small_study_can_run(
     for block in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
         block["mnist"].update(batch_size=20, epochs=1)
     run_all(changed(tiny_values, changes), write_params)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_classes"),
+    [((28, 28, 1), 3), ((212, 230, 3), 25)],
+    ids=["3-classes", "25-classes-large-and-not-square"],
+)
+def test_images_of_other_sizes_and_numbers_of_classes_go_through_every_stage(
+    shape: tuple[int, int, int],
+    n_classes: int,
+    tiny_values: dict[str, Any],
+    place: Path,
+    write_params: WriteParams,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng, n_examples = np.random.default_rng(3), {"train": 60, "test": 30}
+    arrays = {
+        (split, kind): rng.integers(0, 256 if kind == "images" else n_classes, size, dtype=np.uint8)
+        for split, n in n_examples.items()
+        for kind, size in (("images", (n, *shape)), ("labels", (n,)))
+    }
+    digests = {key: store.sha256(values) for key, values in arrays.items()}
+    classes = tuple(f"class {number}" for number in range(n_classes))
+    dataset = Dataset("mnist", shape, n_examples, classes, digests)
+    monkeypatch.setitem(cast(dict[str, Dataset], DATASETS), "mnist", dataset)
+    sources.write_clean(layout.clean_store("mnist"), dataset, arrays)
+    tiny_values["datasets"] = {"mnist": {"n_train": 60, "n_test": 30}}
+    tiny_values["ablations"] = {"mine": {"channel": {"standardize": "channel"}}}
+    for block in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
+        block["mnist"].update(batch_size=20, epochs=1)
+    run_all(tiny_values, write_params)
 
 
 @examples(2)
