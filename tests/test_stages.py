@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from pipeline import drawing, evaluation, generation, layout, networks, params, store, training
-from pipeline.__main__ import main
+from pipeline.commands import main
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.sources import Arrays
 from tests.conftest import ROOT, WriteParams, differing, tree, write_originals
