@@ -175,6 +175,27 @@ def files_of(arrays: Iterable[Array]) -> set[Path]:
     return files
 
 
+def planned_files(
+    attributes: Mapping[str, Any], arrays: Iterable[tuple[str, tuple[int, ...], Mapping[str, Any]]]
+) -> dict[Path, bytes | None]:
+    """All files of a store, relative to its folder: the content of every zarr.json, None for a shard.
+
+    Args:
+        attributes: Those given to `replacing_store`.
+        arrays: Path, shape and attributes, the digest last, of every array.
+    """
+    metadata: dict[str, Any] = {}
+    root = zarr.create_group(metadata, attributes={"schema_version": SCHEMA_VERSION, **attributes})
+    made = []
+    for name, shape, expected in arrays:
+        *groups, last = name.split("/")
+        group = root.require_group("/".join(groups))
+        array = _create_labels(group, last, shape) if len(shape) == 1 else create_images(group, last, shape, {})
+        made.append(array.update_attributes(dict(expected)))
+    contents = {Path(name): content.to_bytes() for name, content in metadata.items()}
+    return dict.fromkeys(files_of(made)) | contents
+
+
 def _layout_problem(array: Array) -> str | None:
     """What its metadata claim that no array of this module has; a reader would allocate what they say."""
     if not isinstance(array.attrs.get("sha256"), str):

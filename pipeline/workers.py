@@ -98,7 +98,8 @@ def _end_workers() -> None:
 
 
 def _server_pid() -> int | None:
-    return None if forkserver is None else forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    pid: int | None = None if forkserver is None else forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
 
 
 def _kill_server() -> None:
