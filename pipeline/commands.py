@@ -2,6 +2,7 @@
 
 import errno
 import re
+import sys
 from typing import Any
 
 import click
@@ -40,7 +41,7 @@ _ADVICE = {
 }
 _ASK_FOR_LESS = "ask for less in params.yaml, such as a smaller batch_size, or run with fewer --workers"
 # What libraries say in errors of their own. Their classes are not imported for it: torch takes seconds.
-_NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|ALLOC_FAILED", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|ALLOC_FAILED|map segment", re.IGNORECASE)
 
 
 def _explain(error: Exception) -> str | None:
@@ -61,7 +62,7 @@ def _explain(error: Exception) -> str | None:
             return f"{error.object!a}: cannot be written as {error.encoding}; set LC_ALL=C.UTF-8"
         case RuntimeError() if "can't start new thread" in text:
             return f"{text}; {_ADVICE[errno.EAGAIN]}"
-    from_library = isinstance(error, RuntimeError) or type(error).__module__ == "cv2"
+    from_library = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
     return f"not enough memory ({text[:200]}); {_ASK_FOR_LESS}" if from_library and _NO_MEMORY.search(text) else None
 
 
@@ -90,6 +91,8 @@ def main() -> None:
 
     Each command is one stage of the pipeline that `dvc repro` runs, and works without DVC too.
     """
+    if sys.flags.optimize:
+        raise PipelineError("PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it, leave out -O")
 
 
 for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, ablations, confusion, report):

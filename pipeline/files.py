@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial as bind
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_exhausted
 from pipeline.stopping import signals_delayed, taken_back_when_stopped
 
 try:
@@ -131,6 +131,8 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:  # a looping link, no permission, a broken disk
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{path}: cannot be read: {error.strerror or error}") from None
     if len(content) > max_bytes:
         raise PipelineError(f"{path}: more than the {max_bytes:,} bytes that it can have; remove it")
@@ -160,8 +162,6 @@ def taking_turns(path: Path, what: str) -> Iterator[None]:
                 if _lock(path, held):
                     break
                 is_told = _wait(path, what, is_told)
-            except FileNotFoundError:  # removed by the one before, between two looks at it
-                continue
             except OSError:
                 break
         yield
@@ -180,8 +180,12 @@ def _lock(path: Path, held: ExitStack) -> bool:
         except OSError:
             path.unlink()
             raise
-        if not (path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
-            return False  # the one before has removed it
+        try:
+            is_removed = not os.path.samestat(os.fstat(lock), path.stat())
+        except FileNotFoundError:
+            is_removed = True
+        if is_removed:  # by the one before
+            return False
         with suppress(OSError):  # the disk is full: the number is for people only
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()}".encode())

@@ -23,7 +23,7 @@ from zarr.registry import register_codec
 
 from pipeline import layout
 from pipeline.datasets import Dataset
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_exhausted
 from pipeline.files import replacing_folder
 
 # Bytes per chunk, before compression: what a reader of a single image has to decode. zarr spends about a millisecond on
@@ -237,6 +237,8 @@ def open_store(path: Path, made_by: str) -> Group:
     try:
         group = zarr.open_group(path, mode="r")
     except Exception as error:  # zarr passes on what its JSON and codec parsers raise
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{path}: damaged metadata ({error}); make it again with `{made_by}`") from None
     attributes = group.metadata.attributes
     version = attributes.get("schema_version") if isinstance(attributes, dict) else None
@@ -268,6 +270,8 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     except KeyError:
         raise PipelineError(f"{where}: not in the store; make it again with `{made_by}`") from None
     except Exception as error:  # as in open_store
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{where}: damaged metadata ({error}); make it again with `{made_by}`") from None
     if problem:
         raise PipelineError(f"{where}: damaged metadata ({problem}); make it again with `{made_by}`")
@@ -323,6 +327,8 @@ def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
     try:
         return np.ascontiguousarray(array[selection], dtype=np.uint8)
     except Exception as error:  # codecs raise what they like
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{_where(array)}: damaged data ({error}); make it again with `{made_by}`") from None
 
 

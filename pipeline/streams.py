@@ -7,8 +7,6 @@ import select
 import sys
 from typing import Any
 
-_NAMES = {1: "standard output", 2: "standard error"}
-
 
 class _Outlet(io.FileIO):
     """A stream that leads to nowhere from the moment that writing to it fails."""
@@ -22,8 +20,9 @@ class _Outlet(io.FileIO):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)
             os.close(nowhere)
-            if error.errno != errno.EPIPE:  # which only says that the reader has seen enough, as `head` has
-                sys.stderr.write(f"{_NAMES[number]}: {error.strerror}; what is said from here on is lost\n")
+            # A broken pipe only says that the reader has seen enough, as `head` has.
+            if number == 1 and error.errno != errno.EPIPE:
+                sys.stderr.write(f"standard output: {error.strerror}; what is said from here on is lost\n")
             return len(content)
         return n_written
 
@@ -48,5 +47,5 @@ def _open(number: int, old: Any) -> io.TextIOWrapper:
         io.BufferedWriter(_Outlet(number, "wb", closefd=False)),
         encoding=None if old is None else old.encoding,
         errors="backslashreplace",
-        line_buffering=number == 2 or os.isatty(number),
+        line_buffering=True,  # and click, which has a wrapper of its own around some, does not overtake
     )

@@ -653,7 +653,6 @@ def test_every_command_explains_itself(command: str) -> None:
         ["perturb", "mnist"],
         ["perturb", "mnist", "noise", "--workers", "0"],
         ["train", "mnist", "cifar10"],
-        ["train", "mnist", "--params", "."],
         ["strategies", "mnist"],
         ["evaluate", "mnist"],
         ["evaluate", "mnist", "constant", "--workers", "2"],

@@ -464,7 +464,7 @@ READ = {
     ],
     "profile quick": [layout.PROFILES / "quick.yaml"],
     "report --workers 1": [
-        *(layout.PARAMS, layout.PROFILES / "quick.yaml", layout.PROFILES / "paper.yaml", CELLS, SUMMARY, EVALUATED),
+        *(layout.PARAMS, layout.PROFILES / "paper.yaml", CELLS, SUMMARY, EVALUATED),
         *(layout.impact_metrics("mnist"), layout.impact_examples("mnist"), layout.confusion("mnist")),
         *(layout.ablation_cells("mnist", "standardization"), ABLATION / "none.json"),
     ],

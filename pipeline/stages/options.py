@@ -32,6 +32,7 @@ params_option = click.option(
     type=click.Path(path_type=Path, readable=False),  # whoever reads it says what is wrong with it
     default=layout.PARAMS,
     show_default=True,
+    metavar="FILE",
     help="The params file.",
 )
 
