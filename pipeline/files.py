@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial as bind
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_exhausted
 from pipeline.stopping import signals_delayed, taken_back_when_stopped
 
 try:
@@ -41,6 +41,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     try:
         with taken_back_when_stopped(bind(_remove, partial)):
             try:
+                _remove(partial)  # it may be a link to another file, or a pipe
                 yield partial
                 partial.replace(path)
             finally:
@@ -67,10 +68,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     def clean_up() -> None:
         _remove(partial)
-        if previous.exists():
+        if os.path.lexists(previous):
             # Out of the way in one step, so that nobody puts back one of which half is removed; or back, if nothing
             # has taken its place.
-            previous.rename(partial if path.exists() else path)
+            previous.rename(partial if os.path.lexists(path) else path)
             _remove(partial)
 
     def take_back() -> None:
@@ -83,7 +84,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 clean_up()
                 partial.mkdir()
                 yield partial
-                if path.exists():
+                if os.path.lexists(path):
                     path.rename(previous)
                 partial.rename(path)
             finally:
@@ -116,16 +117,16 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         PipelineError: It is no regular file (a folder, a pipe, a device), is larger than `max_bytes`, or cannot be
             read.
     """
-    check_file(path, max_bytes)
+    n_bytes = check_file(path, max_bytes)
     with _named_reading(path), path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise PipelineError(f"{path}: more than the {max_bytes:,} bytes that it can have; remove it")
-    return content
+        return file.read(n_bytes)  # Python takes as much memory as it is asked for, whatever there is to read
 
 
-def check_file(path: Path, max_bytes: int) -> None:
+def check_file(path: Path, max_bytes: int) -> int:
     """Refuse what `read_file` refuses, for those libraries that open files by themselves.
+
+    Returns:
+        The size of the file.
 
     Raises:
         FileNotFoundError: As `read_file`.
@@ -140,6 +141,7 @@ def check_file(path: Path, max_bytes: int) -> None:
         raise PipelineError(
             f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that it can have; remove it"
         )
+    return status.st_size
 
 
 @contextmanager
@@ -149,6 +151,8 @@ def _named_reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:  # a looping link, no permission, a broken disk
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
@@ -162,7 +166,12 @@ def taking_turns(path: Path, what: str) -> Iterator[None]:
     Args:
         path: A file that is there for as long as the block runs and holds the number of the process.
         what: What the block does, for the line on standard error that those who wait write.
+
+    Raises:
+        PipelineError: Something else than a file has its place.
     """
+    if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+        raise PipelineError(f"{path}: not a file, as a lock is; remove it")
     with ExitStack() as held:
         is_told = False
         while fcntl is not None:
@@ -170,8 +179,6 @@ def taking_turns(path: Path, what: str) -> Iterator[None]:
                 if _lock(path, held):
                     break
                 is_told = _wait(path, what, is_told)
-            except FileNotFoundError:  # removed by the one before, between two looks at it
-                continue
             except OSError:
                 break
         yield
@@ -198,7 +205,7 @@ def _lock(path: Path, held: ExitStack) -> bool:
     """Whether nobody else has it; then it is taken until `held` ends."""
     with signals_delayed(), ExitStack() as opened:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         opened.callback(os.close, lock)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,8 +214,12 @@ def _lock(path: Path, held: ExitStack) -> bool:
         except OSError:
             path.unlink()
             raise
-        if not (path.exists() and os.path.samestat(os.fstat(lock), path.stat())):
-            return False  # the one before has removed it
+        try:
+            is_removed = not os.path.samestat(os.fstat(lock), path.stat())
+        except FileNotFoundError:
+            is_removed = True
+        if is_removed:  # by the one before
+            return False
         with suppress(OSError):  # the disk is full: the number is for people only
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()}".encode())
@@ -221,10 +232,14 @@ def _lock(path: Path, held: ExitStack) -> bool:
 
 def _wait(path: Path, what: str, is_told: bool) -> bool:
     """Until whoever has the lock lets go of it; whether it has been said."""
-    with suppress(FileNotFoundError), path.open() as file:
+    with suppress(FileNotFoundError), ExitStack() as opened:
+        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        opened.callback(os.close, lock)
         if not is_told:
-            sys.stderr.write(f"{what}: {file.read() or 'another process'} is doing this; waiting for it to end\n")
-        fcntl.flock(file, fcntl.LOCK_SH)
+            holder = os.read(lock, 30).decode(errors="replace")
+            who = holder if holder.isprintable() and holder else "another process"
+            sys.stderr.write(f"{what}: {who} is doing this; waiting for it to end\n")
+        fcntl.flock(lock, fcntl.LOCK_SH)
         return True
     return is_told
 
@@ -241,7 +256,7 @@ def _shut_out_writers(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -5,6 +5,8 @@ from urllib.parse import quote
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
+# What DVC records of every stage that it has run.
+LOCK = Path("dvc.lock")
 
 
 def running(*words: str) -> Path:

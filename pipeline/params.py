@@ -11,13 +11,14 @@ from ruamel.yaml.composer import Composer
 from pipeline import layout
 from pipeline.datasets import DATASETS, Dataset
 from pipeline.errors import PipelineError
+from pipeline.files import read_file
 from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.recipes import NATURAL, RECIPES, Block, FastNetwork, FastRecipe, Plan, Recipe, RecipeOf, plan_natural
 from pipeline.seeding import level_name
 from pipeline.strategies import STRATEGIES
 
 # Hundreds of times what a study needs.
-_MAX_VALUES, _MAX_VALUE_LENGTH = 100_000, 1000
+MAX_BYTES, _MAX_VALUES, _MAX_VALUE_LENGTH = 2**18, 100_000, 1000
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**256)]
@@ -428,10 +429,10 @@ def read(path: Path) -> dict[str, Any]:
     yaml = YAML(typ="safe", pure=True)
     yaml.Composer = _BoundedComposer
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"))
+        values = yaml.load(read_file(path, MAX_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; run in the repository root, or name one with --params") from None
-    except OSError:
+    except PipelineError:
         raise
     except Exception as error:  # a date, number or bool can be wrong without being wrong YAML
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

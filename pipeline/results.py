@@ -1,10 +1,11 @@
 """Metric files as tables, checked against what params ask for."""
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, fields
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,24 @@ import pandas as pd
 from pipeline import layout
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
-from pipeline.metrics import NATURAL, AblationCell, Cell, Example, ModelCell, ModelConfusion, ModelName, find_best
+from pipeline.files import read_file
+from pipeline.metrics import (
+    NATURAL,
+    AblationCell,
+    Cell,
+    Example,
+    ModelCell,
+    ModelConfusion,
+    ModelName,
+    find_best,
+    to_csv,
+)
 from pipeline.params import Params
 from pipeline.seeding import level_name
 from pipeline.variants import planned_variants
+
+# Ten times the largest table of profile paper.
+_MAX_BYTES = 64 * 2**20
 
 # (perturbation, level, trial).
 Key = tuple[str, float, int]
@@ -150,25 +165,10 @@ def read_summary(path: Path, expected: Mapping[str, Any], made_by: str) -> dict[
         made_by: Command that makes it, for the error message.
 
     Raises:
-        PipelineError: It is missing, no JSON, or holds other numbers.
+        PipelineError: It is missing, or not what the stage writes of these numbers.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
-    except (ValueError, RecursionError) as error:
-        raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
-    if not isinstance(values, dict) or values.keys() != expected.keys():
-        raise PipelineError(f"{path}: damaged (other entries than expected); make it again with `{made_by}`")
-    for name, number in expected.items():
-        value = values[name]
-        if isinstance(number, str):
-            agrees = value == number
-        else:  # to the rounding of sums in another order
-            agrees = type(value) in (int, float) and number - 1e-5 <= value <= number + 1e-5
-        if not agrees:
-            raise PipelineError(f"{path}: {name} is not what the cells give; make it again with `{made_by}`")
-    return values
+    _check_text(path, _content(path, made_by), json.dumps(expected, indent=2) + "\n", made_by)
+    return dict(expected)
 
 
 def trained_models(params: Params, dataset: Dataset, strategy: str) -> list[ModelName]:
@@ -209,18 +209,39 @@ def _read(path: Path, row: type, dataset: Dataset, made_by: str) -> pd.DataFrame
 
 
 def _read_columns(path: Path, types: Mapping[str, Any], made_by: str) -> pd.DataFrame:
-    """A table of these columns, without gaps."""
+    """A table of these columns, without gaps, to the byte as it was written."""
+    content = _content(path, made_by)
     try:
-        table = pd.read_csv(path, dtype=types)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
+        # As text first: pandas' own parser does not read every float to the last bit, and takes some names for gaps.
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        table = table.astype({name: kind for name, kind in types.items() if name in table})
     except (ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
         raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
     if list(table) != list(types):
         raise PipelineError(f"{path}: damaged (columns are not {', '.join(types)}); make it again with `{made_by}`")
-    if table.isna().any(axis=None):
-        raise PipelineError(f"{path}: damaged (a value is missing); make it again with `{made_by}`")
+    _check_text(path, content, to_csv(table), made_by)
     return table
+
+
+def _content(path: Path, made_by: str) -> bytes:
+    try:
+        return read_file(path, _MAX_BYTES)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
+    except PipelineError as error:
+        raise PipelineError(f"{error}; make it again with `{made_by}`") from None
+
+
+def _check_text(path: Path, content: bytes, expected: str, made_by: str) -> None:
+    """That a file is to the byte what its stage would write."""
+    lines = zip_longest(content.split(b"\n"), expected.encode().split(b"\n"), fillvalue=b"")
+    for number, (found, wanted) in enumerate(lines, 1):
+        if found != wanted:
+            shown = [repr(line[:80].decode(errors="backslashreplace")) for line in (found, wanted)]
+            raise PipelineError(
+                f"{path}: damaged (line {number} is {shown[0]}, the stage would write {shown[1]}); "
+                f"make it again with `{made_by}`"
+            )
 
 
 def _check_keys(

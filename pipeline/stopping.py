@@ -2,11 +2,14 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial as bind
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 # What to take back, the last first.
@@ -60,6 +63,8 @@ def run_command(command: list[str], timeout: float | None = None) -> "subprocess
         subprocess.CalledProcessError: It failed.
         subprocess.TimeoutExpired: It took longer, and was ended.
     """
+    import subprocess  # not before a command can be stopped: this module is the first of its process
+
     with ExitStack() as stack:
         with signals_delayed():  # until it is known how to end it
             process = subprocess.Popen(

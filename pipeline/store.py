@@ -28,7 +28,7 @@ from zarr.storage import LocalStore, StorePath
 
 from pipeline import layout
 from pipeline.datasets import Dataset
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, is_exhausted
 from pipeline.files import check_file, replacing_folder
 from pipeline.seeding import BLOCK_SIZE, block_size, largest_divisor
 
@@ -40,7 +40,7 @@ SHARD_BYTES = 64 * 2**20
 # A thousand times the shards of the largest array of profile paper: each is looked at before the array is read.
 _MAX_SHARDS = 1_000_000
 # A thousand times what ours have.
-_MAX_METADATA_BYTES = 2**20
+MAX_METADATA_BYTES = 2**20
 SCHEMA_VERSION = 2
 
 Array = zarr.Array[Any]
@@ -83,7 +83,7 @@ class BoundedZstd(ZstdCodec):
 class BoundedStore(LocalStore):
     """A folder out of which zarr reads nothing but regular files of a bounded size."""
 
-    def __init__(self, root: Path, *, read_only: bool = True, max_bytes: int = _MAX_METADATA_BYTES) -> None:
+    def __init__(self, root: Path, *, read_only: bool = True, max_bytes: int = MAX_METADATA_BYTES) -> None:
         super().__init__(root, read_only=read_only)
         self.max_bytes = max_bytes
 
@@ -248,6 +248,28 @@ def files_of(arrays: Iterable[Array]) -> set[Path]:
     return files
 
 
+def planned_files(
+    attributes: Mapping[str, Any], arrays: Iterable[tuple[str, tuple[int, ...], Mapping[str, Any]]]
+) -> dict[Path, bytes | None]:
+    """All files of a store, relative to its folder: the content of every zarr.json, None for a shard.
+
+    Args:
+        attributes: Those given to `replacing_store`.
+        arrays: Path, shape and attributes, the digest last, of every array.
+    """
+    metadata: dict[str, Any] = {}
+    made = []
+    with _own_settings():
+        root = zarr.create_group(metadata, attributes={"schema_version": SCHEMA_VERSION, **attributes})
+        for name, shape, expected in arrays:
+            *groups, last = name.split("/")
+            group = root.require_group("/".join(groups))
+            array = _create_labels(group, last, shape) if len(shape) == 1 else create_images(group, last, shape, {})
+            made.append(array.update_attributes(dict(expected)))
+    contents = {Path(name): content.to_bytes() for name, content in metadata.items()}
+    return dict.fromkeys(files_of(made)) | contents
+
+
 def _as_we_write(array: Array, root: Path) -> tuple[Array, BoundedStore]:
     """The array of the store at `root` as this module would have made it, with its own codecs, and where it is read.
 
@@ -306,6 +328,8 @@ def open_store(path: Path, made_by: str) -> Group:
         with _own_settings():
             group = zarr.open_group(BoundedStore(path), mode="r", zarr_format=3, use_consolidated=False)
     except Exception as error:  # zarr passes on what its JSON and codec parsers raise
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{path}: damaged metadata ({error}); make it again with `{made_by}`") from None
     attributes = group.metadata.attributes
     version = attributes.get("schema_version") if isinstance(attributes, dict) else None
@@ -338,6 +362,8 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     except KeyError:
         raise PipelineError(f"{where}: not in the store; make it again with `{made_by}`") from None
     except Exception as error:  # as in open_store
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{where}: damaged metadata ({error}); make it again with `{made_by}`") from None
     for key in _shard_keys(array):
         try:
@@ -400,6 +426,8 @@ def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
     except MemoryError as error:
         raise PipelineError(f"{_where(array)}: does not fit into memory ({error})") from None
     except Exception as error:  # codecs raise what they like
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{_where(array)}: damaged data ({error}); make it again with `{made_by}`") from None
 
 

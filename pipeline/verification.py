@@ -1,17 +1,18 @@
 """Whether stores, models and metric files are whole, as params ask, and what this code makes of the clean images."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from pipeline import layout, metrics, results, store
+from pipeline import layout, lockfile, metrics, results, store
 from pipeline.arrays import Images
 from pipeline.datasets import Dataset
 from pipeline.errors import PipelineError
-from pipeline.files import PARTIAL_SUFFIX
+from pipeline.files import PARTIAL_SUFFIX, read_file
 from pipeline.generation import perturb_images
 from pipeline.params import Params
 from pipeline.recipes import NATURAL, plan_natural
@@ -19,6 +20,7 @@ from pipeline.seeding import block_size, derive_seed, level_name
 from pipeline.variants import Variant, open_variant, planned_variants, variant_attributes
 
 Progress = Callable[[int], object]
+Recorded = Mapping[Path, lockfile.Recorded]
 # Left by systems and by DVC; .dvcignore names them, or DVC does not look at them.
 _NOT_OURS = (".DS_Store", "Thumbs.db", ".gitignore", ".gitkeep")
 
@@ -36,6 +38,25 @@ class Finding:
     is_problem: bool
 
 
+def attempt(what: Path, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """What a check finds; where it fails, that it does, so that the others follow."""
+    problems: list[str] = []
+    with _noted(problems, what, "python -m pipeline verify"):
+        return check()
+    return [Finding(problem, True) for problem in problems]
+
+
+@contextmanager
+def _noted(problems: list[str], path: Path, made_by: str) -> Iterator[None]:
+    """An error within the block is a problem among others, and no end."""
+    try:
+        yield
+    except (PipelineError, OSError) as error:
+        is_bare = isinstance(error, OSError)
+        text = f"{error.filename or path}: {error.strerror or error}" if is_bare else str(error)  # type: ignore[union-attr]
+        problems.append(text if "`" in text else f"{text}; make it again with `{made_by}`")
+
+
 def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images], list[Finding]]:
     """The clean images of every split that is whole, and what is to be said of their store.
 
@@ -49,25 +70,24 @@ def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images
     made_by = f"python -m pipeline prepare {dataset.name}"
     path = layout.clean_store(dataset.name)
     clean: dict[str, Images] = {}
-    try:
-        group = store.open_store(path, made_by)
-    except PipelineError as error:
-        return clean, [Finding(str(error), True)]
-    problems, arrays = [], []
+    problems: list[str] = []
+    group = _open_store(path, problems, made_by)
+    if group is None:
+        return clean, _findings(problems, "")
+    planned, digests = {}, {}
     for split, kind in dataset.digests:
-        try:
-            arrays.append((store.get_array(group, f"{split}/{kind}", made_by), dict[str, Any]()))
+        name = f"{split}/{kind}"
+        planned[name] = (dataset.n_examples[split], *(dataset.shape if kind == "images" else ())), dict[str, Any]()
+        with _noted(problems, path / name, made_by):
+            digests[name] = store.get_array(group, name, made_by).attrs["sha256"]
             values = store.read_clean(dataset, split, kind)
-        except PipelineError as error:
-            problems.append(str(error))
-            continue
-        if kind == "images":
-            clean[split] = values
-            progress(len(values))
-    attributes = {"dataset": dataset.name, "classes": list(dataset.classes)}
-    if len(arrays) == len(dataset.digests):
-        problems += _differences(path, group, attributes, arrays, made_by)
-    return clean, _findings(problems, f"{path}: {len(arrays)} arrays, digests as published")
+            if kind == "images":
+                clean[split] = values
+                progress(len(values))
+    problems += _differences(
+        path, {"dataset": dataset.name, "classes": list(dataset.classes)}, planned, digests, made_by
+    )
+    return clean, _findings(problems, f"{path}: {len(planned)} arrays, digests as published")
 
 
 def verify_perturbed(
@@ -87,25 +107,30 @@ def verify_perturbed(
     """
     made_by = f"python -m pipeline perturb {dataset.name} {perturbation}"
     path = layout.perturbed_store(dataset.name, perturbation)
-    planned = planned_variants(params, dataset.name, perturbation)
-    try:
-        group = store.open_store(path, made_by)
-    except PipelineError as error:
-        return [Finding(str(error), True)]
-    problems, arrays, n_compared = [], [], 0
-    for variant, leading in planned:
-        try:
+    problems: list[str] = []
+    group = _open_store(path, problems, made_by)
+    if group is None:
+        return _findings(problems, "")
+    planned, digests, n_images, n_compared = {}, {}, 0, 0
+    for variant, leading in planned_variants(params, dataset.name, perturbation):
+        name = f"{level_name(variant.level)}/{variant.split}"
+        planned[name] = (*leading, *dataset.shape), variant_attributes(dataset, variant)
+        n_images += prod(leading)
+        with _noted(problems, path / name, made_by):
             array = open_variant(group, dataset, variant, leading, made_by)
-            arrays.append((array, variant_attributes(dataset, variant)))
+            digests[name] = array.attrs["sha256"]
             n_compared += _compare(path, array, variant, clean.get(variant.split), is_full, made_by, progress)
-        except PipelineError as error:
-            problems.append(str(error))
-    if len(arrays) == len(planned):
-        attributes = {"dataset": dataset.name, "perturbation": perturbation}
-        problems += _differences(path, group, attributes, arrays, made_by)
-    n_images = sum(prod(leading) for _, leading in planned)
+    attributes = {"dataset": dataset.name, "perturbation": perturbation}
+    problems += _differences(path, attributes, planned, digests, made_by)
     again = f"{n_compared:,} made again, the same" if n_compared else "none made again: no clean images"
     return _findings(problems, f"{path}: {len(planned)} arrays, {n_images:,} images, {again}")
+
+
+def _open_store(path: Path, problems: list[str], made_by: str) -> store.Group | None:
+    """A store for reading; None, and why among the problems, if it cannot be read."""
+    with _noted(problems, path, made_by):
+        return store.open_store(path, made_by)
+    return None
 
 
 def _compare(
@@ -144,40 +169,107 @@ def _compare(
 
 def _differences(
     path: Path,
-    group: store.Group,
     attributes: Mapping[str, Any],
-    arrays: Sequence[tuple[store.Array, Mapping[str, Any]]],
+    planned: Mapping[str, tuple[tuple[int, ...], Mapping[str, Any]]],
+    digests: Mapping[str, Any],
     made_by: str,
 ) -> list[str]:
-    """What tells a store with readable arrays from the one that its stage writes: attributes, files too many or few."""
-    wanted = [("zarr.json", group.attrs, {"schema_version": store.SCHEMA_VERSION, **attributes})]
-    wanted += [
-        (array.path, array.attrs, {**expected, "sha256": array.attrs.get("sha256")}) for array, expected in arrays
-    ]
-    problems = [
-        f"{path}/{name}: attributes are not those that the stage writes; make it again with `{made_by}`"
-        for name, actual, expected in wanted
-        if dict(actual) != expected
-    ]
-    files = [path / file for file in store.files_of(array for array, _ in arrays)]
-    lost = [(file, "is missing") for file in sorted(files) if not file.is_file()]
-    strays = [(file, "does not belong there") for file in _strays(path, files)]
-    return problems + [f"{file}: {what}; make the store again with `{made_by}`" for file, what in lost + strays]
+    """What tells the files of a store from those that its stage writes; nothing of arrays that have no digest here."""
+    arrays = [(name, shape, {**expected, "sha256": digests.get(name)}) for name, (shape, expected) in planned.items()]
+    files = store.planned_files(attributes, arrays)
+    problems = []
+    for file, content in sorted(files.items()):
+        if any(file.is_relative_to(name) for name in planned if name not in digests):
+            continue  # why is said already
+        if not (path / file).is_file():
+            problems.append(f"{path / file}: is missing; make the store again with `{made_by}`")
+        elif content is not None:
+            with _noted(problems, path / file, made_by):
+                if read_file(path / file, store.MAX_METADATA_BYTES) != content:
+                    raise PipelineError(f"{path / file}: not what the stage writes; make it again with `{made_by}`")
+    strays = _strays(path, [path / file for file in files])
+    return problems + [f"{file}: does not belong there; make the store again with `{made_by}`" for file in strays]
 
 
-def verify_metrics(params: Params, dataset: Dataset) -> list[Finding]:
-    """What is to be said of the metric files of a data set: rows as params ask for, summaries as the rows say."""
+def read_recorded() -> tuple[Recorded, list[Finding]]:
+    """The outputs that dvc.lock records, and what is to be said of it."""
+    problems: list[str] = []
+    with _noted(problems, layout.LOCK, "dvc repro"):
+        try:
+            return lockfile.read_lock(), []
+        except FileNotFoundError:
+            text = "there is none; learning curves, figures and the report have nothing else to be compared with"
+            return {}, [Finding(f"{layout.LOCK}: {text}", False)]
+    return {}, _findings(problems, "")
+
+
+def verify_metrics(params: Params, dataset: Dataset, recorded: Recorded) -> list[Finding]:
+    """What is to be said of the metric files of a data set.
+
+    Rows must be those that params ask for, files to the byte what the stage writes of their values, summaries what
+    the rows give, and everything what dvc.lock records, where it does.
+    """
     problems: list[str] = []
     checks = list(_metric_checks(params, dataset))
     for stage, check in checks:
         made_by = f"python -m pipeline {stage}"
-        try:
+        with _noted(problems, Path("metrics"), made_by):
             for path, summary in check().items():
-                results.read_summary(path, summary, made_by)
-        except PipelineError as error:
-            problems.append(str(error))
-    well = f"metrics of {dataset.name}: {len(checks)} stages, rows as params.yaml asks, summaries as the rows add up"
-    return _findings(problems, well)
+                with _noted(problems, path, made_by):
+                    results.read_summary(path, summary, made_by)
+    outputs = _metric_outputs(params, dataset)
+    n_compared = _compare_recorded(outputs, recorded, problems)
+    return _findings(
+        problems,
+        f"metrics of {dataset.name}: {len(checks)} stages, rows as params.yaml asks, summaries as the rows add up, "
+        f"{n_compared} of {len(outputs)} outputs as {layout.LOCK} records them",
+    )
+
+
+def verify_report(recorded: Recorded) -> list[Finding]:
+    """What is to be said of the report: whether it is there, and what dvc.lock records, where it does."""
+    problems: list[str] = []
+    n_compared = _compare_recorded({layout.report(): "report"}, recorded, problems)
+    well = f"as {layout.LOCK} records it" if n_compared else f"there; {layout.LOCK} does not record it"
+    return _findings(problems, f"{layout.report()}: {well}")
+
+
+def _compare_recorded(outputs: Mapping[Path, str], recorded: Recorded, problems: list[str]) -> int:
+    """Compare outputs of stages (path → arguments) of which nothing is said yet with dvc.lock; how many it records."""
+    n_compared = 0
+    for path, stage in outputs.items():
+        if any(problem.startswith((f"{path}:", f"{path}/")) for problem in problems):
+            continue
+        with _noted(problems, path, f"python -m pipeline {stage}"):
+            if not path.exists():
+                raise PipelineError(f"{path}: is missing; make it with `python -m pipeline {stage}`")
+            if path in recorded:
+                n_compared += 1
+                by = recorded[path].stage
+                if lockfile.digest(path) != recorded[path].digest:
+                    raise PipelineError(
+                        f"{path}: not what {layout.LOCK} records; `dvc repro {by}` makes it again, or, if you ran the "
+                        f"stage by hand, `dvc commit {by}` records what it made"
+                    )
+    return n_compared
+
+
+def _metric_outputs(params: Params, dataset: Dataset) -> dict[Path, str]:
+    """What lies below metrics/ of a data set, as dvc.yaml names it → arguments of the stage that makes it."""
+    name = dataset.name
+    outputs = {layout.learning_curve(name): f"train {name}"}
+    outputs |= dict.fromkeys(
+        (layout.impact_cells(name), layout.impact_examples(name), layout.impact_metrics(name)), f"impact {name}"
+    )
+    outputs |= {layout.figures(name): f"figures {name}", layout.confusion(name): f"confusion {name}"}
+    for strategy in params.strategies:
+        outputs[layout.strategy_curves(name, strategy)] = f"strategies {name} {strategy}"
+        for path in (layout.evaluate_cells(name, strategy), layout.evaluate_metrics(name, strategy)):
+            outputs[path] = f"evaluate {name} {strategy}"
+    for ablation in params.ablations:
+        for path in (layout.ablation_cells(name, ablation), layout.ablation_metrics(name, ablation)):
+            outputs[path] = f"ablations {name} {ablation}"
+    return outputs
 
 
 def _metric_checks(params: Params, dataset: Dataset) -> Iterator[tuple[str, Callable[[], Mapping[Path, Any]]]]:
@@ -276,14 +368,11 @@ def verify_leftovers(params: Params) -> list[Finding]:
         expected += [layout.perturbed_store(name, perturbation) for perturbation in params.perturbations]
         for path, *_ in _planned_models(params, dataset):
             expected += [path, path.with_suffix(".json")]
-        expected += [layout.impact_cells(name), layout.impact_examples(name), layout.impact_metrics(name)]
-        expected += [layout.learning_curve(name), layout.figures(name), layout.confusion(name)]
-        for strategy in params.strategies:
-            expected += [layout.evaluate_cells(name, strategy), layout.evaluate_metrics(name, strategy)]
-            expected += [layout.strategy_curves(name, strategy)]
-        for ablation, variants in params.ablations.items():
-            expected += [layout.ablation_cells(name, ablation)]
-            expected += [layout.ablation_metrics(name, ablation) / f"{variant}.json" for variant in variants]
+        summaries = {
+            layout.ablation_metrics(name, ablation): variants for ablation, variants in params.ablations.items()
+        }
+        expected += [path for path in _metric_outputs(params, dataset) if path not in summaries]
+        expected += [folder / f"{variant}.json" for folder, variants in summaries.items() for variant in variants]
     return [
         Finding(f"{path}: params.yaml does not ask for it; remove it with `rm -r {path}`", True)
         for root in roots
@@ -300,10 +389,15 @@ def _strays(root: Path, expected: Iterable[Path]) -> list[Path]:
         is_left_out = path.name in _NOT_OURS or path.name.endswith(PARTIAL_SUFFIX)
         if path in holders or any(path.rglob(".gitkeep")):  # DVC needs the folder, though there may be nothing for it
             found += _strays(path, known)
-        elif path not in known and not is_left_out and (path.is_file() or any(map(Path.is_file, path.rglob("*")))):
+        elif path not in known and not is_left_out and not _holds_folders_only(path):
             found.append(path)
     return found
 
 
+def _holds_folders_only(path: Path) -> bool:
+    return path.is_dir() and all(map(Path.is_dir, path.rglob("*")))
+
+
 def _findings(problems: Sequence[str], all_well: str) -> list[Finding]:
-    return [Finding(problem, True) for problem in problems] or [Finding(all_well, False)]
+    # What one stage makes is read by the checks of others too.
+    return [Finding(problem, True) for problem in dict.fromkeys(problems)] or [Finding(all_well, False)]

@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 
 from pipeline.errors import PipelineError
 from pipeline.stopping import signals_delayed, stop_on_signals, taken_back_when_stopped
+from pipeline.streams import outlive_readers
 
 try:
     from multiprocessing import forkserver
@@ -26,6 +27,8 @@ _KILLED = "a process was killed, perhaps because memory ran out; run again, with
 @contextmanager
 def imported_ahead(*modules: str) -> Iterator[None]:
     """Let a process of its own import `modules` while this one goes on; within the block workers are forked from it.
+
+    Where it cannot have its socket (no folder for temporary files, or one whose path is too long) each imports anew.
 
     Imports of torch take seconds, which workers of a pool would otherwise each spend anew, and after this process.
 
@@ -40,7 +43,7 @@ def imported_ahead(*modules: str) -> Iterator[None]:
         # A terminal sends SIGINT and SIGHUP to all; this process ends the others.
         with signals_delayed("SIGHUP"):
             resource_tracker.ensure_running()  # ignores SIGINT, and would let it in again
-        with signals_delayed("SIGINT", "SIGHUP"):
+        with signals_delayed("SIGINT", "SIGHUP"), suppress(OSError):
             forkserver.ensure_running()
         try:
             yield
@@ -61,7 +64,7 @@ def worker_pool(n_workers: int, uses_cuda: bool) -> Iterator[ProcessPoolExecutor
         PipelineError: One of them was killed.
     """
     # Never forked from this process, whose threads they would not have.
-    is_forked = forkserver is not None and not uses_cuda
+    is_forked = _server_pid() is not None and not uses_cuda
     if is_forked:
         # Waits until the server has imported: then workers begin at once, and none is half begun when a signal comes.
         first = multiprocessing.get_context("forkserver").Process(target=_do_nothing)
@@ -94,8 +97,13 @@ def _end_workers() -> None:
         worker.kill()  # still importing, or computing
 
 
+def _server_pid() -> int | None:
+    pid: int | None = None if forkserver is None else forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return pid
+
+
 def _kill_server() -> None:
-    pid = None if forkserver is None else forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    pid = _server_pid()
     if pid is not None:
         os.kill(pid, signal.SIGKILL)  # it may be importing, and would see only then that it is not needed
 
@@ -114,6 +122,7 @@ def _do_nothing() -> None:
 def _begin_worker() -> None:
     """End this worker when asked to, and as soon as its parent is gone; or it would work on, beside the next run."""
     stop_on_signals()
+    outlive_readers()
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

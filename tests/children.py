@@ -22,6 +22,7 @@ import torch._dynamo  # two seconds, which the first optimizer of every process 
 from pipeline import (  # noqa: F401
     __main__,
     campaign,
+    commands,
     datasets,
     drawing,
     evaluation,
@@ -80,13 +81,13 @@ def _be_command(
     fork = multiprocessing.get_context("fork")
     workers.multiprocessing.get_context = lambda method: fork  # type: ignore
     sys.argv = ["pipeline", *arguments]
-    main = __main__.main
+    main = commands.main
 
     def begin(**options: str) -> None:
         begun.set()
         main(**options)
 
-    __main__.main = begin  # type: ignore
+    commands.main = begin  # type: ignore
     if file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     __main__.start()

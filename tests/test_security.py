@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from pipeline.__main__ import main
+from pipeline.commands import main
 from pipeline.sources import Arrays
 from tests.conftest import ROOT, WriteParams, command_environment, write_originals
 from tests.test_graph import MODULES
@@ -45,7 +45,7 @@ LOCAL = {"uname", "ldconfig", "gcc", "cc", "ld", "objdump", "fc-list", "system_p
 STAGES = """
 import sys
 from pipeline import datasets
-from pipeline.__main__ import main
+from pipeline.commands import main
 from tests.conftest import make_arrays, tiny_dataset
 
 mnist = datasets.DATASETS["mnist"]

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from pipeline import drawing, evaluation, generation, layout, networks, params, store, training
-from pipeline.__main__ import main
+from pipeline.commands import main
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.sources import Arrays
 from tests.conftest import ROOT, WriteParams, differing, tree, write_originals
@@ -654,7 +654,6 @@ def test_every_command_explains_itself(command: str) -> None:
         ["perturb", "mnist"],
         ["perturb", "mnist", "noise", "--workers", "0"],
         ["train", "mnist", "cifar10"],
-        ["train", "mnist", "--params", "."],
         ["strategies", "mnist"],
         ["evaluate", "mnist"],
         ["evaluate", "mnist", "constant", "--workers", "2"],

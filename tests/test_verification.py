@@ -1,22 +1,31 @@
 """Command verify: finds every kind of damage, names what mends it, and changes nothing."""
 
 import json
+import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import zarr
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML
 
-from pipeline import layout, store, verification
+from pipeline import layout, lockfile, store, verification
+from pipeline.errors import PipelineError
 from pipeline.params import load
 from pipeline.sources import Arrays
-from tests.conftest import ROOT, WriteParams, differing, tree
+from tests.conftest import FAULTS_SEED, ROOT, WriteParams, differing, tree
+from tests.conftest import run as in_folder
 from tests.test_stages import (
     Finished,
     Mend,
@@ -39,9 +48,9 @@ SUMMARY, CELLS = layout.evaluate_metrics("mnist", "constant"), layout.impact_cel
 COMMANDS = [
     *(f"perturb mnist {name}" for name in ("hot", "noise", "blur")),
     *("train mnist", "impact mnist", "strategies mnist constant", "evaluate mnist constant"),
-    *("ablations mnist standardization", "confusion mnist"),
+    *("ablations mnist standardization", "confusion mnist", "figures mnist", "report --workers 1"),
 ]
-N_FINE = 1 + 3 + 1 + 1 + 1  # clean, perturbed, models, metrics, kept models
+N_FINE = 1 + 3 + 1 + 1 + 1 + 1  # clean, perturbed, models, metrics, report, kept models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,14 +80,30 @@ def whole(
         tiny_values["strategies"] = {"constant": {}}
         del tiny_values["ablations"]["components"]
         write_params(tiny_values)
+        shutil.copytree(ROOT / "profiles", "profiles")
         for command in COMMANDS:
             succeed(*command.split())
+        record(study)
         study.rename(whole_once.folder)
         study.mkdir()
         whole_once.content = tree(whole_once.folder)
     monkeypatch.chdir(whole_once.folder)
     yield whole_once.folder
     whole_once.mend()
+
+
+def record(folder: Path) -> None:
+    """Have DVC write the dvc.lock that it would have after `dvc repro`."""
+    graph = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
+    for stage in graph["stages"].values():
+        stage.pop("deps", None), stage.pop("params", None)
+    with Path("dvc.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump({"stages": graph["stages"]}, file)
+    for command in ("dvc init --quiet --no-scm", "dvc commit --quiet --force"):
+        in_folder(folder, *command.split())
+    shutil.rmtree(".dvc")
+    Path("dvc.yaml").unlink()
+    Path(".dvcignore").unlink()
 
 
 def test_a_whole_study_is_as_it_should_be(whole: Path) -> None:
@@ -99,11 +124,73 @@ def test_a_whole_study_is_as_it_should_be(whole: Path) -> None:
 def test_what_is_looked_at_can_be_narrowed(whole: Path) -> None:
     assert succeed("verify", "mnist", "noise").splitlines()[-1].startswith("0 problem(s), 2 thing(s)")
     assert succeed("verify", "--data").splitlines()[-1].startswith("0 problem(s), 4 thing(s)")
-    assert succeed("verify", "mnist").splitlines()[-1].startswith(f"0 problem(s), {N_FINE - 1} thing(s)")
+    assert succeed("verify", "mnist").splitlines()[-1].startswith(f"0 problem(s), {N_FINE - 2} thing(s)")
     shutil.rmtree("models")
     assert run("verify", "--data").exit_code == 0
     assert run("verify", "mnist", "noise").exit_code == 0
     assert run("verify", "mnist").exit_code == 1
+
+
+def test_without_a_dvc_lock_it_is_said_what_was_not_compared(whole: Path) -> None:
+    layout.LOCK.unlink()
+    with_bytes(layout.report() / "index.html", b"other")(whole)
+    said = succeed("verify")
+    assert (
+        "ok      dvc.lock: there is none; learning curves, figures and the report have nothing else to be comp" in said
+    )
+    assert "0 of 11 outputs as dvc.lock records them" in said
+    assert f"ok      {layout.report()}: there; dvc.lock does not record it" in said
+    shutil.rmtree(layout.report())
+    shutil.rmtree(layout.figures("mnist"))
+    lines = [line for line in run("verify").output.splitlines() if line.startswith("PROBLEM")]
+    assert lines == [
+        f"PROBLEM {layout.figures('mnist')}: is missing; make it with `python -m pipeline figures mnist`",
+        f"PROBLEM {layout.report()}: is missing; make it with `python -m pipeline report`",
+    ]
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.7])
+@pytest.mark.parametrize("command", ["check", "verify"])
+def test_a_dvc_lock_that_was_left_half_written_is_named_with_what_to_do(
+    command: str, share: float, whole: Path
+) -> None:
+    content = layout.LOCK.read_bytes()
+    with_bytes(layout.LOCK, content[: content.index(b"cmd:", int(share * len(content))) + 3] if share else b"")(whole)
+    result = run(command)
+    assert result.exit_code == 1
+    lines = [line for line in result.output.splitlines() if "dvc.lock: " in line]
+    assert len(lines) == 1
+    assert f"dvc.lock: {'damaged or cut off' if share else 'empty'}, as it is when `dvc repro` is stopped" in lines[0]
+    assert "`git checkout -- dvc.lock`, then `dvc repro`" in lines[0]
+    if command == "verify":
+        assert result.output.splitlines()[-4].startswith(f"1 problem(s), {N_FINE} thing(s)")
+
+
+def test_no_half_of_a_dvc_lock_passes_that_dvc_refuses(whole: Path) -> None:
+    content = layout.LOCK.read_text()
+    content = content[: content.index("  impact@")]
+    for n in range(len(content)):
+        layout.LOCK.write_text(content[:n])
+        try:
+            COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(content[:n]))
+        except Exception:
+            with pytest.raises(PipelineError, match=r"^dvc\.lock: "):
+                lockfile.read_lock()
+
+
+def test_of_a_stage_that_was_run_by_hand_it_is_said_what_records_it(whole: Path) -> None:
+    values = YAML(typ="safe").load(layout.PARAMS.read_text())
+    values["impact"]["n_examples"] = 2
+    with layout.PARAMS.open("w") as file:
+        YAML(typ="safe").dump(values, file)
+    for command in ("impact mnist", "figures mnist"):
+        succeed(*command.split())
+    problems = [line for line in run("verify").output.splitlines() if line.startswith("PROBLEM ")]
+    assert problems == [
+        f"PROBLEM {path}: not what dvc.lock records; `dvc repro {stage}@mnist` makes it again, or, if you ran the "
+        f"stage by hand, `dvc commit {stage}@mnist` records what it made"
+        for stage, path in (("impact", layout.impact_examples("mnist")), ("figures", layout.figures("mnist")))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +270,8 @@ DAMAGES = [
         with_attribute(NOISE / "0.05/test", "seed", 1),
         [f"{NOISE}/0.05/test: made with other params (seed"],
     ),
-    ("attribute-more", with_other_attributes, [f"{NOISE}/0.05/test: attributes are not those that the stage writes"]),
-    ("other-root", with_attribute(NOISE, "perturbation", "hot"), [f"{NOISE}/zarr.json: attributes are not"]),
+    ("attribute-more", with_other_attributes, [f"{NOISE}/0.05/test/zarr.json: not what the stage writes"]),
+    ("other-root", with_attribute(NOISE, "perturbation", "hot"), [f"{NOISE}/zarr.json: not what the stage writes"]),
     ("stray-level", with_file(NOISE / "0.07/test/zarr.json"), [f"{NOISE}/0.07: does not belong there"]),
     ("stray-chunk", with_file(NOISE / "0.05/test/c/0/9/0/0/0"), [f"{NOISE}/0.05/test/c/0/9: does not belong there"]),
     (
@@ -216,7 +303,7 @@ DAMAGES = [
     (
         "summary",
         with_other_summary(SUMMARY, "robust_accuracy"),
-        [f"{SUMMARY}: robust_accuracy is not what the cells give; make it again with `p"],
+        [f"{SUMMARY}: damaged (line 1 is "],
     ),
     ("no-curve", without(layout.learning_curve("mnist")), [f"learning_curve.csv: no such file; make it with {TRAIN}"]),
     (
@@ -301,6 +388,173 @@ def test_what_systems_and_dvc_leave_behind_is_no_problem(whole: Path) -> None:
         with_file(path)(whole)
     (NOISE / "0.07/test").mkdir(parents=True)  # `dvc checkout` leaves empty folders
     assert run("verify").exit_code == 0
+
+
+# Damage of any kind, anywhere.
+
+
+def flip(rng: Random, content: bytes) -> bytes:
+    at = rng.randrange(len(content))
+    return content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :]
+
+
+DAMAGE: dict[str, Callable[[Random, bytes], bytes | None]] = {
+    "flip": flip,
+    "truncate": lambda rng, content: content[: rng.randrange(len(content))],
+    "append": lambda rng, content: content + rng.choice([b"\n", b" ", b"\0", b"x"]),
+    "empty": lambda rng, content: b"",
+    "delete": lambda rng, content: None,
+}
+
+
+@pytest.mark.parametrize("n", [pytest.param(12, id="quick"), pytest.param(250, id="long", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [*DAMAGE, "swap"])
+def test_no_damage_to_any_output_goes_unnoticed(kind: str, n: int, whole: Path) -> None:
+    """All but those of models, whose weights have digests of their own."""
+    rng = Random(f"{FAULTS_SEED} {kind}")
+    outputs = sorted(path for root in ("data", "metrics") for path in Path(root).rglob("*") if path.is_file())
+    contents = {path: path.read_bytes() for path in outputs}
+    unnoticed = []
+    for _ in range(n):
+        # A store has more files than all the rest: as many of each kind.
+        suffix = rng.choice(sorted({path.suffix for path in outputs} - ({".html"} if kind == "swap" else set())))
+        alike = [path for path in outputs if path.suffix == suffix]
+        one = rng.choice(alike)
+        if kind == "swap":
+            other = rng.choice([path for path in alike if contents[path] != contents[one]])
+            damaged: dict[Path, bytes | None] = {one: contents[other], other: contents[one]}
+        else:
+            damaged = {one: DAMAGE[kind](rng, contents[one])}
+        for path, content in damaged.items():
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+        result = run("verify")
+        assert isinstance(result.exception, SystemExit), (damaged.keys(), result.exception)
+        named = [line.split()[1].rstrip(":") for line in result.output.splitlines() if line.startswith("PROBLEM ")]
+        for path in damaged:
+            if not any(str(place) in named for place in (path, *path.parents)):
+                unnoticed.append((str(path), result.output))
+            path.write_bytes(contents[path])
+    assert unnoticed == []
+
+
+def put_sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 5 * 10**9)
+
+
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "folder": Path.mkdir,
+    "loop": lambda path: path.symlink_to(path.name),
+    "sparse": put_sparse,
+}
+CURVE, EVALUATED = layout.learning_curve("mnist"), layout.evaluate_cells("mnist", "constant")
+ABLATION = layout.ablation_metrics("mnist", "standardization")
+READ = {
+    "check": [layout.PARAMS, layout.LOCK],
+    "verify": [
+        *(layout.PARAMS, layout.LOCK, CURVE, CELLS, layout.impact_examples("mnist"), layout.impact_metrics("mnist")),
+        *(layout.strategy_curves("mnist", "constant"), EVALUATED, SUMMARY, layout.confusion("mnist")),
+        *(layout.ablation_cells("mnist", "standardization"), ABLATION / "none.json"),
+        *(layout.figures("mnist") / "levels_pixels.png", layout.figures("mnist"), layout.report() / "index.html"),
+        *(CLEAN, CLEAN / "zarr.json", CLEAN / "test/zarr.json", CLEAN / "test/labels/c/0", NOISE / "zarr.json"),
+        *(NOISE / "0.05/zarr.json", NOISE / "0.05/test/zarr.json", NOISE / "0.05/test/c/0/0/0/0/0", NOISE / "0.05"),
+    ],
+    "profile quick": [layout.PROFILES / "quick.yaml"],
+    "report --workers 1": [
+        *(layout.PARAMS, layout.PROFILES / "paper.yaml", CELLS, SUMMARY, EVALUATED),
+        *(layout.impact_metrics("mnist"), layout.impact_examples("mnist"), layout.confusion("mnist")),
+        *(layout.ablation_cells("mnist", "standardization"), ABLATION / "none.json"),
+    ],
+    "figures mnist": [layout.PARAMS, CELLS, layout.impact_examples("mnist")],
+    "confusion mnist": [EVALUATED],
+    "prepare mnist": [layout.PARAMS],
+    "perturb mnist hot": [layout.PARAMS],
+    "train mnist": [layout.PARAMS],
+    "impact mnist": [layout.PARAMS],
+    "strategies mnist constant": [layout.PARAMS],
+    "evaluate mnist constant": [layout.PARAMS],
+    "ablations mnist standardization": [layout.PARAMS],
+}
+
+
+class TookTooLongError(BaseException):
+    """Not an `Exception`, which the code under test may catch."""
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """Makes an end of what waits, or takes memory without end."""
+
+    def stop(*_: object) -> None:
+        raise TookTooLongError
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    (size,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmSize" in line)
+    resource.setrlimit(resource.RLIMIT_AS, (int(size) * 1024 + 3 * 2**30, before[1]))
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@contextmanager
+def in_its_place(kind: str, path: Path) -> Iterator[None]:
+    """Something else in the place of a file or folder."""
+    aside = path.with_name(".aside.partial")
+    path.rename(aside)
+    HOSTILE[kind](path)
+    try:
+        yield
+    finally:
+        path.rmdir() if kind == "folder" else path.unlink()
+        aside.rename(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+@pytest.mark.parametrize(
+    ("command", "path", "kind"),
+    [
+        # A third of them, others for each file; all with `-m slow`.
+        pytest.param(command, path, kind, marks=[] if (number + i) % 3 == 0 else pytest.mark.slow)
+        for command, paths in READ.items()
+        for number, path in enumerate(paths)
+        for i, kind in enumerate(HOSTILE)
+    ],
+)
+def test_what_is_no_file_is_one_line_at_once(command: str, path: Path, kind: str, whole: Path, bounded: None) -> None:
+    if path.is_dir() and kind == "folder":
+        pytest.skip("it is one")
+    with in_its_place(kind, path):
+        result = run(*command.split())
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 1
+    if command == "verify" and path != layout.PARAMS:
+        lines = [line for line in result.output.splitlines() if line.startswith("PROBLEM ")]
+        places = [path, *(parent for parent in path.parents if len(parent.parts) > 2 or parent == layout.report())]
+        begins = tuple(f"PROBLEM {place}: " for place in places) + (f"PROBLEM {path}/",)  # in place of a folder
+        assert any(line.startswith(begins) for line in lines), lines
+        if not path.is_relative_to("data"):
+            assert len(lines) == 1, lines
+            assert f"1 problem(s), {N_FINE - (path != layout.LOCK)} thing(s)" in result.output
+    else:
+        (line,) = [line for line in result.output.splitlines() if not line.startswith("mnist ")]
+        assert line.startswith("Error: ")
+        assert str(path) in line
+
+
+@pytest.mark.parametrize("kind", ["folder", "loop"])
+def test_a_model_that_cannot_be_read_does_not_end_the_rest(kind: str, whole: Path) -> None:
+    with_flipped_byte(shard(NOISE, "0.05/test"))(whole)
+    with_bytes(CELLS, b"")(whole)
+    with in_its_place(kind, NATURAL):
+        lines = [line for line in run("verify").output.splitlines() if line.startswith("PROBLEM ")]
+    assert [line.split()[1].rstrip(":") for line in lines] == [f"{NOISE}/0.05/test", str(NATURAL), str(CELLS)]
 
 
 def test_looking_at_data_only_does_not_import_torch() -> None:

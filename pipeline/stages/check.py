@@ -1,5 +1,6 @@
 """Stage check: params.yaml says something that can run."""
 
+import os
 from pathlib import Path
 
 import click
@@ -13,11 +14,17 @@ def check(params_path: Path) -> None:
     """Validate all of params.yaml and say what it asks for.
 
     A stage of its own, because DVC runs the others only when a key that they track has changed: a mistyped key would
-    otherwise go unnoticed.
+    otherwise go unnoticed. A dvc.lock that an interrupted `dvc repro` has left half written is an error too.
     """
+    from contextlib import suppress
+
+    from pipeline.lockfile import read_lock
     from pipeline.params import load
 
     params = load(params_path)
+    if "DVC_STAGE" not in os.environ:  # or DVC has read it itself, and may be writing it
+        with suppress(FileNotFoundError):
+            read_lock()
     click.echo(
         f"{params_path}: valid; {', '.join(params.datasets)}; {', '.join(params.perturbations)}; "
         f"{', '.join(params.strategies)}"

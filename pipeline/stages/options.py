@@ -29,9 +29,10 @@ dataset_argument = click.argument("dataset")
 params_option = click.option(
     "--params",
     "params_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, readable=False),  # whoever reads it says what is wrong with it
     default=layout.PARAMS,
     show_default=True,
+    metavar="FILE",
     help="The params file.",
 )
 

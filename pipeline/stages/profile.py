@@ -14,8 +14,8 @@ def profile(name: str, params_path: Path) -> None:
     """Replace params.yaml by profiles/NAME.yaml, after validating it and showing what changes."""
     from pipeline import layout
     from pipeline.errors import PipelineError
-    from pipeline.files import write_text
-    from pipeline.params import changed_keys, read, validate
+    from pipeline.files import read_file, write_text
+    from pipeline.params import MAX_BYTES, changed_keys, read, validate
 
     path = layout.PROFILES / f"{name}.yaml"
     known = sorted(file.stem for file in layout.PROFILES.glob("*.yaml"))
@@ -28,7 +28,7 @@ def profile(name: str, params_path: Path) -> None:
     except PipelineError:  # missing or damaged: all of the profile is news
         old = {}
     changes = changed_keys(old, new)
+    write_text(params_path, read_file(path, MAX_BYTES).decode("utf-8"))
     for key, before, after in changes:
         click.echo(f"{key}: {before} -> {after}")
-    write_text(params_path, path.read_text(encoding="utf-8"))
     click.echo(f"{params_path}: profile {name}, {len(changes)} value(s) changed")

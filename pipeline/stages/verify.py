@@ -31,12 +31,14 @@ def verify(
     """Check stores, models and metric files against params.yaml, of DATASET alone or of one PERTURBATION's store alone.
 
     Every chunk of every store is read and its checksum and digest checked, some images are made again and compared
-    byte for byte, weights are compared with their digests, and summaries with the cells that they sum up. A line for
-    each problem says what mends it; the exit status is 1 if there are any. Nothing is changed.
+    byte for byte, weights are compared with their digests, metric files with what their stages would write of the same
+    numbers, summaries with the cells that they sum up, and all metrics, figures and the report with dvc.lock. A line
+    for each problem says what mends it; the exit status is 1 if there are any. Nothing is changed.
     """
+    from functools import partial
     from math import prod
 
-    from pipeline import verification
+    from pipeline import layout, verification
     from pipeline.params import load
     from pipeline.variants import planned_variants
 
@@ -64,12 +66,16 @@ def verify(
             for name in perturbations:
                 say(verification.verify_perturbed(params, spec, name, clean, is_full, bar.update))
         if not (perturbation or only_data):
+            recorded, findings = verification.read_recorded()
+            say(findings)
             for spec in datasets:
-                say(verification.verify_models(params, spec))
-                say(verification.verify_metrics(params, spec))
+                models = layout.natural_model(spec.name).parent
+                say(verification.attempt(models, partial(verification.verify_models, params, spec)))
+                say(verification.verify_metrics(params, spec, recorded))
         if not (dataset or only_data):
-            say(verification.verify_finished())
-            say(verification.verify_leftovers(params))
+            say(verification.verify_report(recorded))
+            say(verification.attempt(layout.finished_models(), verification.verify_finished))
+            say(verification.attempt(layout.report().parent, partial(verification.verify_leftovers, params)))
     click.echo(f"{n_problems} problem(s), {n_fine} thing(s) as they should be")
     if n_problems:
         click.echo(_ADVICE)

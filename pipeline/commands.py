@@ -1,0 +1,103 @@
+"""All commands, and what is said of an error that a user can mend."""
+
+import errno
+import re
+import sys
+from typing import Any
+
+import click
+
+from pipeline.errors import PipelineError
+from pipeline.stages.ablations import ablations
+from pipeline.stages.check import check
+from pipeline.stages.clean import clean
+from pipeline.stages.confusion import confusion
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.figures import figures
+from pipeline.stages.impact import impact
+from pipeline.stages.perturb import perturb
+from pipeline.stages.prepare import prepare
+from pipeline.stages.profile import profile
+from pipeline.stages.report import report
+from pipeline.stages.strategies import strategies
+from pipeline.stages.train import train
+from pipeline.stages.verify import verify
+
+_PATH = "check that path"
+_ADVICE = {
+    errno.ENOSPC: "free some disk space and run again",
+    errno.EDQUOT: "your quota is used up: free some disk space and run again",
+    errno.EFBIG: "a limit on file sizes is in force (ulimit -f): raise it",
+    errno.EACCES: "check who owns it and its permissions",
+    errno.EPERM: "check who owns it and its permissions",
+    errno.EROFS: "the file system is read-only: run in a folder that can be written",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "all programs together have too many files open: end some of them",
+    errno.EAGAIN: "no process or thread can be added: end others, or raise the limit (ulimit -u)",
+    errno.EPIPE: "a process that this one talks to has ended: run again",
+    errno.ECONNRESET: "a process that this one talks to has ended: run again",
+    errno.ENOTCONN: "the file system is no longer connected: mount it anew",
+    errno.ESTALE: "the file system is no longer connected: mount it anew",
+    errno.EIO: "the disk, or the way to it, fails: see the system's log",
+}
+_ASK_FOR_LESS = "ask for less in params.yaml, such as a smaller batch_size, or run with fewer --workers"
+# What libraries say in errors of their own. Their classes are not imported for it: torch takes seconds.
+_NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|ALLOC_FAILED|map segment", re.IGNORECASE)
+
+
+def _explain(error: Exception) -> str | None:
+    """What is said of an error that the user can mend; None for a bug."""
+    text = " ".join(str(error).split())
+    match error:
+        case PipelineError():
+            return str(error)
+        case MemoryError() | OSError(errno=errno.ENOMEM):
+            return f"not enough memory ({text or 'no more is said'}); {_ASK_FOR_LESS}"
+        case OSError(filename=None):
+            # Not about a path: nothing may be named that could be taken for one.
+            name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+            return f"{error.strerror or text}; {_ADVICE.get(error.errno or 0, f'the system refuses it ({name})')}"
+        case OSError():
+            return f"{error.filename}: {error.strerror or text}; {_ADVICE.get(error.errno or 0, _PATH)}"
+        case UnicodeEncodeError():
+            return f"{error.object!a}: cannot be written as {error.encoding}; set LC_ALL=C.UTF-8"
+        case RuntimeError() if "can't start new thread" in text:
+            return f"{text}; {_ADVICE[errno.EAGAIN]}"
+    from_library = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
+    return f"not enough memory ({text[:200]}); {_ASK_FOR_LESS}" if from_library and _NO_MEMORY.search(text) else None
+
+
+class _Group(click.Group):
+    """Turns the errors that users can mend into one message and exit status 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of the pipeline, not of the alphabet."""
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            text = _explain(error)
+            if text is None:
+                raise
+            # What a damaged file holds may be quoted: no lone surrogates, no commands for the terminal.
+            text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+            raise click.ClickException(text) from None
+
+
+@click.group(cls=_Group)
+def main() -> None:
+    """How far image classifiers fall when cameras damage images.
+
+    Each command is one stage of the pipeline that `dvc repro` runs, and works without DVC too.
+    """
+    if sys.flags.optimize:
+        raise PipelineError("PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it, leave out -O")
+
+
+for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, ablations, confusion, report):
+    main.add_command(command)
+main.add_command(verify)
+main.add_command(profile)
+main.add_command(clean)

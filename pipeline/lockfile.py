@@ -1,0 +1,104 @@
+"""What DVC has recorded of the outputs of every stage, and the same of what lies there now."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, TypeAdapter
+from ruamel.yaml import YAML
+from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
+
+from pipeline import layout
+from pipeline.errors import PipelineError
+from pipeline.files import read_file
+
+# Hundreds of times those of a study.
+_MAX_LOCK_BYTES, _MAX_OUTPUT_BYTES = 16 * 2**20, 2**30
+# As .dvcignore has it.
+_IGNORED = ("__pycache__", "*.partial", "*.running", ".DS_Store", "Thumbs.db")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One output in dvc.lock.
+
+    Attributes:
+        stage: Its stage, such as `figures@mnist`.
+        digest: MD5 of a file; of a folder, that of the list of its files.
+    """
+
+    stage: str
+    digest: str
+
+
+class _Entry(TypedDict):
+    path: str
+    hash: NotRequired[str]
+    size: NotRequired[int]
+    nfiles: NotRequired[int]
+    # Absent where an output lies in a bucket.
+    md5: NotRequired[Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]]
+
+
+class _Stage(TypedDict):
+    cmd: str | list[str]
+    deps: NotRequired[list[_Entry]]
+    params: NotRequired[dict[str, dict[str, Any]]]
+    outs: NotRequired[list[_Entry]]
+
+
+class _Lock(TypedDict):
+    schema: Literal["2.0"]
+    stages: dict[str, _Stage]
+
+
+_LOCK = TypeAdapter(_Lock)
+
+
+def read_lock() -> Mapping[Path, Recorded]:
+    """The outputs that dvc.lock records, with their digests.
+
+    Raises:
+        FileNotFoundError: There is none.
+        PipelineError: It is empty or cut off, or no such file at all.
+    """
+    content = read_file(layout.LOCK, _MAX_LOCK_BYTES)
+    try:
+        stages = _LOCK.validate_python(YAML(typ="safe").load(content.decode("utf-8")))["stages"]
+    except Exception:  # the parser passes on what it likes
+        what = "damaged or cut off" if content.strip() else "empty"
+        raise PipelineError(
+            f"{layout.LOCK}: {what}, as it is when `dvc repro` is stopped while it writes (if one is at work, wait for "
+            f"its end); `git checkout -- {layout.LOCK}`, then `dvc repro`, which takes from its cache what is finished"
+        ) from None
+    return {
+        Path(out["path"]): Recorded(name, out["md5"])
+        for name, stage in stages.items()
+        for out in stage.get("outs", [])
+        if "md5" in out
+    }
+
+
+def digest(path: Path) -> str:
+    """What dvc.lock would record for an output.
+
+    Raises:
+        FileNotFoundError: There is none.
+        PipelineError: It, or a file in it, cannot be read.
+    """
+    if not path.is_dir():
+        return _md5(path)
+    files = [
+        {"md5": _md5(file), "relpath": file.relative_to(path).as_posix()}
+        for file in path.rglob("*")
+        if not file.is_dir() and not any(file.match(pattern) for pattern in _IGNORED)
+    ]
+    files.sort(key=lambda entry: entry["relpath"])
+    return hashlib.md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(read_file(path, _MAX_OUTPUT_BYTES), usedforsecurity=False).hexdigest()

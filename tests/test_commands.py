@@ -1,0 +1,319 @@
+"""Whatever the caller's environment is: commands do their work, or say in one line what is wrong, by its right name."""
+
+import errno
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipeline import commands, layout, workers
+from pipeline.errors import PipelineError
+from tests.conftest import FAULTS_SEED, ROOT, command_environment
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, file descriptors, limits")
+PIPELINE = [sys.executable, "-m", "pipeline"]
+
+
+def start(*arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*PIPELINE, *arguments],
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": command_environment(), **options},
+    )
+
+
+def shell(script: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        ["bash", "-c", script.replace("PIPELINE", " ".join(PIPELINE))],
+        cwd=folder,
+        env={**command_environment(), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+# What is said of errors.
+
+
+def out_of_torch(worker: int = 0) -> None:
+    torch.empty(2**50)
+
+
+def out_of_numpy(worker: int = 0) -> None:
+    np.empty(2**47)
+
+
+def out_of_opencv(worker: int = 0) -> None:
+    raise cv2.error(
+        "OpenCV(5.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes in function 'x'"
+    )
+
+
+def out_of_cuda(worker: int = 0) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")
+
+
+OUT_OF = [out_of_torch, out_of_numpy, out_of_opencv, out_of_cuda]
+
+
+def say(fail: Callable[[], object]) -> str:
+    """What a command says that fails like this."""
+    group = commands._Group("main", commands={"fail": click.Command("fail", callback=fail)})
+    result = CliRunner().invoke(group, ["fail"])
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert result.output.startswith("Error: ")
+    return result.output.removeprefix("Error: ")
+
+
+@pytest.mark.parametrize("run_out", OUT_OF)
+def test_running_out_of_memory_is_one_line_with_advice(run_out: Callable[[], None]) -> None:
+    assert re.fullmatch(r"not enough memory \(.+\); ask for less in params\.yaml.*\n", say(run_out))
+
+
+@pytest.mark.parametrize("run_out", OUT_OF)
+def test_a_worker_that_runs_out_of_memory_is_one_line_with_advice(run_out: Callable[[int], None]) -> None:
+    def fail() -> None:
+        with workers.worker_pool(1, uses_cuda=True) as pool:
+            pool.submit(run_out, 1).result()
+
+    assert say(fail).startswith("not enough memory (")
+
+
+def test_other_errors_of_libraries_are_no_lack_of_memory() -> None:
+    assert commands._explain(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert commands._explain(ValueError("out of memory of mine")) is None
+    assert commands._explain(KeyError("a")) is None
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_an_error_without_a_file_name_never_sends_anybody_to_a_path(number: int) -> None:
+    said = say(raising(OSError(number, os.strerror(number))))
+    assert os.strerror(number) in said
+    assert "check that path" not in said
+    assert not said.startswith("output")
+    assert "None" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            "Too many open files; raise the limit on open files (ulimit -n)",
+        ),
+        (
+            OSError(errno.ENOTCONN, "Not connected", "/mnt/x"),
+            "/mnt/x: Not connected; the file system is no longer conn",
+        ),
+        (
+            BlockingIOError(errno.EAGAIN, "Try again"),
+            "Try again; no process or thread can be added: end others, or raise",
+        ),
+        (RuntimeError("can't start new thread"), "can't start new thread; no process or thread can be added"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory ([Errno 12] Cannot allocate memory); ask"),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            "not enough memory (libtorch_cpu.so",
+        ),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a/b"), "a/b: No such file; check that path"),
+        (OSError(errno.EIO, "I/O error", "a\x1b[2Jb"), "a\\x1b[2Jb: I/O error; the disk, or the way to it, fails"),
+        (OSError("not a gzipped file"), "not a gzipped file; the system refuses it (OSError)"),
+        (UnicodeEncodeError("ascii", "\xe9", 0, 1, "no"), "'\\xe9': cannot be written as ascii; set LC_ALL=C.UTF-8"),
+        (PipelineError("params.yaml: wrong"), "params.yaml: wrong"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+def test_an_error_is_said_by_its_right_name(error: BaseException, expected: str) -> None:
+    assert say(raising(error)).startswith(expected)
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("n", [pytest.param(25, id="quick"), pytest.param(400, id="long", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", ["check", "verify --data", "prepare mnist", "report"])
+def test_ctrl_c_at_any_moment_from_the_start_shows_no_code_of_ours(command: str, n: int, tmp_path: Path) -> None:
+    (tmp_path / layout.PARAMS).write_bytes((ROOT / "profiles/quick.yaml").read_bytes())
+    rng = random.Random(f"{FAULTS_SEED} {command} early")
+    ends = {"line": 0, "silent": 0, "Python's": 0, "done": 0}
+    for _ in range(n):
+        restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+        with start(*command.split(), cwd=tmp_path, preexec_fn=restore) as process:
+            time.sleep(rng.uniform(0.02, 0.5) if rng.random() < 0.5 else rng.uniform(0.02, 0.1))
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=10)
+        if process.returncode in (0, 1) and "Traceback" not in said:
+            ends["done"] += 1
+        elif said == "Stopped by SIGINT: no output is half written; run again to go on.\n":
+            ends["line"] += 1
+        elif said == "":  # before the line could be said, or as Python ends
+            ends["silent"] += 1
+        else:  # Python's own start, in which nothing of ours runs
+            ends["Python's"] += 1
+            assert f"{os.sep}pipeline{os.sep}" not in said, said
+        assert process.returncode != -signal.SIGINT or "Error" not in said
+    sys.stdout.write(f"{command}: {ends}\n")
+    assert ends["line"]
+
+
+# Pipes that close early, streams that are closed, full or cannot say it.
+
+
+@pytest.mark.parametrize("reader", ["true", "head -1", "head -c 5"])
+def test_a_profile_is_put_in_place_though_nobody_reads_what_changes(reader: str, tmp_path: Path) -> None:
+    (tmp_path / layout.PROFILES).mkdir()
+    for name in ("quick", "paper"):
+        (tmp_path / layout.PROFILES / f"{name}.yaml").write_bytes((ROOT / f"profiles/{name}.yaml").read_bytes())
+    (tmp_path / layout.PARAMS).write_bytes((ROOT / "profiles/quick.yaml").read_bytes())
+    result = shell(f"PIPELINE profile paper | {reader}; echo ${{PIPESTATUS[0]}} >&2", tmp_path)
+    assert result.stderr == "0\n"
+    assert (tmp_path / layout.PARAMS).read_bytes() == (ROOT / "profiles/paper.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "expected"),
+    [
+        ("| true", ""),
+        ("2>&1 | true", ""),
+        (">&-", ""),
+        ("<&- >&- 2>&-", ""),
+        (
+            "2>&-",
+            "params.yaml: valid; mnist, cifar10; stuck, hot, dead, noise, blur; constant, incremental, transfer\n",
+        ),
+        (">/dev/full", "standard output: No space left on device; what is said from here on is lost\n"),
+        (">/dev/full 2>&1", ""),
+    ],
+)
+def test_work_is_done_whoever_listens(redirection: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / layout.PARAMS).write_bytes((ROOT / "profiles/quick.yaml").read_bytes())
+    result = shell(f"PIPELINE check {redirection}; exit ${{PIPESTATUS[0]}}", tmp_path)
+    assert result.returncode == 0
+    assert result.stdout + result.stderr == expected
+
+
+@pytest.mark.parametrize("redirection", ["| true", ">&- 2>&-", ">/dev/full 2>&1"])
+def test_the_exit_status_is_that_of_the_work_whoever_listens(redirection: str, tmp_path: Path) -> None:
+    (tmp_path / layout.PARAMS).write_text("device: cpu\n")
+    assert shell(f"PIPELINE check {redirection}; exit ${{PIPESTATUS[0]}}", tmp_path).returncode == 1
+
+
+def test_with_closed_streams_nothing_said_ends_up_in_a_file_that_is_opened(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pipeline.streams import outlive_readers; outlive_readers(); "
+        "file = open('x', 'w'); assert file.fileno() > 2; print('said'); sys.stderr.write('said'); os.write(1, b'said')"
+    )
+    result = shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-', tmp_path)
+    assert result.returncode == 0
+    assert (tmp_path / "x").read_bytes() == b""
+
+
+def test_a_stream_that_does_not_wait_is_written_in_full(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pipeline.streams import outlive_readers; outlive_readers(); "
+        "[sys.stdout.write('x' * 99 + chr(10)) for _ in range(5000)]"
+    )
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with subprocess.Popen([sys.executable, "-c", code], env=command_environment(), stdout=writing) as process:
+        os.close(writing)
+        time.sleep(1)
+        with os.fdopen(reading, "rb") as file:
+            assert len(file.read()) == 500_000
+    assert process.returncode == 0
+
+
+# Variables.
+
+ENVIRONMENTS = [
+    {"PYTHONIOENCODING": "ascii"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    *({"COLUMNS": value} for value in ("0", "-5", "x", "")),
+    *({"TERM": value} for value in ("dumb", "", "x")),
+    *({"NO_COLOR": "1"}, {"FORCE_COLOR": "1"}, {"OMP_NUM_THREADS": "x"}, {"CUDA_VISIBLE_DEVICES": "x"}),
+    *({"PYTHONWARNINGS": "error"}, {"HOME": ""}, {"HOME": "/none"}, {"TMPDIR": "/none"}, {"TMPDIR": "/dev/null"}),
+]
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=str)
+@pytest.mark.parametrize("command", ["--help", "check", "verify --data"])
+def test_commands_work_in_any_environment(command: str, environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / layout.PARAMS).write_bytes((ROOT / "profiles/quick.yaml").read_bytes())
+    result = shell(f"PIPELINE {command}", tmp_path, **environment)
+    assert result.returncode == (1 if "verify" in command else 0), result.stderr
+    assert result.stderr == ""
+    expected = {
+        "--help": "Usage: python -m pipeline",
+        "check": "params.yaml: valid; ",
+        "verify --data": "PROBLEM data/",
+    }
+    assert result.stdout.startswith(expected[command])
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_without_assert_statements_it_is_said_that_zarr_needs_them(level: str, tmp_path: Path) -> None:
+    result = shell("PIPELINE check", tmp_path, PYTHONOPTIMIZE=level)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it")
+    assert shell("PIPELINE --help", tmp_path, PYTHONOPTIMIZE=level).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["check", "prepare mnist", "perturb mnist hot", "report", "verify"])
+def test_in_a_folder_that_is_gone_a_command_ends_in_one_line(command: str, tmp_path: Path) -> None:
+    result = shell(f"mkdir gone; cd gone; rmdir ../gone; PIPELINE {command}", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: params.yaml: no such file; run in the repository root")
+    assert result.stderr.count("\n") == 1
+
+
+LONG = "x" * 90
+
+
+@pytest.mark.parametrize("folder", [LONG, "none", "file", "closed"])
+def test_workers_begin_whatever_the_folder_for_temporary_files_is(folder: str, tmp_path: Path) -> None:
+    (tmp_path / LONG).mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "work.py").write_text(
+        "from pipeline.workers import imported_ahead, worker_pool\n"
+        "if __name__ == '__main__':\n"
+        "    with imported_ahead('pipeline.layout'), worker_pool(2, uses_cuda=False) as pool:\n"
+        "        print([pool.submit(abs, -n).result() for n in range(3)])\n"
+    )
+    result = shell(f"{sys.executable} work.py", tmp_path, TMPDIR=str(tmp_path / folder))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "[0, 1, 2]\n", "")
+
+
+def test_too_few_files_that_may_be_open_are_no_damage(tmp_path: Path) -> None:
+    code = (
+        "import os, resource, zarr; from pathlib import Path; from pipeline import store; "
+        "zarr.create_group('a.zarr', attributes={'schema_version': store.SCHEMA_VERSION}); "
+        "store.open_store(Path('a.zarr'), 'make'); "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1, 4096)); "
+        "store.open_store(Path('a.zarr'), 'make')"
+    )
+    result = shell(f'{sys.executable} -c "{code}"', tmp_path)
+    assert result.stderr.splitlines()[-1].startswith("OSError: [Errno 24] Too many open files"), result.stderr
