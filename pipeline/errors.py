@@ -12,6 +12,5 @@ class PipelineError(Exception):
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether memory or open files have run out, which says nothing against the file that was to be read."""
-    exhausted = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in exhausted)
+    """Whether the system has run out of something, which says nothing against the file that was to be read."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
