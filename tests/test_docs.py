@@ -1,7 +1,7 @@
 """The documents say what the code does: snippets are run, names and links looked up, restated numbers computed.
 
-After `dvc repro`, with the new metrics in git's index, `python -m tests.test_docs` writes the output of all snippets anew into
-the pages, that of the experiments too (minutes).
+After `dvc repro`, with the new metrics in git's index, `python -m tests.test_docs` writes what the snippets say now into
+the pages, the experiments too (minutes).
 """
 
 import contextlib
@@ -44,9 +44,9 @@ PAGES = [
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
 ]
 
-# How every snippet is held, by the beginning of its first line. INDEX: run where there is nothing but the tracked files, which
-# hold the metrics that the page shows. STUDY: run in a checkout after `dvc repro`. EXPERIMENT: run in a clone, in this order,
-# which takes minutes. Any other words say why it is not run.
+# How every snippet is held, by the beginning of its first line. INDEX: run where there is nothing but the tracked files,
+# which hold the metrics that the page shows. STUDY: run in a checkout after `dvc repro`. EXPERIMENT: run in a clone, in
+# the order of the page, which takes minutes. Any other words say why it is not run.
 INDEX, STUDY, EXPERIMENT = "index", "study", "experiment"
 SETS_UP = "sets up an environment; .ci/run does it"
 LONG = "takes minutes to hours; names and options are looked up"
@@ -71,7 +71,7 @@ SNIPPETS = {
     "import hashlib, json\n": STUDY,
     "$ grep noise,0.05,2 metrics/impact/cells/mnist.csv": STUDY,
     ">>> import torch, zarr": STUDY,
-    "find .dvc/cache/files data models metrics": "damages on purpose come first: test_repro.py runs it as `verify` prints it",
+    "find .dvc/cache/files data models metrics": "mends damage; test_repro.py runs it as `verify` prints it",
     "pip install pip-audit": "needs a network",
     "pip install -c constraints.txt -e '.[dev,benchmarks]'": LONG,
     "dvc exp run -S train.recipes.cifar10.network.whiten=false": LONG,
@@ -159,7 +159,8 @@ def execute(command: str, folder: Path) -> str:
 
 def run_console(text: str) -> str:
     """The text of a Python session with what it says now, in the current folder."""
-    lines, names = [], {}
+    lines: list[str] = []
+    names: dict[str, Any] = {}
     for example in doctest.DocTestParser().get_examples(f"{text}\n"):
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
@@ -357,7 +358,11 @@ COMMANDS = [
 def test_commands_and_their_options_exist(words: list[str]) -> None:
     program, *arguments = words
     if program == "dvc":
-        parse_args(arguments)  # raises where there is no such command or option
+        if any(word.startswith("-") for word in arguments):
+            parse_args(arguments)  # raises where there is no such command or option
+        else:
+            with pytest.raises(SystemExit, match="^0$"):
+                parse_args([*arguments, "--help"])
         for stage in (word for word in arguments if re.fullmatch(r"[a-z]+@[\w-]+", word)):
             assert stage in read_lock(), stage
         for change in (arguments[at + 1] for at, word in enumerate(arguments) if word == "-S"):
@@ -366,7 +371,7 @@ def test_commands_and_their_options_exist(words: list[str]) -> None:
         assert all((ROOT / word).exists() for word in arguments if word.startswith("tests/"))
     elif arguments[:2] == ["-m", "pipeline"]:
         find_option(main.commands[arguments[2]], arguments[3:])
-    elif ("-m" in arguments[:1] and arguments[1].startswith("benchmarks")) or arguments[0].startswith("benchmarks"):
+    elif "benchmarks" in " ".join(arguments):
         name, *options = arguments[1:] if arguments[0] == "-m" else arguments
         find_option(SCRIPTS[name], options)
 
@@ -390,26 +395,36 @@ def read_lock() -> dict[str, Any]:
     return stages
 
 
+def codes_of(page: str) -> list[str]:
+    return [token.content for token in inline_of(page) if token.type == "code_inline"]
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_options_keys_paths_and_tests_that_a_page_names_exist(page: str) -> None:
+def test_options_and_overrides_that_a_page_names_exist(page: str) -> None:
     options = {name for command in main.commands.values() for option in command.params for name in option.opts}
     of_others = {"--help", "--index-url", "--strict"}
-    tests = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
-    names = set(re.findall(r"(?:def|class) (\w+)", "".join(tests.values())))
-    for code in [token.content for token in inline_of(page) if token.type == "code_inline"]:
-        if re.fullmatch(r"--[a-z-]+", code):
-            assert code in options | of_others, code
+    for code in codes_of(page):
+        assert not re.fullmatch(r"--[a-z-]+", code) or code in options | of_others, code
         if change := re.match(r"-S '?([^']+)", code):
             check_override(change[1])
-        for word in code.split():
-            if re.match(r"test_\w+", word):
-                file, *inside = word.split("::") if ".py" in word else ("", word)
-                assert not file or file in tests, word
-                assert all(re.search(rf"(def|class) {name}\b", tests.get(file, "")) or name in names for name in inside)
-            elif re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", word) and ("/" in word or word.endswith((".py", ".c", ".yaml"))):
-                made = word.startswith(("models/", "metrics/report")) or "<" in word
-                folders = (ROOT, ROOT / "pipeline", ROOT / "pipeline/networks", ROOT / Path(page).parent)
-                assert made or any((folder / word).exists() for folder in folders), word
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_a_page_names_exist(page: str) -> None:
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    for name in re.findall(r"\btest_[\w.:]+", " ".join(codes_of(page))):
+        file, *inside = name.split("::") if ".py" in name else ("", name)
+        text = tests[file] if file else "".join(tests.values())
+        assert all(re.search(rf"^ *(def|class) {part}\b", text, re.MULTILINE) for part in inside), name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_a_page_names_exist(page: str) -> None:
+    folders = (ROOT, ROOT / "pipeline", ROOT / "pipeline/networks", ROOT / "tests", (ROOT / page).parent)
+    made = ("metrics/report/index.html", "models/.finished", ".venv/bin/activate")
+    for word in " ".join(codes_of(page)).split():
+        if re.fullmatch(r"[\w.-]+(/[\w.-]*)+|\w[\w.-]*\.(py|c|yaml|json|txt|lock)", word) and word not in made:
+            assert any((folder / word).exists() for folder in folders), word
 
 
 def anchors_of(page: str) -> set[str]:
@@ -493,26 +508,7 @@ def all_metrics() -> int:
     return sum(not isinstance(value, str) for path in paths for value in summary(path[8:-5]).values())
 
 
-NUMERALS = dict(
-    enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-        ]
-    )
-)
+NUMERALS = {9: "nine", 10: "ten", 11: "eleven"}
 # What prose repeats: page, the sentence, and its numbers as they follow from the metrics, the graph or the code.
 RESTATED: list[tuple[str, str, Callable[[], list[str]]]] = [
     (
