@@ -12,6 +12,7 @@ from pipeline import params
 from pipeline.datasets import DATASETS
 from pipeline.errors import PipelineError
 from pipeline.params import Params
+from pipeline.perturbations import PERTURBATIONS
 from pipeline.recipes import Network, PaperRecipe
 from pipeline.strategies import FineTuning, Ramp, Transfer
 from pipeline.variants import planned_variants
@@ -267,7 +268,7 @@ BAD = [
     (
         "unknown-perturbation",
         {"perturbations.fog": {"train_levels": [], "test_levels": [1]}},
-        "perturbations: unknown 'fog'; choose from stuck, hot, dead, noise, blur",
+        f"perturbations: unknown 'fog'; choose from {', '.join(PERTURBATIONS)}",
     ),
     (
         "unknown-data-set",

@@ -44,12 +44,12 @@ EVALUATE_LEVELS: dict[str, list[float]] = {"stuck": [1, 2], "hot": [], "dead": [
 N_TEST, N_EXAMPLES = 600, 4
 COMMANDS = [
     ["prepare", "mnist"],
-    *(["perturb", "mnist", name] for name in PERTURBATIONS),
+    *(["perturb", "mnist", name] for name in TEST_LEVELS),
     ["train", "mnist"],
     ["impact", "mnist"],
     ["figures", "mnist"],
 ]
-FAMILIES = {perturbation.family for perturbation in PERTURBATIONS.values()}
+FAMILIES = {PERTURBATIONS[name].family for name in TEST_LEVELS}
 CELLS, EXAMPLES = layout.impact_cells("mnist"), layout.impact_examples("mnist")
 METRICS, CURVE = layout.impact_metrics("mnist"), layout.learning_curve("mnist")
 MODEL = layout.natural_model("mnist")
@@ -144,7 +144,7 @@ def test_the_stages_write_the_files_that_layout_names_and_no_others(finished: Pa
         for kind in ("accuracy", "examples", "levels")
         for family in FAMILIES
     }
-    stores = {CLEAN, *(layout.perturbed_store("mnist", name) for name in PERTURBATIONS)}
+    stores = {CLEAN, *(layout.perturbed_store("mnist", name) for name in TEST_LEVELS)}
     assert all(path.is_dir() for path in stores)
     found = {path.relative_to(finished) for path in finished.rglob("*") if path.is_file()}
     elsewhere = {*stores, layout.finished_models(), Path("originals")}
@@ -162,7 +162,7 @@ def test_there_is_a_cell_for_every_level_and_trial(finished: Path) -> None:
     assert {(cell["dataset"], cell["n_examples"]) for cell in cells} == {("mnist", str(N_TEST))}
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("name", TEST_LEVELS)
 def test_a_store_holds_the_levels_of_impact_and_of_evaluate(name: str, finished: Path) -> None:
     group = zarr.open_group(layout.perturbed_store("mnist", name), mode="r")
     held = {float(level) for level, arrays in group.groups() if "test" in arrays}
