@@ -4,13 +4,14 @@ import ast
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -84,6 +85,17 @@ class Kept:
         networks.write(path, networks.read_weights(self.weights, description), description)
         rows: list[dict[str, Any]] = description["learning_curve"]
         return rows
+
+
+def curves_to_csv(rows: Sequence[Mapping[str, Any]], *, is_named: bool) -> str:
+    """Learning curves as CSV, numbers rounded to 6 decimals.
+
+    Args:
+        rows: Keys as the fields of `Epoch`, and before them `model` if they are of several models.
+        is_named: Whether they are.
+    """
+    columns = [*(["model"] if is_named else []), *(field.name for field in fields(Epoch))]
+    return pd.DataFrame(rows, columns=columns).round(6).to_csv(index=False)
 
 
 def read_entry(weights: Path) -> dict[str, Any]:

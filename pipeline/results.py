@@ -167,7 +167,7 @@ def read_summary(path: Path, expected: Mapping[str, Any], made_by: str) -> dict[
     Raises:
         PipelineError: It is missing, or not what the stage writes of these numbers.
     """
-    _check_text(path, _content(path, made_by), json.dumps(expected, indent=2) + "\n", made_by)
+    check_text(path, json.dumps(expected, indent=2) + "\n", made_by)
     return dict(expected)
 
 
@@ -232,8 +232,21 @@ def _content(path: Path, made_by: str) -> bytes:
         raise PipelineError(f"{error}; make it again with `{made_by}`") from None
 
 
+def check_text(path: Path, expected: str, made_by: str) -> None:
+    """That a file is to the byte what its stage would write.
+
+    Args:
+        path: The file.
+        expected: Its content.
+        made_by: Command that makes it, for the error message.
+
+    Raises:
+        PipelineError: It is missing, or something else.
+    """
+    _check_text(path, _content(path, made_by), expected, made_by)
+
+
 def _check_text(path: Path, content: bytes, expected: str, made_by: str) -> None:
-    """That a file is to the byte what its stage would write."""
     lines = zip_longest(content.split(b"\n"), expected.encode().split(b"\n"), fillvalue=b"")
     for number, (found, wanted) in enumerate(lines, 1):
         if found != wanted:

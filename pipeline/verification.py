@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def read_recorded() -> tuple[Recorded, list[Finding]]:
         try:
             return lockfile.read_lock(), []
         except FileNotFoundError:
-            text = "there is none; learning curves, figures and the report have nothing else to be compared with"
+            text = "there is none; figures and the report have nothing else to be compared with"
             return {}, [Finding(f"{layout.LOCK}: {text}", False)]
     return {}, _findings(problems, "")
 
@@ -308,16 +309,32 @@ def _metric_checks(params: Params, dataset: Dataset) -> Iterator[tuple[str, Call
 
 
 def verify_models(params: Params, dataset: Dataset) -> list[Finding]:
-    """What is to be said of the models of a data set: weights as their descriptions say, descriptions as params ask."""
+    """What is to be said of the models of a data set.
+
+    Weights must be as their descriptions say, descriptions as params ask, learning curves those in the descriptions.
+    """
     # torch takes seconds to import, which who looks at data only need not wait for.
     from pipeline import networks
+    from pipeline.kept import curves_to_csv
 
-    problems, planned = [], _planned_models(params, dataset)
-    for path, made_by, description in planned:
-        try:
-            networks.load(path, made_by, description)
-        except PipelineError as error:
-            problems.append(str(error))
+    problems: list[str] = []
+    planned = _planned_models(params, dataset)
+    files = {layout.natural_model(dataset.name).parent: layout.learning_curve(dataset.name)}
+    files |= {
+        layout.strategy_models(dataset.name, name): layout.strategy_curves(dataset.name, name)
+        for name in params.strategies
+    }
+    for folder, models in groupby(planned, lambda model: model[0].parent):
+        rows, n_before = [], len(problems)
+        for path, made_by, description in models:
+            with _noted(problems, path, made_by):
+                networks.load(path, made_by, description)
+                curve = networks.read_description(path, made_by).get("learning_curve", [])
+                rows += [{"model": path.stem, **epoch} for epoch in curve]
+        curves = files.get(folder)
+        if curves is not None and len(problems) == n_before:
+            with _noted(problems, curves, made_by):
+                results.check_text(curves, curves_to_csv(rows, is_named=folder != planned[0][0].parent), made_by)
     return _findings(
         problems, f"models of {dataset.name}: {len(planned)}, as params.yaml asks, weights by their digests"
     )

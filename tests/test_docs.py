@@ -35,7 +35,7 @@ from markdown_it.token import Token
 from ruamel.yaml import YAML
 
 from benchmarks import seed_spread, speed, stage_costs
-from pipeline.__main__ import main
+from pipeline.commands import main
 from tests.conftest import DOWNLOADS, ROOT, command_environment, run
 from tests.test_graph import LAYERS
 

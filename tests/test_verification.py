@@ -537,7 +537,7 @@ def test_what_is_no_file_is_one_line_at_once(command: str, path: Path, kind: str
     if command == "verify" and path != layout.PARAMS:
         lines = [line for line in result.output.splitlines() if line.startswith("PROBLEM ")]
         places = [path, *(parent for parent in path.parents if len(parent.parts) > 2 or parent == layout.report())]
-        begins = tuple(f"PROBLEM {place}: " for place in places) + (f"PROBLEM {path}/",)  # in place of a folder
+        begins = (*(f"PROBLEM {place}: " for place in places), f"PROBLEM {path}/")  # the last: in place of a folder
         assert any(line.startswith(begins) for line in lines), lines
         if not path.is_relative_to("data"):
             assert len(lines) == 1, lines

@@ -26,8 +26,6 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
     metrics/strategies/DATASET/STRATEGY.csv. Finished models are kept in models/.finished by all that decides them, so
     a run that was killed, or one with one level more, trains only what is missing.
     """
-    from dataclasses import fields
-
     from pipeline import layout
     from pipeline.params import load
     from pipeline.variants import remove_stale_stores
@@ -40,11 +38,9 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
 
     with training_imported():
         # torch takes seconds to import: only once params are right.
-        import pandas as pd
-
         from pipeline import campaign
         from pipeline.files import replacing_folder, write_text
-        from pipeline.training import Epoch
+        from pipeline.kept import curves_to_csv
 
         tasks = campaign.plan_strategy(params, spec, strategy)
         n_models, rows = len(tasks), []
@@ -56,8 +52,5 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
     with replacing_folder(layout.strategy_models(dataset, strategy)) as folder:
         for task in tasks:
             rows += campaign.collect(task, folder)
-    columns = ["model", *(field.name for field in fields(Epoch))]  # there where no model is, too
-    write_text(
-        layout.strategy_curves(dataset, strategy), pd.DataFrame(rows, columns=columns).round(6).to_csv(index=False)
-    )
+    write_text(layout.strategy_curves(dataset, strategy), curves_to_csv(rows, is_named=True))
     click.echo(f"{layout.strategy_models(dataset, strategy)}: {n_models} models")

@@ -16,8 +16,6 @@ def train(dataset: str, params_path: Path) -> None:
     The learning curve goes to metrics/train/DATASET/learning_curve.csv. A run that was killed goes on from its last
     epoch, to the same bytes.
     """
-    import pandas as pd
-
     from pipeline import layout
     from pipeline.files import taking_turns, write_text
     from pipeline.params import load
@@ -33,7 +31,7 @@ def train(dataset: str, params_path: Path) -> None:
     # torch takes seconds to import: only once params and data are right.
     from pipeline import training
     from pipeline.devices import select_device
-    from pipeline.kept import keep_natural
+    from pipeline.kept import curves_to_csv, keep_natural
 
     kept = keep_natural(params, spec)
 
@@ -63,5 +61,5 @@ def train(dataset: str, params_path: Path) -> None:
             kept.finish(classifier, curve)
     path = layout.natural_model(dataset)
     rows = kept.copy_to(path)
-    write_text(layout.learning_curve(dataset), pd.DataFrame(rows).round(6).to_csv(index=False))
+    write_text(layout.learning_curve(dataset), curves_to_csv(rows, is_named=False))
     click.echo(f"{path}: clean accuracy {rows[-1]['test_accuracy']:.4f} on {subset.n_test:,} test images")
