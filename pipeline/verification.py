@@ -250,7 +250,7 @@ def _compare_recorded(outputs: Mapping[Path, str], recorded: Recorded, problems:
                 if lockfile.digest(path) != recorded[path].digest:
                     raise PipelineError(
                         f"{path}: not what {layout.LOCK} records; `dvc repro {by}` makes it again, or, if you ran the "
-                        f"stage by hand, `dvc commit {by}` records what it made"
+                        f"stage by hand, `dvc commit -f {by}` records what it made"
                     )
     return n_compared
 

@@ -188,7 +188,7 @@ def test_of_a_stage_that_was_run_by_hand_it_is_said_what_records_it(whole: Path)
     problems = [line for line in run("verify").output.splitlines() if line.startswith("PROBLEM ")]
     assert problems == [
         f"PROBLEM {path}: not what dvc.lock records; `dvc repro {stage}@mnist` makes it again, or, if you ran the "
-        f"stage by hand, `dvc commit {stage}@mnist` records what it made"
+        f"stage by hand, `dvc commit -f {stage}@mnist` records what it made"
         for stage, path in (("impact", layout.impact_examples("mnist")), ("figures", layout.figures("mnist")))
     ]
 
