@@ -1,6 +1,5 @@
 """Many models of one stage: finished ones are kept by what decides them, the others trained side by side."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline import layout, store
+from pipeline import layout, networks, store
 from pipeline.datasets import Dataset
 from pipeline.devices import select_device
 from pipeline.files import taking_turns
@@ -76,7 +75,8 @@ def plan_strategy(params: Params, dataset: Dataset, strategy: str) -> list[Task]
     natural_sha256 = None
     if plan.starts_from_natural:
         load_natural(params, dataset)
-        natural_sha256 = hashlib.sha256(layout.natural_model(dataset.name).read_bytes()).hexdigest()
+        described = networks.read_description(layout.natural_model(dataset.name), "")
+        natural_sha256 = str(described["weights_sha256"])
     return [
         Task(
             params,

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
+from pipeline.files import read_file
 from pipeline.stopping import run_command, taken_back_when_stopped
 
 # Fused multiplication and addition come with the processor; nothing else may change a result: no -ffast-math.
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-trapping-math", "-fPIC", "-shared")
 _FOLDER = Path(__file__).parent
+_MAX_BYTES = 16 * 2**20
 
 
 @cache
@@ -64,7 +66,7 @@ def digest_of(library: ctypes.CDLL) -> str:
 def _find(stem: str) -> Path | None:
     """A library compiled before. Its name ends with the digest of its content: a damaged one would end the process."""
     for path in (_FOLDER / "__pycache__").glob(f"{stem}.*.so"):
-        if path.name == _named(stem, path.read_bytes()):
+        if path.name == _named(stem, read_file(path, _MAX_BYTES)):
             return path
         path.unlink(missing_ok=True)
     return None
@@ -78,7 +80,7 @@ def _compile(source: Path, arguments: list[str], stem: str) -> Path:
     try:
         with taken_back_when_stopped(bind(partial.unlink, missing_ok=True)):
             run_command([*_compiler(), *arguments, str(source), "-o", str(partial)])
-            return partial.replace(folder / _named(stem, partial.read_bytes()))
+            return partial.replace(folder / _named(stem, read_file(partial, _MAX_BYTES)))
     finally:
         partial.unlink(missing_ok=True)
 
