@@ -40,6 +40,8 @@ _ADVICE = {
     errno.ESTALE: "the file system is no longer connected: mount it anew",
     errno.EIO: "the disk, or the way to it, fails: see the system's log",
 }
+# Workers, their pipes, and a store take a few dozen.
+_FEWEST_OPEN_FILES = 64
 _ASK_FOR_LESS = "ask for less in params.yaml, such as a smaller batch_size, or run with fewer --workers"
 # What libraries say in errors of their own. Their classes are not imported for it: torch takes seconds.
 _NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|ALLOC_FAILED|map segment", re.IGNORECASE)
@@ -61,10 +63,23 @@ def _explain(error: Exception) -> str | None:
             return f"{error.filename}: {error.strerror or text}; {_ADVICE.get(error.errno or 0, _PATH)}"
         case UnicodeEncodeError():
             return f"{error.object!a}: cannot be written as {error.encoding}; set LC_ALL=C.UTF-8"
+        case ValueError() if "is malformed, original error message" in text:  # said by what reads zarr's settings
+            return f"{text}; mend or remove that file (ZARR_CONFIG says where else zarr looks)"
+        case Warning():
+            return f"{text} (PYTHONWARNINGS or -W makes an error of this warning)"
         case RuntimeError() if "can't start new thread" in text:
             return f"{text}; {_ADVICE[errno.EAGAIN]}"
     from_library = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
     return f"not enough memory ({text[:200]}); {_ASK_FOR_LESS}" if from_library and _NO_MEMORY.search(text) else None
+
+
+def _most_open_files() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _FEWEST_OPEN_FILES
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _FEWEST_OPEN_FILES if limit == resource.RLIM_INFINITY else limit
 
 
 class _Group(click.Group):
@@ -92,6 +107,9 @@ def main() -> None:
 
     Each command is one stage of the pipeline that `dvc repro` runs, and works without DVC too.
     """
+    n_files = _most_open_files()
+    if n_files < _FEWEST_OPEN_FILES:
+        raise PipelineError(f"ulimit -n: {n_files} open files are too few; allow {_FEWEST_OPEN_FILES} or more")
     if sys.flags.optimize:
         raise PipelineError("PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it, leave out -O")
 

@@ -39,9 +39,9 @@ def replacing_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     try:
-        with taken_back_when_stopped(bind(_remove, partial)):
+        with taken_back_when_stopped(bind(remove, partial)):
             try:
-                _remove(partial)  # it may be a link to another file, or a pipe
+                remove(partial)  # it may be a link to another file, or a pipe
                 yield partial
                 partial.replace(path)
             finally:
@@ -67,12 +67,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     previous = path.parent / f".{path.name}.previous{PARTIAL_SUFFIX}"
 
     def clean_up() -> None:
-        _remove(partial)
+        remove(partial)
         if os.path.lexists(previous):
             # Out of the way in one step, so that nobody puts back one of which half is removed; or back, if nothing
             # has taken its place.
             previous.rename(partial if os.path.lexists(path) else path)
-            _remove(partial)
+            remove(partial)
 
     def take_back() -> None:
         _shut_out_writers(partial)
@@ -251,11 +251,12 @@ def _shut_out_writers(folder: Path) -> None:
         raise OSError(errno.ECANCELED, "the process ends")
 
     os.mkdir = refuse  # or they would make the folder anew, the moment that it is gone
-    _remove(folder)
+    remove(folder)
     time.sleep(0.05)  # for those that were within a call
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder and all that is in it; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -4,6 +4,8 @@ import ast
 import hashlib
 import json
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from functools import cache
@@ -24,9 +26,22 @@ from pipeline.recipes import NATURAL, Recipe
 from pipeline.training import Epoch
 
 # Modules and packages whose code decides weights or learning curves. tests/test_kept.py holds that nothing is left out.
-TRAINING_CODE = ("devices.py", "networks", "recipes.py", "regimens.py", "seeding.py", "training.py")
+TRAINING_CODE = ("devices", "networks", "recipes", "regimens", "seeding", "training")
 # By these, users tell the libraries that torch computes with how to compute.
-_ENVIRONMENT = ("ATEN_", "CUBLAS_", "DNNL_", "MKL_", "NVIDIA_TF32_", "ONEDNN_", "TORCH_ALLOW_TF32_")
+_ENVIRONMENT = (
+    "ATEN_",
+    "CUBLAS_",
+    "DNNL_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "NVIDIA_TF32_",
+    "OMP_",
+    "ONEDNN_",
+    "TORCH_ALLOW_TF32_",
+)
+# The number of threads that it asks for is in the keys by itself.
+_IN_OTHER_WORDS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
 
@@ -149,11 +164,15 @@ def keep(
         "seed_names": seed_names,
         "images": images_sha256,
         "natural": natural_sha256,
-        "code": digest_code(Path(__file__).parent),
+        "code": _digest_own_code(),
         "native_code": networks.native_code(recipe.network, (height, width, channels), device),
         "torch": torch.__version__,
         "processor": _processor(device),
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT)},
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(_ENVIRONMENT) and name not in _IN_OTHER_WORDS
+        },
         "precision": computed_in,
         "threads": n_threads,
     }
@@ -170,10 +189,11 @@ def keep_natural(params: Params, dataset: Dataset) -> Kept:
 
 
 def cached_files() -> dict[str, list[Path]]:
-    """All files of the cache by the key that they are named by."""
+    """All files of the cache by the key that they are named by; what others have put there is left out."""
     files: dict[str, list[Path]] = {}
     for path in sorted(layout.finished_models().glob("*")):
-        files.setdefault(path.name.lstrip(".").split(".")[0], []).append(path)
+        if named := re.match(r"\.?([0-9a-f]{64})\.", path.name):
+            files.setdefault(named[1], []).append(path)
     return files
 
 
@@ -194,34 +214,43 @@ def name_entry(key: str) -> str:
 
 
 @cache
-def digest_code(package: Path) -> str:
-    """Digest of the code that decides weights, without its comments, docstrings and layout.
+def _digest_own_code() -> str:
+    return digest_code(training_code())
+
+
+def training_code() -> dict[str, Path]:
+    """The modules that decide weights and learning curves, as they were imported: name in this package → file."""
+    names = (name.partition(".")[2] for name in sys.modules if name.startswith(f"{__package__}."))
+    chosen = sorted(name for name in names if name.split(".")[0] in TRAINING_CODE)
+    return {name: Path(str(sys.modules[f"{__package__}.{name}"].__file__)) for name in chosen}
+
+
+def digest_code(modules: Mapping[str, Path]) -> str:
+    """Digest of the code of modules, without comments, docstrings and layout.
 
     Args:
-        package: Folder of this package.
-
-    Raises:
-        FileNotFoundError: Part of `TRAINING_CODE` is not there.
+        modules: Name → file.
     """
     digest = hashlib.sha256()
-    for name in TRAINING_CODE:
-        path = package / name
-        files = [path] if path.suffix else sorted(path.rglob("*.py"))
-        if not files:
-            raise FileNotFoundError(path)
-        for file in files:
-            parts = file.relative_to(package).parts
-            if not any(part.startswith((".", "__pycache__")) for part in parts):
-                digest.update("/".join(parts).encode() + b"\0" + _code_of(file).encode() + b"\0")
+    for name, file in modules.items():
+        tree = _Code().visit(ast.parse(file.read_text(encoding="utf-8")))
+        digest.update(f"{name}\0{ast.unparse(tree)}\0".encode())
     return digest.hexdigest()
 
 
-def _code_of(file: Path) -> str:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body[0] = ast.Pass()
-    return ast.unparse(tree)
+class _Code(ast.NodeTransformer):
+    """Takes out strings that nobody uses: docstrings, and those below attributes."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        """A statement that is only a value."""
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Any other part; a block must not become empty."""
+        super().generic_visit(node)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.body:
+            node.body = [ast.Pass()]
+        return node
 
 
 def _processor(device: torch.device) -> dict[str, Any]:

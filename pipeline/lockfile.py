@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field, TypeAdapter
 from ruamel.yaml import YAML
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
 
 from pipeline import layout
@@ -17,6 +18,8 @@ from pipeline.files import read_file
 
 # Hundreds of times those of a study.
 _MAX_LOCK_BYTES, _MAX_OUTPUT_BYTES = 16 * 2**20, 2**30
+# Params are as deep as they are nested; DVC adds five.
+_MAX_DEPTH = 50
 # As .dvcignore has it.
 _IGNORED = ("__pycache__", "*.partial", "*.running", ".DS_Store", "Thumbs.db")
 
@@ -67,7 +70,9 @@ def read_lock() -> Mapping[Path, Recorded]:
     """
     content = read_file(layout.LOCK, _MAX_LOCK_BYTES)
     try:
-        stages = _LOCK.validate_python(YAML(typ="safe").load(content.decode("utf-8")))["stages"]
+        text = content.decode("utf-8")
+        _check_shape(text)
+        stages = _LOCK.validate_python(YAML(typ="safe").load(text))["stages"]
     except Exception:  # the parser passes on what it likes
         what = "damaged or cut off" if content.strip() else "empty"
         raise PipelineError(
@@ -80,6 +85,15 @@ def read_lock() -> Mapping[Path, Recorded]:
         for out in stage.get("outs", [])
         if "md5" in out
     }
+
+
+def _check_shape(text: str) -> None:
+    """Refuse what DVC never writes, and what would take the parser's stack, or memory without end, to load."""
+    depth = 0
+    for event in YAML(typ="safe").parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _MAX_DEPTH or isinstance(event, AliasEvent):
+            raise ValueError("lists in lists, or aliases")
 
 
 def digest(path: Path) -> str:

@@ -21,9 +21,9 @@ def _without_settings() -> Iterator[None]:
     """No settings for matplotlib to find: it reads them when it is imported, and wrong ones end the import."""
     environment = {**os.environ, "MATPLOTLIBRC": os.devnull}
     environment.pop("MPLBACKEND", None)
-    for name in ("MPLCONFIGDIR", "XDG_CACHE_HOME", "HOME"):
+    for name in {"MPLCONFIGDIR", "XDG_CACHE_HOME", "HOME"} & environment.keys():
         try:
-            Path(environment.get(name, ".")).resolve()
+            Path(environment[name]).resolve()
         except RuntimeError:  # a looping link, which matplotlib trips over; then let it make a folder of its own
             environment["MPLCONFIGDIR"] = os.devnull
     with ExitStack() as stack:

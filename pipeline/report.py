@@ -31,6 +31,7 @@ from pipeline.params import Params, Subset, changed_keys, read
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.plotting import Figure, save_figure
 from pipeline.recipes import Network
+from pipeline.seeding import level_name
 from pipeline.stopping import signals_delayed
 from pipeline.workers import worker_pool
 
@@ -116,6 +117,7 @@ def write_report(params: Params, params_path: Path, folder: Path, n_workers: int
     environment.filters |= {
         "percent": _percent,
         "points": _points,
+        "level": level_name,
         "counted": lambda values, what: _counted(len(values), what),
         "zip": zip,
     }

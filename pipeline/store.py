@@ -9,7 +9,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -46,20 +46,21 @@ SCHEMA_VERSION = 2
 Array = zarr.Array[Any]
 Group = zarr.Group
 
-# What zarr does by itself, whatever the user's settings and environment say, but two at a time: its default is made for
-# object stores, and workers here bring threads of their own.
-_SETTINGS = {**zarr.config.defaults[0], "async": {"concurrency": 2, "timeout": None}}
-_settings_lock, _settings_users = threading.Lock(), ExitStack()
-_n_settings_users = 0
+_settings_lock, _n_settings_users = threading.Lock(), 0
+_users_settings: dict[str, Any] = {}
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
-    """Have zarr work by `_SETTINGS` until no thread is within such a block any more, and then as before."""
-    global _n_settings_users
+def _default_settings() -> Iterator[None]:
+    """Have zarr work by its own defaults until no thread is within such a block any more, and then as before.
+
+    zarr's settings are those of the whole process. Only what the user has set otherwise is changed, so mostly nothing;
+    and what is set meanwhile stays.
+    """
+    global _n_settings_users, _users_settings
     with _settings_lock:
         if _n_settings_users == 0:
-            _settings_users.enter_context(zarr.config.set(deepcopy(_SETTINGS)))
+            _users_settings = _swap(zarr.config.config, zarr.config.defaults[0])
         _n_settings_users += 1
     try:
         yield
@@ -67,7 +68,22 @@ def _own_settings() -> Iterator[None]:
         with _settings_lock:
             _n_settings_users -= 1
             if _n_settings_users == 0:
-                _settings_users.close()
+                _swap(zarr.config.config, _users_settings, instead_of=zarr.config.defaults[0])
+
+
+def _swap(
+    config: dict[str, Any], wanted: Mapping[str, Any], instead_of: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Set what differs from `wanted`, if it still is what `instead_of` says, and return what it was."""
+    before: dict[str, Any] = {}
+    for key, value in wanted.items():
+        old = config.get(key)
+        if isinstance(value, Mapping) and isinstance(old, dict):
+            inner = _swap(old, value, None if instead_of is None else instead_of.get(key, {}))
+            before |= {key: inner} if inner else {}
+        elif old != value and (instead_of is None or old == instead_of.get(key)):
+            before[key], config[key] = old, deepcopy(value)
+    return before
 
 
 class BoundedZstd(ZstdCodec):
@@ -123,7 +139,7 @@ def replacing_store(path: Path, attributes: Mapping[str, Any]) -> Iterator[Group
         path: The store to write.
         attributes: Attributes of its root group, JSON values that do not vary from run to run.
     """
-    with _own_settings(), replacing_folder(path) as partial:
+    with _default_settings(), replacing_folder(path) as partial:
         try:
             yield zarr.create_group(
                 partial, attributes={"schema_version": SCHEMA_VERSION, **attributes}, overwrite=True
@@ -259,7 +275,7 @@ def planned_files(
     """
     metadata: dict[str, Any] = {}
     made = []
-    with _own_settings():
+    with _default_settings():
         root = zarr.create_group(metadata, attributes={"schema_version": SCHEMA_VERSION, **attributes})
         for name, shape, expected in arrays:
             *groups, last = name.split("/")
@@ -325,7 +341,7 @@ def open_store(path: Path, made_by: str) -> Group:
     if not path.is_dir():
         raise PipelineError(f"{path}: no such store; make it with `{made_by}`")
     try:
-        with _own_settings():
+        with _default_settings():
             group = zarr.open_group(BoundedStore(path), mode="r", zarr_format=3, use_consolidated=False)
     except Exception as error:  # zarr passes on what its JSON and codec parsers raise
         if is_exhausted(error):
@@ -354,7 +370,7 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     root, n_missing = Path(str(group.store_path.store).removeprefix("file://")), 0
     where = root / name
     try:
-        with _own_settings():
+        with _default_settings():
             found = group[name]
             if not isinstance(found, zarr.Array) or found.dtype != np.uint8:
                 raise ValueError("not an array of uint8")
@@ -421,7 +437,7 @@ def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
         PipelineError: A chunk fails its checksum or cannot be decoded; the part does not fit into memory.
     """
     try:
-        with _own_settings():
+        with _default_settings():
             return np.ascontiguousarray(array[selection], dtype=np.uint8)
     except MemoryError as error:
         raise PipelineError(f"{_where(array)}: does not fit into memory ({error})") from None

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -283,6 +282,7 @@ def _metric_checks(params: Params, dataset: Dataset) -> Iterator[tuple[str, Call
 
     def read_curves(strategy: str) -> Mapping[Path, Any]:
         results.read_curves(params, dataset, strategy)
+        _check_curves(params, dataset, strategy)
         return {}
 
     def read_evaluation(strategy: str) -> Mapping[Path, Any]:
@@ -309,35 +309,39 @@ def _metric_checks(params: Params, dataset: Dataset) -> Iterator[tuple[str, Call
 
 
 def verify_models(params: Params, dataset: Dataset) -> list[Finding]:
-    """What is to be said of the models of a data set.
-
-    Weights must be as their descriptions say, descriptions as params ask, learning curves those in the descriptions.
-    """
+    """What is to be said of the models of a data set: weights as their descriptions say, descriptions as params ask."""
     # torch takes seconds to import, which who looks at data only need not wait for.
     from pipeline import networks
-    from pipeline.kept import curves_to_csv
 
     problems: list[str] = []
     planned = _planned_models(params, dataset)
-    files = {layout.natural_model(dataset.name).parent: layout.learning_curve(dataset.name)}
-    files |= {
-        layout.strategy_models(dataset.name, name): layout.strategy_curves(dataset.name, name)
-        for name in params.strategies
-    }
-    for folder, models in groupby(planned, lambda model: model[0].parent):
-        rows, n_before = [], len(problems)
-        for path, made_by, description in models:
-            with _noted(problems, path, made_by):
-                networks.load(path, made_by, description)
-                curve = networks.read_description(path, made_by).get("learning_curve", [])
-                rows += [{"model": path.stem, **epoch} for epoch in curve]
-        curves = files.get(folder)
-        if curves is not None and len(problems) == n_before:
-            with _noted(problems, curves, made_by):
-                results.check_text(curves, curves_to_csv(rows, is_named=folder != planned[0][0].parent), made_by)
+    for path, made_by, description in planned:
+        with _noted(problems, path, made_by):
+            networks.load(path, made_by, description)
     return _findings(
         problems, f"models of {dataset.name}: {len(planned)}, as params.yaml asks, weights by their digests"
     )
+
+
+def _check_curves(params: Params, dataset: Dataset, strategy: str) -> None:
+    """That the learning curves of a strategy are those of its models, where these can be read."""
+    from pipeline import networks  # as in verify_models
+    from pipeline.kept import curves_to_csv
+
+    name, is_natural = dataset.name, strategy == NATURAL
+    if is_natural:
+        curves, folder = layout.learning_curve(name), layout.natural_model(name).parent
+    else:
+        curves, folder = layout.strategy_curves(name, strategy), layout.strategy_models(name, strategy)
+    rows = []
+    for path, made_by, _ in _planned_models(params, dataset):
+        if path.parent == folder:
+            try:
+                described = networks.read_description(path, made_by)
+            except PipelineError:
+                return
+            rows += [{"model": path.stem, **epoch} for epoch in described.get("learning_curve", [])]
+    results.check_text(curves, curves_to_csv(rows, is_named=not is_natural), made_by)
 
 
 def verify_finished() -> list[Finding]:

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -279,6 +280,29 @@ def test_without_assert_statements_it_is_said_that_zarr_needs_them(level: str, t
     assert result.returncode == 1
     assert result.stderr.startswith("Error: PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it")
     assert shell("PIPELINE --help", tmp_path, PYTHONOPTIMIZE=level).returncode == 0
+
+
+def test_too_few_open_files_are_said_before_workers_need_them(tmp_path: Path) -> None:
+    result = shell("ulimit -n 20; PIPELINE report", tmp_path)
+    assert (result.returncode, result.stderr) == (1, "Error: ulimit -n: 20 open files are too few; allow 64 or more\n")
+
+
+def test_a_warning_that_the_user_makes_an_error_is_one_line(tmp_path: Path) -> None:
+    assert commands._explain(RuntimeWarning("no C compiler")) == (
+        "no C compiler (PYTHONWARNINGS or -W makes an error of this warning)"
+    )
+
+
+def test_settings_of_zarr_that_are_no_yaml_are_named(tmp_path: Path) -> None:
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings/zarr.yaml").write_text("async: [")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    result = shell("PIPELINE perturb mnist noise", tmp_path, ZARR_CONFIG=str(tmp_path / "settings"))
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("Error: ")
+    assert f"{tmp_path}/settings/zarr.yaml" in result.stderr
+    assert "mend or remove that file" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "prepare mnist", "perturb mnist hot", "report", "verify"])

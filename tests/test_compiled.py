@@ -1,6 +1,7 @@
 """Code that is compiled when it is first needed: once, whole or not at all, and never without being told."""
 
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,17 @@ def test_a_damaged_library_is_compiled_again(folder: Path, damage: Callable[[byt
     content = library.read_bytes()
     library.unlink()  # this process has loaded it, and would not survive a change of it
     library.write_bytes(damage(content))
+    assert answer() == 42
+    assert [path.read_bytes() for path in libraries(folder)] == [content]
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), lambda path: os.mkfifo(path), Path.touch])
+def test_what_is_no_library_in_a_librarys_place_is_compiled_anew(make: Callable[[Path], object], folder: Path) -> None:
+    assert answer() == 42
+    (library,) = libraries(folder)
+    content = library.read_bytes()
+    library.unlink()
+    make(library)
     assert answer() == 42
     assert [path.read_bytes() for path in libraries(folder)] == [content]
 

@@ -66,6 +66,7 @@ SNIPPETS = {
     "git checkout -- dvc.lock": EXPERIMENT,
     "dvc commit --force": EXPERIMENT,
     "python -m pipeline perturb mnist noise": STUDY,
+    "python -m pipeline clean": STUDY,
     "import zarr\n": STUDY,
     "import numpy as np\n": STUDY,
     "import hashlib, json\n": STUDY,

@@ -469,7 +469,8 @@ def test_damaged_data_are_found_before_anything_is_made_of_them(
     damage(array)
     before = tree(finished)
     said = run(COMMANDS[stage], status=1)
-    assert re.fullmatch(ERROR.format("(damaged|missing).*make it again with `python -m pipeline"), said), said
+    found = "(damaged|missing|not the mnist data).*make it again with `python -m pipeline"
+    assert re.fullmatch(ERROR.format(found), said), said
     trained_on_it = [path for path in layout.finished_models().glob("*.json") if "noise" in path.read_text()]
     assert trained_on_it == []
     kept = layout.finished_models().as_posix()

@@ -332,7 +332,7 @@ HARMLESS = (
     *("resources.files('pipeline')", "pd.read_csv(file)", "file.read_text(encoding='utf-8')", "source.read_text("),
     # What read_file has read.
     *(
-        "YAML(typ='safe').load(content",
+        "YAML(typ='safe').load(text)",
         "yaml.load(read_file(",
         "pd.read_csv(io.BytesIO(content)",
     ),

@@ -380,7 +380,7 @@ def curve() -> Reader:
 
     def read() -> list[dict[str, Any]]:
         if not finished.is_finished():
-            raise PipelineError(f"{finished.weights}: trained again")
+            raise PipelineError(f"{finished.weights.with_suffix('.json')}: trained again")
         return finished.copy_to(Path("copy.safetensors"))
 
     return Reader([finished.weights.with_suffix(".json")], fuzzing.spoil_json, read, [asdict(e) for e in curve].__eq__)
@@ -619,12 +619,14 @@ def bomb_in_json(key: str, value: Any) -> Callable[[bytes], bytes]:
 
     def edit(content: bytes) -> bytes:
         values = json.loads(content)
+        is_described = "weights_sha256" in values
         *parents, last = key.split(".")
         block = values
         for part in parents:
             block = block[int(part) if part.isdigit() else part]
         block[last] = value
-        return json.dumps(values).encode()
+        # Who can write a description can write its digest.
+        return (networks.to_json(values) if is_described else json.dumps(values)).encode()
 
     return edit
 
@@ -823,7 +825,7 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         "damaged",
     ),
     "summary-nested": ("summaries", "impact", lambda _: b"[" * 100_000, "damaged"),
-    "curve-nested": ("curve", "curve", lambda _: b"[" * 100_000, "trained again"),
+    "curve-nested": ("curve", "json", lambda _: b"[" * 100_000, "trained again"),
 }
 
 

@@ -1,8 +1,11 @@
 """The model cache holds exactly what its keys decide."""
 
-import ast
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,11 @@ import torch
 
 from pipeline import kept, layout, networks
 from pipeline.files import taking_turns
-from pipeline.kept import TRAINING_CODE, digest_code, keep, read_entry
+from pipeline.kept import TRAINING_CODE, digest_code, keep, read_entry, training_code
 from pipeline.recipes import Recipe
 from pipeline.training import Epoch
 from tests.conftest import ROOT, WriteParams, tree
-from tests.test_graph import closure
+from tests.test_graph import MODULES, closure
 from tests.test_networks import make_classifier, make_network
 from tests.test_stages import run, succeed
 from tests.test_training import make_recipe
@@ -49,7 +52,7 @@ def test_a_key_holds_what_training_is_given(changes: dict[str, Any]) -> None:
     [
         (networks, "native_code", lambda *_: "other code"),
         (networks, "native_code", lambda *_: None),
-        (kept, "digest_code", lambda _: "other code"),
+        (kept, "_digest_own_code", lambda: "other code"),
         (torch, "__version__", "1.0"),
         (torch.cpu, "get_capabilities", lambda: {"avx2": True}),
         (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
@@ -92,90 +95,74 @@ def test_the_compiled_code_of_a_key_is_what_was_loaded(monkeypatch: pytest.Monke
 # The code in a key.
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A copy of the package."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    return Path(shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=ignored))
-
-
-def append(text: str, *names: str) -> Callable[[Path], None]:
-    def edit(package: Path) -> None:
-        for name in names:
-            path = package / name
-            path.parent.mkdir(exist_ok=True)
-            path.write_text((path.read_text() if path.exists() else "") + text)
-
-    return edit
-
-
-def with_other_words(package: Path) -> None:
-    path = package / "training.py"
-    tree_of = ast.parse(path.read_text())
-    docstring = ast.get_docstring(tree_of, clean=False)
-    assert docstring
-    path.write_text(path.read_text().replace(docstring, "Other words."))
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        append("\n\n# A comment.\n", "training.py", "networks/__init__.py"),
-        with_other_words,
-        append("x", "networks/.ipynb_checkpoints/layers-checkpoint.py", "networks/__pycache__/layers.py"),
-        append("x", "networks/notes.txt", "networks/windows.c", "campaign.py", "report.py"),
-    ],
-    ids=["comment", "docstring", "strays", "other files"],
-)
-def test_what_is_no_training_code_changes_no_key(edit: Callable[[Path], None], package: Path) -> None:
-    before = digest_code(package)
-    edit(package)
-    digest_code.cache_clear()
-    assert digest_code(package) == before
-
-
-def move(package: Path) -> None:
-    (package / "networks/winograd.py").rename(package / "networks/deep.py")
-
-
-def swap(package: Path) -> None:
-    one, other = package / "networks/__init__.py", package / "networks/deep/__init__.py"
-    other.parent.mkdir()
-    shutil.copy(one, other)
-    one.write_text("x = 1")
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        append("\nx = 1\n", "training.py"),
-        append("\nx = 1\n", "networks/layers.py"),
-        append("\nx = 1\n", "networks/deep/__init__.py"),
-        move,
-        swap,
-    ],
-    ids=["module", "package", "package in a package", "moved", "two of one name"],
-)
-def test_changed_training_code_changes_every_key(edit: Callable[[Path], None], package: Path) -> None:
-    before = digest_code(package)
-    edit(package)
-    digest_code.cache_clear()
-    assert digest_code(package) != before
-
-
-@pytest.mark.parametrize("name", TRAINING_CODE)
-def test_training_code_that_is_gone_is_an_error(name: str, package: Path) -> None:
-    path = package / name
-    path.unlink() if path.is_file() else shutil.rmtree(path)
-    digest_code.cache_clear()
-    with pytest.raises(FileNotFoundError, match=Path(name).stem):
-        digest_code(package)
-
-
 def test_no_code_that_training_uses_is_left_out() -> None:
-    listed = {Path(name).stem for name in TRAINING_CODE}
     used = closure("training", WITHOUT_EFFECT)
-    assert {module.split(".")[0] for module in used} == listed
+    assert {module.split(".")[0] for module in used} == set(TRAINING_CODE)
+    assert training_code() == {module: MODULES[module] for module in sorted(used)}
+
+
+CODE = '''"""Words."""
+from dataclasses import dataclass
+
+@dataclass
+class A:
+    """Words."""
+    x: int = 1
+
+    def f(self):
+        return self.x  # words
+'''
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda code: code + "\n\n# A comment.\n",
+        lambda code: code.replace("Words", "Other words"),
+        lambda code: code.replace('"""Words."""', ""),
+        lambda code: code.replace("def f(self):", 'def f(self):\n        """More words."""'),
+        lambda code: code.replace("x: int = 1", 'x: int = 1\n    """What x is."""'),
+        lambda code: code.replace("\n", "\r\n"),
+    ],
+    ids=["comment", "docstring", "no docstring", "one more", "below a field", "line ends"],
+)
+def test_words_in_training_code_change_no_key(edit: Callable[[str], str], tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(CODE)
+    (tmp_path / "b.py").write_bytes(edit(CODE).encode())
+    assert digest_code({"a": tmp_path / "b.py"}) == digest_code({"a": tmp_path / "a.py"})
+
+
+def test_changed_code_changes_every_key(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.py", tmp_path / "b.py"
+    one.write_text(CODE)
+    other.write_text(CODE.replace("x: int = 1", "x: int = 2"))
+    digests = [
+        digest_code({"training": one, "networks": other}),
+        digest_code({"training": other, "networks": one}),  # two have changed places
+        digest_code({"training": one, "networks.deep": other}),  # moved
+        digest_code({"training": one}),
+        digest_code({"training": one, "networks": one}),
+    ]
+    assert len(set(digests)) == len(digests)
+
+
+def test_strays_among_training_code_change_no_key_and_stop_nothing(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-c", "from pipeline import kept; print(kept.digest_code(kept.training_code()))"]
+
+    def digest() -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    before, networks_folder = digest(), tmp_path / "pipeline/networks"
+    os.mkfifo(networks_folder / "pipe.py")
+    (networks_folder / "folder.py").mkdir()
+    (networks_folder / "nowhere.py").symlink_to("nowhere")
+    (networks_folder / "windows.LOCAL.123.py").write_text("def f(")
+    (networks_folder / "windows copy.py").write_bytes(b"\xff\xfe")
+    (networks_folder / ".ipynb_checkpoints").mkdir()
+    (networks_folder / ".ipynb_checkpoints/layers-checkpoint.py").write_text("x = 1")
+    assert digest() == before
 
 
 # What an entry holds.
@@ -295,17 +282,22 @@ def test_clean_shows_and_then_removes_what_the_study_does_not_use(
     checkpoint = layout.finished_models() / f"{'c' * 64}.checkpoint"
     checkpoint.write_bytes(b"half")
     Path("data/clean/.x.zarr.partial").mkdir()
+    Path("elsewhere").mkdir()
+    Path("elsewhere/mine").write_text("mine")
+    Path("data/clean/.y.zarr.partial").symlink_to(Path("elsewhere").absolute())
+    (layout.finished_models() / "README").write_text("mine")
+    (layout.finished_models() / "notes").mkdir()
     before = tree(Path())
     shown = succeed("clean")
     assert tree(Path()) == before
-    assert "2 of 3 models in models/.finished and 1 half-made files are not used: " in shown
-    assert f"{used}: 0.0 MiB, mnist natural" in shown
-    assert f"{checkpoint}: 0.0 MiB, not finished" in shown
+    assert "2 of 3 models in models/.finished and 2 half-made files are not used: " in shown
+    assert re.search(rf"{used}: \d+ KiB, mnist natural\n", shown)
+    assert f"{checkpoint}: 0 KiB, not finished" in shown
     assert "--yes" in shown
 
-    assert "2 of 3 models in models/.finished and 1 half-made files removed" in succeed("clean", "--yes")
+    assert "2 of 3 models in models/.finished and 2 half-made files removed" in succeed("clean", "--yes")
     gone = {used.as_posix(), used.with_suffix(".safetensors").as_posix(), checkpoint.as_posix()}
-    gone.add("data/clean/.x.zarr.partial")
+    gone |= {"data/clean/.x.zarr.partial", "data/clean/.y.zarr.partial"}
     assert {path for path in before if path not in tree(Path())} == gone
     assert "kept from an earlier run" in succeed("train", "mnist")
     assert "0 of 1 models" in succeed("clean")

@@ -501,7 +501,7 @@ def test_threads_that_overlap_leave_the_settings_as_they_were(tmp_path: Path) ->
 
         def hold(number: int) -> None:
             """The first begins first and ends first, which a stack of settings cannot undo in order."""
-            with store._own_settings():
+            with store._default_settings():
                 entered[number].set()
                 entered[1].wait(5)
                 if number == 1:
@@ -515,7 +515,7 @@ def test_threads_that_overlap_leave_the_settings_as_they_were(tmp_path: Path) ->
         second.start()
         for thread in (first, second):
             thread.join(5)
-        assert seen == [2, 2]
+        assert seen == [10, 10]
         assert zarr.config.config == before
         threads = [threading.Thread(target=lambda: [read(tmp_path / "a.zarr") for _ in range(20)]) for _ in range(4)]
         for thread in threads:
@@ -528,11 +528,30 @@ def test_threads_that_overlap_leave_the_settings_as_they_were(tmp_path: Path) ->
     assert zarr.config.get("async.concurrency") == 10
 
 
-def test_a_setting_made_meanwhile_does_not_reach_our_own() -> None:
-    with store._own_settings():
-        zarr.config.set({"async.concurrency": 5})
-    with store._own_settings():
-        assert zarr.config.get("async.concurrency") == 2
+def test_a_setting_made_meanwhile_stays() -> None:
+    with zarr.config.set({"array.order": "F"}):
+        with store._default_settings():
+            assert zarr.config.get("array.order") == "C"
+            zarr.config.set({"async.concurrency": 5})
+        assert zarr.config.get("array.order") == "F"
+        assert zarr.config.get("async.concurrency") == 5
+        with store._default_settings():
+            assert zarr.config.get("async.concurrency") == 10
+        zarr.config.set({"async.concurrency": 10})
+
+
+def test_settings_are_not_touched_where_they_are_zarrs_defaults() -> None:
+    class Untouched(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            raise AssertionError(key)
+
+    before = zarr.config.config
+    zarr.config.config = Untouched(before)
+    try:
+        with store._default_settings():
+            pass
+    finally:
+        zarr.config.config = before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "uint8", "float64", "bool", "complex64"])

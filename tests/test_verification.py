@@ -135,9 +135,7 @@ def test_without_a_dvc_lock_it_is_said_what_was_not_compared(whole: Path) -> Non
     layout.LOCK.unlink()
     with_bytes(layout.report() / "index.html", b"other")(whole)
     said = succeed("verify")
-    assert (
-        "ok      dvc.lock: there is none; learning curves, figures and the report have nothing else to be comp" in said
-    )
+    assert "ok      dvc.lock: there is none; figures and the report have nothing else to be comp" in said
     assert "0 of 11 outputs as dvc.lock records them" in said
     assert f"ok      {layout.report()}: there; dvc.lock does not record it" in said
     shutil.rmtree(layout.report())
@@ -164,6 +162,22 @@ def test_a_dvc_lock_that_was_left_half_written_is_named_with_what_to_do(
     assert "`git checkout -- dvc.lock`, then `dvc repro`" in lines[0]
     if command == "verify":
         assert result.output.splitlines()[-4].startswith(f"1 problem(s), {N_FINE} thing(s)")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "schema: '2.0'\nstages:\n  a: {cmd: x, outs: &o []}\n  b: {cmd: x, outs: *o}\n",
+    ],
+    ids=["nested", "aliases"],
+)
+def test_a_dvc_lock_made_to_do_harm_is_one_problem_among_others(content: str, whole: Path) -> None:
+    layout.LOCK.write_text(content)
+    result = in_folder(
+        whole, sys.executable, "-m", "pipeline", "check", status=1
+    )  # a process of its own: it might crash
+    assert "dvc.lock: damaged or cut off" in result
 
 
 def test_no_half_of_a_dvc_lock_passes_that_dvc_refuses(whole: Path) -> None:

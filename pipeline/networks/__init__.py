@@ -214,11 +214,15 @@ def write(path: Path, weights: bytes, description: Mapping[str, Any]) -> None:
         partial.write_bytes(weights)
     digest = hashlib.sha256(weights).hexdigest()
     described = {"schema_version": 0, **description} | {"schema_version": SCHEMA_VERSION, "weights_sha256": digest}
-    write_text(path.with_suffix(".json"), _to_json(described))
+    write_text(path.with_suffix(".json"), to_json(described))
 
 
-def _to_json(description: Mapping[str, Any]) -> str:
-    """The text of a description's file, which ends with a digest of the rest."""
+def to_json(description: Mapping[str, Any]) -> str:
+    """The text of a description's file, which ends with a digest of the rest.
+
+    Args:
+        description: As `save`, with schema version and digest of the weights.
+    """
     rest = {name: value for name, value in description.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(rest).encode()).hexdigest()
     return json.dumps({**rest, "sha256": digest}, indent=2) + "\n"
@@ -250,7 +254,7 @@ def read_description(path: Path, made_by: str) -> dict[str, Any]:
         raise PipelineError(
             f"{described}: schema version {_short(version)}, expected {SCHEMA_VERSION}; make it again with `{made_by}`"
         )
-    if text != _to_json(description):
+    if text != to_json(description):
         raise PipelineError(f"{described}: damaged model (its digest is another); make it again with `{made_by}`")
     checked: dict[str, Any] = description
     return checked

@@ -6,12 +6,14 @@ import os
 import shlex
 import subprocess
 import warnings
+from contextlib import suppress
 from functools import cache
 from functools import partial as bind
 from pathlib import Path
 
 import torch
 
+from pipeline.errors import PipelineError
 from pipeline.files import read_file
 from pipeline.stopping import run_command, taken_back_when_stopped
 
@@ -66,9 +68,11 @@ def digest_of(library: ctypes.CDLL) -> str:
 def _find(stem: str) -> Path | None:
     """A library compiled before. Its name ends with the digest of its content: a damaged one would end the process."""
     for path in (_FOLDER / "__pycache__").glob(f"{stem}.*.so"):
-        if path.name == _named(stem, read_file(path, _MAX_BYTES)):
-            return path
-        path.unlink(missing_ok=True)
+        with suppress(PipelineError, FileNotFoundError):  # no file, or a link to nowhere
+            if path.name == _named(stem, read_file(path, _MAX_BYTES)):
+                return path
+        with suppress(OSError):
+            path.unlink()
     return None
 
 

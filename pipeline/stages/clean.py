@@ -17,13 +17,12 @@ def clean(params_path: Path, is_meant: bool) -> None:
     """Show, and with --yes remove, what nobody uses: models in models/.finished, and half-made files of killed runs.
 
     A model is used if the stages, with this params.yaml, code and machine, would take it from there instead of training
-    it. To tell, the stores and the natural models must be there: run `dvc repro` first.
+    it: models of other params, such as those of experiments, are not. To tell, the stores and the natural models must
+    be there: run `dvc repro` first.
     """
-    import shutil
-
     from pipeline import layout
     from pipeline.errors import PipelineError
-    from pipeline.files import PARTIAL_SUFFIX, is_taken
+    from pipeline.files import PARTIAL_SUFFIX, is_taken, remove
     from pipeline.params import load
 
     params = load(params_path)
@@ -44,9 +43,9 @@ def clean(params_path: Path, is_meant: bool) -> None:
     for files, what in waste:
         n_bytes_here = sum(_size_of(path) for path in files)
         n_bytes += n_bytes_here
-        click.echo(f"{files[0]}: {n_bytes_here / 2**20:.1f} MiB, {what}")
+        click.echo(f"{files[0]}: {n_bytes_here / 2**10:,.0f} KiB, {what}")
         for path in files if is_meant else []:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            remove(path)
     said = f"{n_models} of {len(cached)} models in {layout.finished_models()} and {len(partial)} half-made files"
     if is_meant:
         click.echo(f"{said} removed: {n_bytes / 2**20:.1f} MiB")
