@@ -242,7 +242,7 @@ def study_outputs(folder: Path) -> dict[Snippet, str]:
     outputs: dict[Snippet, str] = {}
     before: dict[str, str] = defaultdict(str)  # a script goes on where the one before it on the page ended
     for snippet in held_by(STUDY):
-        writes = snippet.text.startswith("python -m pipeline")
+        writes = snippet.text.startswith("python -m pipeline perturb")
         outputs[snippet] = run_snippet(snippet, folder if writes else ROOT, before[snippet.page])
         if snippet.is_python:
             before[snippet.page] += f"{snippet.text}\n"
