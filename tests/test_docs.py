@@ -522,13 +522,13 @@ RESTATED: list[tuple[str, str, Callable[[], list[str]]]] = [
     ),
     (
         "README.md",
-        r"One white pixel among (\d+) costs an MNIST classifier (\w+) points",
+        r"One white pixel among (\d+) \(hot, level 1\) costs an MNIST classifier (\w+) points",
         lambda: [str(28 * 28), lost_to_one_hot_pixel()],
     ),
     ("README.md", r"strategy or ablation: (\d+) in all", lambda: [str(len(read_lock()))]),
     ("README.md", r"for `quick` (\d+) of (\d+) stages", lambda: [str(stages_with_metrics()), str(len(read_lock()))]),
     ("README.md", r"up to (\d+) lines", lambda: [str(all_metrics())]),
-    ("README.md", r"\(`([\d.]+)\+cpu`", lambda: [pinned("torch")]),
+    ("README.md", r"`([\d.]+)\+cpu`", lambda: [pinned("torch")]),
 ]
 
 

@@ -104,6 +104,7 @@ def test_every_stage_runs_without_a_network_in_all_its_processes(
         "confusion mnist",
         "report",
         "verify mnist --full",
+        "clean --yes",
         "profile mine",
     ]
     assert {command.split()[0] for command in commands} == set(main.commands)
