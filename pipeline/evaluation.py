@@ -68,7 +68,10 @@ class Predictor:
         with self._arithmetic(prepared):
             logits = self._classifier.classify(prepared)
             if not logits.isfinite().all():
-                raise PipelineError("a model's answer is not a finite number; train it with a lower learning rate")
+                which = self._classifier.path or "a model"
+                raise PipelineError(
+                    f"{which}: its answer is not a finite number; train it again, with a lower learning rate"
+                )
             return logits
 
     @contextmanager

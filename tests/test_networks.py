@@ -436,7 +436,7 @@ def test_a_network_has_an_output_for_every_class(tmp_path: Path, n_classes: int)
 def test_an_answer_that_is_not_finite_is_an_error_not_a_class() -> None:
     classifier = make_classifier(make_network())
     classifier.state_dict()["network.output.weight"][0] = 3e38  # finite, and too large to be summed
-    with pytest.raises(PipelineError, match="not a finite number; train it with a lower learning rate"):
+    with pytest.raises(PipelineError, match="not a finite number; train it again, with a lower learning rate"):
         Predictor(classifier, CPU, "float32")(torch.from_numpy(make_images(20)))
 
 

@@ -142,7 +142,10 @@ class Classifier(nn.Module):
 
     Attributes:
         shape: (H, W, C) of the images it takes.
+        path: Where it was loaded from; None for one that was not.
     """
+
+    path: Path | None = None
 
     def __init__(self, shape: tuple[int, int, int], standardize: Standardize, network: nn.Sequential) -> None:
         super().__init__()
@@ -321,6 +324,7 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
                 f"{path}: made with other params ({key} is {_short(description.get(key))}, params.yaml asks for "
                 f"{_short(value)}); make it again with `{made_by}`"
             )
+    classifier.path = path
     return classifier.eval()
 
 
