@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.arrays import Images
+from pipeline.data.arrays import Images
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or it asks the network for its version
 

@@ -9,15 +9,17 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from pipeline import layout, reference, store
-from pipeline.devices import select_device
-from pipeline.evaluation import Predictor, measure_models
-from pipeline.metrics import NATURAL, aggregate_trials, to_frame
-from pipeline.params import load
-from pipeline.recipes import plan_natural
-from pipeline.seeding import level_name
-from pipeline.training import Examples, train_model
-from pipeline.variants import open_perturbed
+from pipeline.data import store
+from pipeline.data.seeding import level_name
+from pipeline.evaluation.measuring import Predictor, measure_models
+from pipeline.evaluation.metrics import NATURAL, aggregate_trials, to_frame
+from pipeline.models.devices import select_device
+from pipeline.recipes.plan import plan_natural
+from pipeline.reporting import published
+from pipeline.runtime import layout
+from pipeline.study.opening import open_perturbed
+from pipeline.study.params import load
+from pipeline.training.loop import Examples, train_model
 
 
 @click.command()
@@ -50,7 +52,7 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
         tables.append(aggregate_trials(to_frame([cell for _, cell in measured])).assign(seed=seed))
         click.echo(f"seed {seed}: clean accuracy {100 * tables[-1]['mean'].iloc[0]:.2f} %", err=True)
     table = pd.concat(tables)
-    authors = reference.read_impact(spec)
+    authors = published.read_impact(spec)
     click.echo(
         f"| cell | authors | ours, mean of {seeds} seeds | sd over seeds | sd over trials | authors - ours, in sd |"
     )
@@ -62,10 +64,10 @@ def main(dataset: str, seeds: int, params_path: Path) -> None:
             theirs = authors["natural"].iloc[:1]
         else:
             theirs = authors.loc[(authors["kind"] == name) & (authors["level"] == level), "mean"]
-        published = f"{theirs.iloc[0]:.2f} | " if len(theirs) else "| "
+        stated = f"{theirs.iloc[0]:.2f} | " if len(theirs) else "| "
         distance = f"{(theirs.iloc[0] - ours) / spread:+.1f}" if len(theirs) else ""
         label = name if name == NATURAL else f"{name} {level_name(level)}"
-        click.echo(f"| {label} | {published}{ours:.2f} | {spread:.2f} | {trials:.2f} | {distance} |")
+        click.echo(f"| {label} | {stated}{ours:.2f} | {spread:.2f} | {trials:.2f} | {distance} |")
 
 
 if __name__ == "__main__":

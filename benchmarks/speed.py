@@ -36,15 +36,20 @@ from torchvision.datasets import VisionDataset
 
 from benchmarks import peers
 from benchmarks.stage_costs import describe_machine
-from pipeline import evaluation, generation, layout, params, seeding, store
-from pipeline.arrays import Images
-from pipeline.datasets import CIFAR10, DATASETS
-from pipeline.devices import select_device
-from pipeline.memory import keep_freed_memory
-from pipeline.networks import Classifier, Standardize, build_network, fit_standardization
-from pipeline.recipes import Network, Recipe, plan_natural
-from pipeline.training import Epoch, Examples, train_model
-from pipeline.variants import Variant
+from pipeline.data import seeding, store
+from pipeline.data.arrays import Images
+from pipeline.data.datasets import CIFAR10, DATASETS
+from pipeline.evaluation import measuring
+from pipeline.models.classifier import Classifier, Standardize, build_network, fit_standardization
+from pipeline.models.devices import select_device
+from pipeline.perturbations import generation
+from pipeline.perturbations.variants import Variant
+from pipeline.recipes.plan import plan_natural
+from pipeline.recipes.recipe import Network, Recipe
+from pipeline.runtime import layout
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.study import params
+from pipeline.training.loop import Epoch, Examples, train_model
 
 US = "this project"
 # Perturbation → level.
@@ -269,9 +274,9 @@ def evaluate_ours(dataset: str, n: int) -> float:
     device = select_device("cpu")
     classifier = Classifier(shape, standardize, build_network(recipe.network, shape, 10))
     classifier.network.to(memory_format=torch.channels_last)
-    predict = evaluation.Predictor(classifier, device, recipe.precision)
+    predict = measuring.Predictor(classifier, device, recipe.precision)
     return timed(
-        lambda: evaluation.measure_models(
+        lambda: measuring.measure_models(
             dataset, {"": predict}, examples.images, examples.labels, {}, device, batch_size=500
         )
     )

@@ -30,8 +30,8 @@ from typing import TextIO
 
 import click
 
-from pipeline import layout
-from pipeline.errors import PipelineError
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
 
 _MIB = 2**20
 
@@ -98,8 +98,8 @@ def describe_machine() -> Machine:
     """
     import torch
 
-    from pipeline.devices import select_device
-    from pipeline.params import load
+    from pipeline.models.devices import select_device
+    from pipeline.study.params import load
 
     device = select_device(load(layout.PARAMS).device)
     cpuinfo = Path("/proc/cpuinfo")
@@ -117,7 +117,7 @@ def describe_machine() -> Machine:
 
 def find_kept() -> dict[str, float]:
     """MiB of each folder that makes later runs cheaper and is no stage's output."""
-    from pipeline.params import load
+    from pipeline.study.params import load
 
     folders = (Path(load(layout.PARAMS).prepare.download_folder), layout.finished_models())
     return {str(folder): measure_disk(folder) for folder in folders}

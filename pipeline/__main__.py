@@ -9,11 +9,11 @@ def start() -> None:
     # system has, the others a line.
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-    from pipeline.stopping import stop_on_signals
+    from pipeline.runtime.stopping import stop_on_signals
 
     stop_on_signals("Stopped by {signal}: no output is half written; run again to go on.")
     from pipeline.commands import main
-    from pipeline.streams import outlive_readers
+    from pipeline.runtime.streams import outlive_readers
 
     outlive_readers()
     main(prog_name="python -m pipeline")

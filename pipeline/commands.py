@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import PipelineError
+from pipeline.runtime.errors import PipelineError
 from pipeline.stages.ablations import ablations
 from pipeline.stages.check import check
 from pipeline.stages.clean import clean

@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
 
-from pipeline import layout
-from pipeline.errors import PipelineError
-from pipeline.files import read_file
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file
 
 # Hundreds of times those of a study.
 _MAX_LOCK_BYTES, _MAX_OUTPUT_BYTES = 16 * 2**20, 2**30

@@ -8,16 +8,21 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pipeline import layout, lockfile, metrics, results, store
-from pipeline.arrays import Images
-from pipeline.datasets import Dataset
-from pipeline.errors import PipelineError
-from pipeline.files import PARTIAL_SUFFIX, read_file
-from pipeline.generation import perturb_images
-from pipeline.params import Params
-from pipeline.recipes import NATURAL, plan_natural
-from pipeline.seeding import block_size, derive_seed, level_name
-from pipeline.variants import Variant, open_variant, planned_variants, variant_attributes
+from pipeline import lockfile
+from pipeline.data import store
+from pipeline.data.arrays import Images
+from pipeline.data.datasets import Dataset
+from pipeline.data.seeding import block_size, derive_seed, level_name
+from pipeline.evaluation import metrics, results
+from pipeline.perturbations.generation import perturb_images
+from pipeline.perturbations.variants import Variant, variant_attributes
+from pipeline.recipes.plan import NATURAL, plan_natural
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import PARTIAL_SUFFIX, read_file
+from pipeline.study.opening import open_variant
+from pipeline.study.params import Params
+from pipeline.study.planning import planned_variants
 
 Progress = Callable[[int], object]
 Recorded = Mapping[Path, lockfile.Recorded]
@@ -311,13 +316,13 @@ def _metric_checks(params: Params, dataset: Dataset) -> Iterator[tuple[str, Call
 def verify_models(params: Params, dataset: Dataset) -> list[Finding]:
     """What is to be said of the models of a data set: weights as their descriptions say, descriptions as params ask."""
     # torch takes seconds to import, which who looks at data only need not wait for.
-    from pipeline import networks
+    from pipeline.models import storage
 
     problems: list[str] = []
     planned = _planned_models(params, dataset)
     for path, made_by, description in planned:
         with _noted(problems, path, made_by):
-            networks.load(path, made_by, description)
+            storage.load(path, made_by, description)
     return _findings(
         problems, f"models of {dataset.name}: {len(planned)}, as params.yaml asks, weights by their digests"
     )
@@ -325,8 +330,8 @@ def verify_models(params: Params, dataset: Dataset) -> list[Finding]:
 
 def _check_curves(params: Params, dataset: Dataset, strategy: str) -> None:
     """That the learning curves of a strategy are those of its models, where these can be read."""
-    from pipeline import networks  # as in verify_models
-    from pipeline.kept import curves_to_csv
+    from pipeline.models import storage  # as in verify_models
+    from pipeline.training.cache import curves_to_csv
 
     name, is_natural = dataset.name, strategy == NATURAL
     if is_natural:
@@ -337,7 +342,7 @@ def _check_curves(params: Params, dataset: Dataset, strategy: str) -> None:
     for path, made_by, _ in _planned_models(params, dataset):
         if path.parent == folder:
             try:
-                described = networks.read_description(path, made_by)
+                described = storage.read_description(path, made_by)
             except PipelineError:
                 return
             rows += [{"model": path.stem, **epoch} for epoch in described.get("learning_curve", [])]
@@ -346,7 +351,7 @@ def _check_curves(params: Params, dataset: Dataset, strategy: str) -> None:
 
 def verify_finished() -> list[Finding]:
     """What is to be said of the models that are kept between runs."""
-    from pipeline.kept import read_entry  # as in verify_models
+    from pipeline.training.cache import read_entry  # as in verify_models
 
     problems, described = [], sorted(layout.finished_models().glob("*.json"))
     for path in described:

@@ -19,22 +19,16 @@ import torch
 import torch._dynamo  # two seconds, which the first optimizer of every process would spend
 
 # What the stages import when they run.
-from pipeline import (  # noqa: F401
-    __main__,
-    campaign,
-    commands,
-    datasets,
-    drawing,
-    evaluation,
-    generation,
-    models,
-    report,
-    sources,
-    training,
-    workers,
-)
-from pipeline.datasets import Dataset
-from pipeline.devices import select_device
+from pipeline import __main__, commands
+from pipeline.data import datasets, sources  # noqa: F401
+from pipeline.data.datasets import Dataset
+from pipeline.evaluation import measuring  # noqa: F401
+from pipeline.models.devices import select_device
+from pipeline.perturbations import generation  # noqa: F401
+from pipeline.reporting import drawing, page  # noqa: F401
+from pipeline.runtime import workers
+from pipeline.study import models  # noqa: F401
+from pipeline.training import jobs, loop  # noqa: F401
 from tests.conftest import ROOT
 
 select_device("cpu")  # imports more of torch

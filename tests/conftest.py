@@ -17,9 +17,10 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import datasets, layout, sources, store, workers
-from pipeline.datasets import Dataset
-from pipeline.sources import Arrays
+from pipeline.data import datasets, sources, store
+from pipeline.data.datasets import Dataset
+from pipeline.data.sources import Arrays
+from pipeline.runtime import layout, workers
 
 ROOT = Path(__file__).resolve().parent.parent
 # Fetched once, for all test runs.

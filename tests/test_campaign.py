@@ -17,9 +17,12 @@ import safetensors.torch
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import campaign, layout, metrics, networks, training
-from pipeline.campaign import Task
+from pipeline.evaluation import metrics
+from pipeline.models import storage
 from pipeline.perturbations import PERTURBATIONS
+from pipeline.runtime import layout
+from pipeline.training import jobs, loop
+from pipeline.training.jobs import Task
 from tests.conftest import WriteParams, differing, tree
 from tests.test_stages import run, stored, succeed, with_params
 
@@ -77,13 +80,13 @@ def done(
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The labels of the models that are trained from now on."""
     labels: list[str] = []
-    train_one = campaign.train_one
+    train_one = jobs.train_one
 
     def count(task: Task) -> None:
         labels.append(task.label)
         train_one(task)
 
-    monkeypatch.setattr(campaign, "train_one", count)
+    monkeypatch.setattr(jobs, "train_one", count)
     return labels
 
 
@@ -167,7 +170,7 @@ def test_cells_are_what_the_saved_model_says_of_the_stored_images(model: str, st
         path, key = layout.natural_model("mnist"), ("natural", "natural", "0")
     else:
         path, key = layout.strategy_models("mnist", strategy) / f"{model}.safetensors", (strategy, *model.split("-"))
-    classifier = networks.load(path, "train it")
+    classifier = storage.load(path, "train it")
     labels = stored(layout.clean_store("mnist"), "test/labels")[:N_TEST]
     cells = [
         cell
@@ -310,14 +313,14 @@ def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
 ) -> None:
     shutil.rmtree(layout.finished_models())
     before = tree(Path("models/mnist")), tree(Path("metrics"))
-    train_one, calls = campaign.train_one, itertools.count()
+    train_one, calls = jobs.train_one, itertools.count()
 
     def stop_half_way(task: Task) -> None:
         if next(calls) == 2:
             raise KeyboardInterrupt
         train_one(task)
 
-    monkeypatch.setattr(campaign, "train_one", stop_half_way)
+    monkeypatch.setattr(jobs, "train_one", stop_half_way)
     result = run("strategies", "mnist", "constant")
     assert result.exit_code == 1
     assert "Aborted!" in result.output
@@ -330,7 +333,7 @@ def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
         labels.append(task.label)
         train_one(task)
 
-    monkeypatch.setattr(campaign, "train_one", count)
+    monkeypatch.setattr(jobs, "train_one", count)
     succeed("strategies", "mnist", "constant")
     assert len(labels) == 2
     assert (tree(Path("models/mnist")), tree(Path("metrics"))) == before
@@ -343,16 +346,16 @@ def test_the_natural_model_goes_on_from_its_last_epoch_to_the_same_bytes(
     outputs.append(layout.learning_curve("mnist"))
     before = [path.read_bytes() for path in outputs]
     shutil.rmtree(layout.finished_models())
-    save = training._save_checkpoint
+    save = loop._save_checkpoint
 
     def save_and_die(*arguments: Any) -> None:
         save(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save_checkpoint", save_and_die)
+    monkeypatch.setattr(loop, "_save_checkpoint", save_and_die)
     assert run("train", "mnist").exit_code == 1
     assert len(list(layout.finished_models().glob("*.checkpoint"))) == 1
-    monkeypatch.setattr(training, "_save_checkpoint", save)
+    monkeypatch.setattr(loop, "_save_checkpoint", save)
     output = succeed("train", "mnist")
     assert "kept from an earlier run" not in output
     assert [path.read_bytes() for path in outputs] == before
@@ -390,7 +393,7 @@ def test_a_worker_that_is_killed_is_one_error_that_says_what_to_do(done: Path, m
     def be_killed(task: Task) -> None:
         raise BrokenProcessPool("a process in the process pool was terminated abruptly")
 
-    monkeypatch.setattr(campaign, "train_one", be_killed)
+    monkeypatch.setattr(jobs, "train_one", be_killed)
     shutil.rmtree(layout.finished_models())
     result = run("strategies", "mnist", "constant")
     assert result.exit_code == 1
@@ -420,7 +423,7 @@ def with_edited_description(folder: Path) -> None:
     path = layout.strategy_model("mnist", "constant", "noise", "0.8").with_suffix(".json")
     described = json.loads(path.read_text())
     described["trained_on"]["level"] = 0.7
-    networks.write(path.with_suffix(".safetensors"), path.with_suffix(".safetensors").read_bytes(), described)
+    storage.write(path.with_suffix(".safetensors"), path.with_suffix(".safetensors").read_bytes(), described)
 
 
 def with_swapped_weights(folder: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_clone_has_the_bytes_that_were_committed(autocrlf: str, committed: Pat
 
 @pytest.mark.parametrize("tool", ["dvc", "git"])
 def test_leftovers_in_folders_of_code_are_ignored(tool: str, committed: Path) -> None:
-    folders = ("pipeline/networks", "pipeline/perturbations", "pipeline/reference")
+    folders = ("pipeline/models", "pipeline/perturbations", "pipeline/reporting/published")
     paths = [f"{folder}/{name}" for folder in folders for name in LEFTOVERS]
     for path in paths:
         (committed / path).parent.mkdir(exist_ok=True)

@@ -20,8 +20,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pipeline import commands, layout, workers
-from pipeline.errors import PipelineError
+from pipeline import commands
+from pipeline.runtime import layout, workers
+from pipeline.runtime.errors import PipelineError
 from tests.conftest import FAULTS_SEED, ROOT, command_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, file descriptors, limits")
@@ -224,7 +225,7 @@ def test_the_exit_status_is_that_of_the_work_whoever_listens(redirection: str, t
 
 def test_with_closed_streams_nothing_said_ends_up_in_a_file_that_is_opened(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pipeline.streams import outlive_readers; outlive_readers(); "
+        "import os, sys; from pipeline.runtime.streams import outlive_readers; outlive_readers(); "
         "file = open('x', 'w'); assert file.fileno() > 2; print('said'); sys.stderr.write('said'); os.write(1, b'said')"
     )
     result = shell(f'{sys.executable} -c "{code}" <&- >&- 2>&-', tmp_path)
@@ -234,7 +235,7 @@ def test_with_closed_streams_nothing_said_ends_up_in_a_file_that_is_opened(tmp_p
 
 def test_a_stream_that_does_not_wait_is_written_in_full(tmp_path: Path) -> None:
     code = (
-        "import sys; from pipeline.streams import outlive_readers; outlive_readers(); "
+        "import sys; from pipeline.runtime.streams import outlive_readers; outlive_readers(); "
         "[sys.stdout.write('x' * 99 + chr(10)) for _ in range(5000)]"
     )
     reading, writing = os.pipe()
@@ -322,9 +323,9 @@ def test_workers_begin_whatever_the_folder_for_temporary_files_is(folder: str, t
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir(mode=0)
     (tmp_path / "work.py").write_text(
-        "from pipeline.workers import imported_ahead, worker_pool\n"
+        "from pipeline.runtime.workers import imported_ahead, worker_pool\n"
         "if __name__ == '__main__':\n"
-        "    with imported_ahead('pipeline.layout'), worker_pool(2, uses_cuda=False) as pool:\n"
+        "    with imported_ahead('pipeline.runtime.layout'), worker_pool(2, uses_cuda=False) as pool:\n"
         "        print([pool.submit(abs, -n).result() for n in range(3)])\n"
     )
     result = shell(f"{sys.executable} work.py", tmp_path, TMPDIR=str(tmp_path / folder))
@@ -333,7 +334,7 @@ def test_workers_begin_whatever_the_folder_for_temporary_files_is(folder: str, t
 
 def test_too_few_files_that_may_be_open_are_no_damage(tmp_path: Path) -> None:
     code = (
-        "import os, resource, zarr; from pathlib import Path; from pipeline import store; "
+        "import os, resource, zarr; from pathlib import Path; from pipeline.data import store; "
         "zarr.create_group('a.zarr', attributes={'schema_version': store.SCHEMA_VERSION}); "
         "store.open_store(Path('a.zarr'), 'make'); "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1, 4096)); "

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.networks import compiled
-from pipeline.networks.compiled import compiler_version, load_library
+from pipeline.models.accelerated import compiled
+from pipeline.models.accelerated.compiled import compiler_version, load_library
 from tests.conftest import ROOT, command_environment
 
 MACROS = (("ANSWER", 42),)
@@ -125,8 +125,8 @@ def test_what_is_no_library_in_a_librarys_place_is_compiled_anew(make: Callable[
 STOPPED = """
 import sys
 from pathlib import Path
-from pipeline.networks import compiled
-from pipeline.stopping import stop_on_signals
+from pipeline.models.accelerated import compiled
+from pipeline.runtime.stopping import stop_on_signals
 
 stop_on_signals("stopped")
 compiled._FOLDER = Path(sys.argv[1])
@@ -173,7 +173,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_the_code_of_this_package_compiles_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copy(ROOT / "pipeline/networks/windows.c", tmp_path)
+    shutil.copy(ROOT / "pipeline/models/accelerated/windows.c", tmp_path)
     monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
     monkeypatch.setattr(compiled, "_FLAGS", (*compiled._FLAGS, "-Wall", "-Wextra", "-Werror"))
     sizes = {"FILTERS": 10, "HEIGHT": 28, "WIDTH": 28, "KERNEL": 7, "STRIDE": 3, "PADDING": 0, "POOL": 2}

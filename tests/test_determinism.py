@@ -27,11 +27,20 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from scipy import ndimage
 
-from pipeline import generation, layout, sources, store
-from pipeline.arrays import Images
-from pipeline.datasets import MNIST
-from pipeline.perturbations import PERTURBATIONS, dead_pixels, gaussian_blur, gaussian_noise, hot_pixels, stuck_pixels
-from pipeline.variants import Variant
+from pipeline.data import sources, store
+from pipeline.data.arrays import Images
+from pipeline.data.datasets import MNIST
+from pipeline.perturbations import (
+    PERTURBATIONS,
+    dead_pixels,
+    gaussian_blur,
+    gaussian_noise,
+    generation,
+    hot_pixels,
+    stuck_pixels,
+)
+from pipeline.perturbations.variants import Variant
+from pipeline.runtime import layout
 from tests.conftest import DOWNLOADS, ROOT, command_environment, differing, run, tree
 from tests.test_perturbations import CASES, make_images, make_rng
 from tests.test_stages import succeed

@@ -7,15 +7,15 @@ import sys
 import pytest
 import torch
 
-from pipeline.devices import images_per_pass, select_device, select_precision, worker_threads
-from pipeline.errors import PipelineError
+from pipeline.models.devices import images_per_pass, select_device, select_precision, worker_threads
+from pipeline.runtime.errors import PipelineError
 from tests.conftest import command_environment
 
 CPU = torch.device("cpu")
 
 COUNT_FAULTS = """
 import resource, torch
-from pipeline.devices import select_device
+from pipeline.models.devices import select_device
 select_device("cpu")
 values = torch.rand(4_000_000)
 for number in range(40):

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import layout
-from pipeline.files import taking_turns
-from pipeline.sources import Arrays
+from pipeline.data.sources import Arrays
+from pipeline.runtime import layout
+from pipeline.runtime.files import taking_turns
 from tests.children import Child
 from tests.conftest import FAULTS_SEED, ROOT, WriteParams, differing, tree, write_originals
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import files
-from pipeline.errors import PipelineError
-from pipeline.files import read_file, replacing_file, replacing_folder, taking_turns, write_text, write_texts
+from pipeline.runtime import files
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file, replacing_file, replacing_folder, taking_turns, write_text, write_texts
 from tests.conftest import tree
 from tests.test_graph import MODULES
 

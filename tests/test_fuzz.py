@@ -28,28 +28,23 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import (
-    datasets,
-    generation,
-    kept,
-    layout,
-    metrics,
-    networks,
-    params,
-    report,
-    results,
-    sources,
-    store,
-    training,
-)
-from pipeline.datasets import DATASETS, Dataset
-from pipeline.errors import PipelineError
-from pipeline.evaluation import Predictor
-from pipeline.params import Params, Prepare
-from pipeline.recipes import NATURAL
-from pipeline.sources import Arrays
-from pipeline.training import Epoch
-from pipeline.variants import open_perturbed, planned_variants
+from pipeline.data import datasets, sources, store
+from pipeline.data.datasets import DATASETS, Dataset
+from pipeline.data.sources import Arrays
+from pipeline.evaluation import metrics, results
+from pipeline.evaluation.measuring import Predictor
+from pipeline.models import storage
+from pipeline.perturbations import generation
+from pipeline.recipes.plan import NATURAL
+from pipeline.reporting import page
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+from pipeline.study import params
+from pipeline.study.opening import open_perturbed
+from pipeline.study.params import Params, Prepare
+from pipeline.study.planning import planned_variants
+from pipeline.training import cache, loop
+from pipeline.training.loop import Epoch
 from tests import fuzzing
 from tests.conftest import WriteParams
 from tests.fuzzing import Spoil
@@ -355,13 +350,13 @@ def saved_model(describes: bool) -> Reader:
     network, images = make_network(), torch.from_numpy(make_images(3))
     path = Path("model.safetensors")
     description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10, "seed": 1}
-    networks.save(make_classifier(network), path, description)
+    storage.save(make_classifier(network), path, description)
     described = json.loads(path.with_suffix(".json").read_text())
 
     def read() -> Any:
         if not describes:  # or the digest would tell
-            networks.write(path, path.read_bytes(), described)
-        classifier = networks.load(path, "make it", description)
+            storage.write(path, path.read_bytes(), described)
+        classifier = storage.load(path, "make it", description)
         return Predictor(classifier, torch.device("cpu"), "float32")(images)
 
     expected = read()
@@ -374,7 +369,7 @@ def saved_model(describes: bool) -> Reader:
 def curve() -> Reader:
     network = make_network()
     description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10}
-    finished = kept.Kept("key", description, "float32")
+    finished = cache.Kept("key", description, "float32")
     curve = [Epoch(1, 2.5, 0.1, 0.1), Epoch(2, 1.5, 0.5, 0.4)]
     finished.finish(make_classifier(network), curve)
 
@@ -391,14 +386,14 @@ def checkpoint() -> Reader:
     optimizer = torch.optim.Adam(classifier.parameters())
     classifier(torch.from_numpy(make_images(3))).sum().backward()
     optimizer.step()
-    training._save_checkpoint(path, classifier, optimizer, [Epoch(1, 2.5, 0.1, 0.1)])
+    loop._save_checkpoint(path, classifier, optimizer, [Epoch(1, 2.5, 0.1, 0.1)])
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
 
     def is_right(curve: list[Epoch]) -> bool:
         is_same = all(torch.equal(before[name], tensor) for name, tensor in classifier.state_dict().items())
         return is_same and curve in ([], [Epoch(1, 2.5, 0.1, 0.1)])
 
-    return Reader([path], fuzzing.spoil_safetensors, lambda: training._resume(path, classifier, optimizer), is_right)
+    return Reader([path], fuzzing.spoil_safetensors, lambda: loop._resume(path, classifier, optimizer), is_right)
 
 
 def params_file(values: dict[str, Any], write_params: WriteParams) -> Reader:
@@ -556,7 +551,7 @@ def summaries(study: Params) -> Reader:
 def picture(mini: dict[str, Arrays]) -> Reader:
     path = Path("picture.png")
     path.write_bytes(png_bytes(mini["cifar10"]["test", "images"].reshape(-1, 1024, 3)))
-    return Reader([path], fuzzing.spoil_png, lambda: report.read_picture(path, "", "make it"))
+    return Reader([path], fuzzing.spoil_png, lambda: page.read_picture(path, "", "make it"))
 
 
 @dataclass(frozen=True)
@@ -626,7 +621,7 @@ def bomb_in_json(key: str, value: Any) -> Callable[[bytes], bytes]:
             block = block[int(part) if part.isdigit() else part]
         block[last] = value
         # Who can write a description can write its digest.
-        return (networks.to_json(values) if is_described else json.dumps(values)).encode()
+        return (storage.to_json(values) if is_described else json.dumps(values)).encode()
 
     return edit
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import zarr
 
-from pipeline import generation, store
-from pipeline.arrays import Images
-from pipeline.datasets import MNIST, Dataset
-from pipeline.perturbations import PERTURBATIONS
-from pipeline.seeding import BLOCK_SIZE, block_generator, block_size, level_name
-from pipeline.variants import Variant, open_variant
+from pipeline.data import store
+from pipeline.data.arrays import Images
+from pipeline.data.datasets import MNIST, Dataset
+from pipeline.data.seeding import BLOCK_SIZE, block_generator, block_size, level_name
+from pipeline.perturbations import PERTURBATIONS, generation
+from pipeline.perturbations.variants import Variant
+from pipeline.study.opening import open_variant
 from tests.conftest import tree
 
 N = 2 * BLOCK_SIZE + 130

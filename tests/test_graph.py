@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.datasets import DATASETS
+from pipeline.data.datasets import DATASETS
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "pipeline"

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import kept, layout, networks
-from pipeline.files import taking_turns
-from pipeline.kept import TRAINING_CODE, digest_code, keep, read_entry, training_code
-from pipeline.recipes import Recipe
-from pipeline.training import Epoch
+from pipeline.models import classifier, storage
+from pipeline.models.accelerated import windows
+from pipeline.recipes.recipe import Recipe
+from pipeline.runtime import layout
+from pipeline.runtime.files import taking_turns
+from pipeline.training import cache
+from pipeline.training.cache import TRAINING_CODE, digest_code, keep, read_entry, training_code
+from pipeline.training.loop import Epoch
 from tests.conftest import ROOT, WriteParams, tree
 from tests.test_graph import MODULES, closure
 from tests.test_networks import make_classifier, make_network
@@ -28,7 +31,18 @@ CPU = torch.device("cpu")
 DESCRIPTION = {"network": make_network().model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10}
 CURVE = [Epoch(1, 2.5, 0.1, 0.1), Epoch(2, 1.5, 0.5, 0.4)]
 # Used by training, and without effect on weights.
-WITHOUT_EFFECT = {"arrays", "errors", "files", "memory", "stopping", ""}
+WITHOUT_EFFECT = {
+    "data",
+    "data.arrays",
+    "models.accelerated",
+    "runtime",
+    "runtime.errors",
+    "runtime.files",
+    "runtime.memory",
+    "runtime.stopping",
+    "training",
+    "",
+}
 
 
 def key_of(recipe: Recipe | None = None, **changes: Any) -> str:
@@ -50,19 +64,19 @@ def test_a_key_holds_what_training_is_given(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("where", "name", "other"),
     [
-        (networks, "native_code", lambda *_: "other code"),
-        (networks, "native_code", lambda *_: None),
-        (kept, "_digest_own_code", lambda: "other code"),
+        (classifier, "native_code", lambda *_: "other code"),
+        (classifier, "native_code", lambda *_: None),
+        (cache, "_digest_own_code", lambda: "other code"),
         (torch, "__version__", "1.0"),
         (torch.cpu, "get_capabilities", lambda: {"avx2": True}),
         (torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT"),
-        (kept, "select_precision", lambda *_: torch.bfloat16),
+        (cache, "select_precision", lambda *_: torch.bfloat16),
     ],
 )
 def test_a_key_holds_what_it_is_computed_with(
     where: Any, name: str, other: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networks, "native_code", lambda *_: "code")
+    monkeypatch.setattr(classifier, "native_code", lambda *_: "code")
     before = key_of()
     monkeypatch.setattr(where, name, other)
     assert key_of() != before
@@ -83,22 +97,24 @@ def test_a_key_does_not_hold_the_number_of_cores(monkeypatch: pytest.MonkeyPatch
 
 def test_the_compiled_code_of_a_key_is_what_was_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_recipe(standardize="pixel").network
-    digest = networks.native_code(network, (28, 28, 1), CPU)
+    digest = classifier.native_code(network, (28, 28, 1), CPU)
     assert digest is not None
-    folder = ROOT / "pipeline/networks/__pycache__"
+    folder = ROOT / "pipeline/models/accelerated/__pycache__"
     assert len(list(folder.glob(f"windows.*.{digest}.so"))) >= 1
-    assert networks.native_code(network, (28, 28, 3), CPU) is None  # colours: torch's own layers
-    monkeypatch.setattr(networks.windows, "_library", lambda geometry: None)  # no compiler, or a noexec mount
-    assert networks.native_code(network, (28, 28, 1), CPU) is None
+    assert classifier.native_code(network, (28, 28, 3), CPU) is None  # colours: torch's own layers
+    monkeypatch.setattr(windows, "_library", lambda geometry: None)  # no compiler, or a noexec mount
+    assert classifier.native_code(network, (28, 28, 1), CPU) is None
 
 
 # The code in a key.
 
 
 def test_no_code_that_training_uses_is_left_out() -> None:
-    used = closure("training", WITHOUT_EFFECT)
-    assert {module.split(".")[0] for module in used} == set(TRAINING_CODE)
-    assert training_code() == {module: MODULES[module] for module in sorted(used)}
+    used = closure("training.loop", WITHOUT_EFFECT)
+    assert {module for module in used if not module.startswith(tuple(f"{code}." for code in TRAINING_CODE))} <= {
+        *TRAINING_CODE
+    }
+    assert training_code().items() >= {module: MODULES[module] for module in used}.items()
 
 
 CODE = '''"""Words."""
@@ -148,20 +164,24 @@ def test_changed_code_changes_every_key(tmp_path: Path) -> None:
 
 def test_strays_among_training_code_change_no_key_and_stop_nothing(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-c", "from pipeline import kept; print(kept.digest_code(kept.training_code()))"]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipeline.training import cache; print(cache.digest_code(cache.training_code()))",
+    ]
 
     def digest() -> str:
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
 
-    before, networks_folder = digest(), tmp_path / "pipeline/networks"
-    os.mkfifo(networks_folder / "pipe.py")
-    (networks_folder / "folder.py").mkdir()
-    (networks_folder / "nowhere.py").symlink_to("nowhere")
-    (networks_folder / "windows.LOCAL.123.py").write_text("def f(")
-    (networks_folder / "windows copy.py").write_bytes(b"\xff\xfe")
-    (networks_folder / ".ipynb_checkpoints").mkdir()
-    (networks_folder / ".ipynb_checkpoints/layers-checkpoint.py").write_text("x = 1")
+    before, folder = digest(), tmp_path / "pipeline/models"
+    os.mkfifo(folder / "pipe.py")
+    (folder / "folder.py").mkdir()
+    (folder / "nowhere.py").symlink_to("nowhere")
+    (folder / "windows.LOCAL.123.py").write_text("def f(")
+    (folder / "windows copy.py").write_bytes(b"\xff\xfe")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints/layers-checkpoint.py").write_text("x = 1")
     assert digest() == before
 
 
@@ -169,10 +189,10 @@ def test_strays_among_training_code_change_no_key_and_stop_nothing(tmp_path: Pat
 
 
 @pytest.fixture
-def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[kept.Kept, kept.Kept]:
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[cache.Kept, cache.Kept]:
     """Two finished models that differ in nothing but their keys and curves."""
     monkeypatch.chdir(tmp_path)
-    one, other = (kept.Kept(key, DESCRIPTION, "float32") for key in ("a" * 64, "b" * 64))
+    one, other = (cache.Kept(key, DESCRIPTION, "float32") for key in ("a" * 64, "b" * 64))
     one.finish(make_classifier(make_network()), CURVE)
     other.finish(make_classifier(make_network()), CURVE[:1])
     assert one.is_finished()
@@ -182,7 +202,7 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[kept.Kept,
 
 @pytest.mark.parametrize("suffixes", [[".json"], [".safetensors", ".json"]], ids=["descriptions", "both files"])
 def test_entries_that_have_changed_places_are_not_taken(
-    suffixes: list[str], entries: tuple[kept.Kept, kept.Kept], tmp_path: Path
+    suffixes: list[str], entries: tuple[cache.Kept, cache.Kept], tmp_path: Path
 ) -> None:
     one, other = (entry.weights for entry in entries)
     for suffix in suffixes:
@@ -192,7 +212,7 @@ def test_entries_that_have_changed_places_are_not_taken(
     assert [entry.is_finished() for entry in entries] == [False, False]
 
 
-def test_a_copy_says_nothing_of_the_cache(entries: tuple[kept.Kept, kept.Kept]) -> None:
+def test_a_copy_says_nothing_of_the_cache(entries: tuple[cache.Kept, cache.Kept]) -> None:
     rows = entries[0].copy_to(Path("models/a.safetensors"))
     assert [Epoch(**row) for row in rows] == CURVE
     described = json.loads(Path("models/a.json").read_text())
@@ -200,7 +220,7 @@ def test_a_copy_says_nothing_of_the_cache(entries: tuple[kept.Kept, kept.Kept]) 
     assert described["computed_in"] == "float32"
     assert "key" not in described
     assert Path("models/a.safetensors").read_bytes() == entries[0].weights.read_bytes()
-    networks.load(Path("models/a.safetensors"), "", DESCRIPTION)
+    storage.load(Path("models/a.safetensors"), "", DESCRIPTION)
 
 
 @pytest.mark.parametrize(
@@ -213,10 +233,10 @@ def test_a_copy_says_nothing_of_the_cache(entries: tuple[kept.Kept, kept.Kept]) 
         None,
     ],
 )
-def test_an_entry_without_a_right_curve_is_not_finished(curve: Any, entries: tuple[kept.Kept, kept.Kept]) -> None:
+def test_an_entry_without_a_right_curve_is_not_finished(curve: Any, entries: tuple[cache.Kept, cache.Kept]) -> None:
     path = entries[0].weights
     description = {**read_entry(path), "learning_curve": curve}
-    networks.write(path, path.read_bytes(), description)
+    storage.write(path, path.read_bytes(), description)
     assert not entries[0].is_finished()
 
 

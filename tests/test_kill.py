@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 from ruamel.yaml import YAML
 
-from pipeline import layout
+from pipeline.runtime import layout
 from tests.conftest import DOWNLOADS, command_environment, differing, run, tree
 
 N_MODELS = 3

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.metrics import (
+from pipeline.evaluation.metrics import (
     NATURAL,
     Cell,
     Comparison,

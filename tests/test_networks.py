@@ -12,11 +12,13 @@ import torch
 from ruamel.yaml import YAML
 from torch import nn
 
-from pipeline.errors import PipelineError
-from pipeline.evaluation import Predictor, measure_models
-from pipeline.networks import Classifier, Standardize, build_network, fit_standardization, load, save, windows, write
-from pipeline.networks.layers import Dropout, Group, Whitening
-from pipeline.recipes import FastNetwork, Network
+from pipeline.evaluation.measuring import Predictor, measure_models
+from pipeline.models.accelerated import windows
+from pipeline.models.classifier import Classifier, Standardize, build_network, fit_standardization
+from pipeline.models.layers import Dropout, Group, Whitening
+from pipeline.models.storage import load, save, write
+from pipeline.recipes.recipe import FastNetwork, Network
+from pipeline.runtime.errors import PipelineError
 from tests.conftest import ROOT, differing, tree
 
 CPU = torch.device("cpu")

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import params
-from pipeline.datasets import DATASETS
-from pipeline.errors import PipelineError
-from pipeline.params import Params
+from pipeline.data.datasets import DATASETS
 from pipeline.perturbations import PERTURBATIONS
-from pipeline.recipes import Network, PaperRecipe
-from pipeline.strategies import FineTuning, Ramp, Transfer
-from pipeline.variants import planned_variants
+from pipeline.recipes.recipe import Network, PaperRecipe
+from pipeline.recipes.strategies import FineTuning, Ramp, Transfer
+from pipeline.runtime.errors import PipelineError
+from pipeline.study import params
+from pipeline.study.params import Params
+from pipeline.study.planning import planned_variants
 from tests.conftest import ROOT
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))

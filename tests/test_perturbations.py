@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from pipeline.arrays import Images
+from pipeline.data.arrays import Images
 from pipeline.perturbations import (
     PERTURBATIONS,
     Perturbation,

@@ -19,7 +19,7 @@ _DRAW = """
 import hashlib, json, os, sys
 environment, folder = dict(os.environ), os.getcwd()
 {before}
-from pipeline.plotting import Figure, default_settings, matplotlib, save_figure
+from pipeline.reporting.plotting import Figure, default_settings, matplotlib, save_figure
 assert (dict(os.environ), os.getcwd()) == (environment, folder)
 settings = {{name: str(value) for name, value in matplotlib.rcParams.copy().items()}}
 

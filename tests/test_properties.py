@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline import params
-from pipeline.errors import PipelineError
-from pipeline.params import Params
-from pipeline.seeding import derive_seed, level_name
+from pipeline.data.seeding import derive_seed, level_name
+from pipeline.runtime.errors import PipelineError
+from pipeline.study import params
+from pipeline.study.params import Params
 from tests.conftest import ROOT
 from tests.test_params import WHERE, changed
 

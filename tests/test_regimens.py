@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.networks import build_network
-from pipeline.regimens import FastRegimen, regimen_of
-from pipeline.sources import Arrays
+from pipeline.data.sources import Arrays
+from pipeline.models.classifier import build_network
+from pipeline.training.schedules import FastRegimen, regimen_of
 from tests.test_training import make_fast_recipe, make_recipe
 
 

@@ -17,12 +17,15 @@ from ruamel.yaml import YAML
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from pipeline import campaign, layout, metrics, reference, report, results
-from pipeline.campaign import Task
-from pipeline.datasets import DATASETS
-from pipeline.metrics import Comparison, ModelConfusion
-from pipeline.params import load
-from pipeline.recipes import PaperRecipe
+from pipeline.data.datasets import DATASETS
+from pipeline.evaluation import metrics, results
+from pipeline.evaluation.metrics import Comparison, ModelConfusion
+from pipeline.recipes.recipe import PaperRecipe
+from pipeline.reporting import page, published
+from pipeline.runtime import layout
+from pipeline.study.params import load
+from pipeline.training import jobs
+from pipeline.training.jobs import Task
 from tests.conftest import ROOT, WriteParams, tree
 from tests.test_stages import run, succeed
 
@@ -138,13 +141,13 @@ def test_one_more_variant_costs_one_model(
     values["ablations"]["standardization"]["tanh"] = {"standardize": "none", "network": {"activation": "tanh"}}
     write_params(values)
     trained: list[str] = []
-    train_one = campaign.train_one
+    train_one = jobs.train_one
 
     def count(task: Task) -> None:
         trained.append(task.label)
         train_one(task)
 
-    monkeypatch.setattr(campaign, "train_one", count)
+    monkeypatch.setattr(jobs, "train_one", count)
     succeed("ablations", "mnist", "standardization")
     assert trained == ["tanh"]
 
@@ -198,12 +201,12 @@ def test_the_best_model_is_of_the_family_and_none_of_it_is_better(reported: Path
 
 
 def test_the_authors_pixel_labels_are_one_below_what_they_trained_with() -> None:
-    table = reference.read_strategies(DATASETS["mnist"], "constant")
+    table = published.read_strategies(DATASETS["mnist"], "constant")
     assert sorted(set(table.loc[table["train_perturbation"] == "hot", "train_level"])) == list(range(2, 12))
     assert sorted(set(table.loc[table["train_perturbation"] == "noise", "train_level"])) == [
         0.001, 0.01325, 0.0255, 0.03775, 0.05,
     ]  # fmt: skip
-    total = sum(len(reference.read_strategies(dataset, name)) for dataset in DATASETS.values() for name in STRATEGIES)
+    total = sum(len(published.read_strategies(dataset, name)) for dataset in DATASETS.values() for name in STRATEGIES)
     assert total == 960
 
 
@@ -442,14 +445,14 @@ NATURAL_HAS = "the natural model's 60.0 % on the same images."
     ids=["none", "one-wins", "two-win", "four-win", "chance", "one-loses", "equal"],
 )
 def test_the_verdict_in_sentences(comparisons: list[Comparison], sentences: list[str]) -> None:
-    assert report.describe_verdict(comparisons, 0.9, 10) == sentences
+    assert page.describe_verdict(comparisons, 0.9, 10) == sentences
 
 
 def test_a_weak_model_is_called_weak() -> None:
     weak = "This natural model is too weak to conclude from: it is right on 56.3 % of undamaged images, less than "
     weak += "70.0 %, two thirds of the way from guessing to no error."
-    assert report.describe_verdict([compare("constant", 0.75)], 0.563, 10)[-1] == weak
-    assert not any("too weak" in said for said in report.describe_verdict([compare("constant", 0.75)], 0.71, 10))
+    assert page.describe_verdict([compare("constant", 0.75)], 0.563, 10)[-1] == weak
+    assert not any("too weak" in said for said in page.describe_verdict([compare("constant", 0.75)], 0.71, 10))
 
 
 def confusions_of(perturbation: str, level: float, counts: list[list[int]]) -> list[ModelConfusion]:
@@ -479,7 +482,7 @@ def test_the_classes_that_lose_most_lose_and_exist(
 ) -> None:
     table = metrics.to_frame(confusions_of("natural", 0, clean) + confusions_of("noise", 0.1, damaged))
     before, after = (table[table["perturbation"] == name] for name in ("natural", "noise"))
-    found = report.find_losses(before, after)
+    found = page.find_losses(before, after)
     assert [(loss.label, loss.before, loss.after, loss.taken_for) for loss in found] == expected
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import layout
+from pipeline.runtime import layout
 from tests.conftest import DOWNLOADS, ROOT, differing, run, tree
 from tests.test_stages import shard
 

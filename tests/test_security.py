@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pipeline.commands import main
-from pipeline.sources import Arrays
+from pipeline.data.sources import Arrays
 from tests.conftest import ROOT, WriteParams, command_environment, write_originals
 from tests.test_graph import MODULES
 
@@ -44,7 +44,7 @@ LOCAL = {"uname", "ldconfig", "gcc", "cc", "ld", "objdump", "fc-list", "system_p
 # One process for all stages: importing torch takes seconds.
 STAGES = """
 import sys
-from pipeline import datasets
+from pipeline.data import datasets
 from pipeline.commands import main
 from tests.conftest import make_arrays, tiny_dataset
 

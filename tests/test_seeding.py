@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.seeding import BLOCK_BYTES, block_generator, block_size, derive_seed, largest_divisor, level_name
+from pipeline.data.seeding import BLOCK_BYTES, block_generator, block_size, derive_seed, largest_divisor, level_name
 
 
 @pytest.mark.parametrize(

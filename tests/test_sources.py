@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import datasets, sources, store
-from pipeline.arrays import Images
-from pipeline.datasets import Dataset
-from pipeline.errors import PipelineError
-from pipeline.params import Prepare
-from pipeline.sources import Arrays
+from pipeline.data import datasets, sources, store
+from pipeline.data.arrays import Images
+from pipeline.data.datasets import Dataset
+from pipeline.data.sources import Arrays
+from pipeline.runtime.errors import PipelineError
+from pipeline.study.params import Prepare
 from tests.conftest import tiny_dataset
 
 IDX_FILES = {

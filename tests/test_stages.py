@@ -25,10 +25,16 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
-from pipeline import drawing, evaluation, generation, layout, networks, params, store, training
 from pipeline.commands import main
-from pipeline.perturbations import PERTURBATIONS
-from pipeline.sources import Arrays
+from pipeline.data import store
+from pipeline.data.sources import Arrays
+from pipeline.evaluation import measuring
+from pipeline.models import storage
+from pipeline.perturbations import PERTURBATIONS, generation
+from pipeline.reporting import drawing
+from pipeline.runtime import layout
+from pipeline.study import params
+from pipeline.training import loop
 from tests.conftest import ROOT, WriteParams, differing, tree, write_originals
 
 # Harsh ones among them: the bright stripes of the tiny images are easy to tell apart.
@@ -190,7 +196,7 @@ def test_cells_are_what_the_saved_model_says_of_the_stored_images(
     else:
         images = stored(layout.perturbed_store("mnist", perturbation), f"{level:g}/test")[trial]
     with torch.no_grad():
-        predicted = networks.load(MODEL, "train it")(torch.from_numpy(images)).argmax(1).numpy()
+        predicted = storage.load(MODEL, "train it")(torch.from_numpy(images)).argmax(1).numpy()
     (cell,) = [
         cell
         for cell in read_cells()
@@ -512,8 +518,8 @@ STEPS = {
     # id: command, the step that fails, after how many, with what, and what is said of it
     "perturb": ("perturb mnist noise", generation, "_write_shard", 2, KeyboardInterrupt(), "Aborted!"),
     "perturb-disk-full": ("perturb mnist noise", generation, "_write_shard", 2, FULL, f"Error: {NOISE}: No space left"),
-    "train": ("train mnist", training, "cross_entropy", 1, KeyboardInterrupt(), "Aborted!"),
-    "impact": ("impact mnist", evaluation, "_predict", 5, KeyboardInterrupt(), "Aborted!"),
+    "train": ("train mnist", loop, "cross_entropy", 1, KeyboardInterrupt(), "Aborted!"),
+    "impact": ("impact mnist", measuring, "_predict", 5, KeyboardInterrupt(), "Aborted!"),
     "figures": ("figures mnist", drawing, "draw_levels", 1, KeyboardInterrupt(), "Aborted!"),
 }
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stopping import run_command
+from pipeline.runtime.stopping import run_command
 from tests.conftest import ROOT
 
 CODE = """
 import os, signal, threading, time
-from pipeline.stopping import signals_delayed, stop_on_signals
+from pipeline.runtime.stopping import signals_delayed, stop_on_signals
 
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored where tests run in the background, or under nohup
     signal.signal(number, signal.SIG_DFL)

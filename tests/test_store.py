@@ -24,8 +24,8 @@ from zarr.abc.store import RangeByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import _local
 
-from pipeline import seeding, store
-from pipeline.errors import PipelineError
+from pipeline.data import seeding, store
+from pipeline.runtime.errors import PipelineError
 from tests.conftest import command_environment, tree
 from tests.test_properties import examples
 

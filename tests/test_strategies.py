@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.arrays import Images
-from pipeline.errors import PipelineError
-from pipeline.networks import Classifier
-from pipeline.recipes import Plan, plan_natural
-from pipeline.sources import Arrays
-from pipeline.strategies import (
+from pipeline.data.arrays import Images
+from pipeline.data.sources import Arrays
+from pipeline.models.classifier import Classifier
+from pipeline.recipes.plan import Plan, plan_natural
+from pipeline.recipes.strategies import (
     STRATEGIES,
     FineTuning,
     NoSettings,
@@ -23,7 +22,8 @@ from pipeline.strategies import (
     plan_incremental,
     plan_transfer,
 )
-from pipeline.training import Epoch, Examples, train_model
+from pipeline.runtime.errors import PipelineError
+from pipeline.training.loop import Epoch, Examples, train_model
 from tests.test_training import CPU, make_fast_recipe, make_recipe, same
 
 TUNING = {"fully_connected": (8,), "learning_rate": 0.02, "batch_size": 50, "epochs": 2}

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline import drawing, layout, report, sources, store
-from pipeline.datasets import DATASETS, Dataset
-from pipeline.errors import PipelineError
-from pipeline.params import validate
+from pipeline.data import sources, store
+from pipeline.data.datasets import DATASETS, Dataset
 from pipeline.perturbations import PERTURBATIONS
-from pipeline.plotting import Figure, save_figure
+from pipeline.reporting import drawing, page
+from pipeline.reporting.plotting import Figure, save_figure
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+from pipeline.study.params import validate
 from tests.conftest import ROOT, WriteParams
 from tests.test_params import changed
 from tests.test_stages import run
@@ -200,7 +202,7 @@ def place(study: Path, in_process: None, monkeypatch: pytest.MonkeyPatch) -> Pat
         save_figure(figure, path, dpi=20)
 
     shutil.copytree(ROOT / "profiles", "profiles")
-    for module in (drawing, report):
+    for module in (drawing, page):
         monkeypatch.setattr(module, "save_figure", save_quickly)
     return study
 

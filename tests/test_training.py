@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation import Predictor
-from pipeline.recipes import RECIPES, FastRecipe, Recipe, plan_natural
-from pipeline.regimens import FastRegimen
-from pipeline.sources import Arrays
-from pipeline.training import Epoch, Examples, train_model
+from pipeline.data.sources import Arrays
+from pipeline.evaluation.measuring import Predictor
+from pipeline.recipes.plan import plan_natural
+from pipeline.recipes.recipe import RECIPES, FastRecipe, Recipe
+from pipeline.training.loop import Epoch, Examples, train_model
+from pipeline.training.schedules import FastRegimen
 
 CPU = torch.device("cpu")
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import layout, params
-from pipeline.datasets import MNIST
-from pipeline.variants import remove_stale_stores
+from pipeline.data.datasets import MNIST
+from pipeline.runtime import layout
+from pipeline.study import params
+from pipeline.study.opening import remove_stale_stores
 from tests.conftest import WriteParams, command_environment, tree
 
 FOLDER = layout.perturbed_store("mnist", "any").parent
@@ -70,9 +71,9 @@ def test_a_store_that_another_one_takes_first_is_no_error(folder: Path, monkeypa
 
 CODE = """
 import sys
-from pipeline import params
-from pipeline.datasets import MNIST
-from pipeline.variants import remove_stale_stores
+from pipeline.study import params
+from pipeline.data.datasets import MNIST
+from pipeline.study.opening import remove_stale_stores
 study = params.load()
 print("ready", flush=True)
 sys.stdin.readline()

@@ -20,10 +20,12 @@ import zarr
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
-from pipeline import layout, lockfile, store, verification
-from pipeline.errors import PipelineError
-from pipeline.params import load
-from pipeline.sources import Arrays
+from pipeline import lockfile, verification
+from pipeline.data import store
+from pipeline.data.sources import Arrays
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+from pipeline.study.params import load
 from tests.conftest import FAULTS_SEED, ROOT, WriteParams, differing, tree
 from tests.conftest import run as in_folder
 from tests.test_stages import (

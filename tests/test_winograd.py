@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from pipeline.networks import winograd
-from pipeline.networks.winograd import WinogradConv2d
+from pipeline.models.accelerated import winograd
+from pipeline.models.accelerated.winograd import WinogradConv2d
 
 
 def make_tensors(n: int, channels: int, filters: int, height: int, width: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from pipeline.arrays import Images
+from pipeline.data.arrays import Images
 from pipeline.perturbations.blur import gaussian_blur, max_sigma
 from pipeline.perturbations.contract import Choices, choices_of
 from pipeline.perturbations.noise import gaussian_noise

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from pipeline.arrays import Images
+from pipeline.data.arrays import Images
 from pipeline.perturbations.contract import kernel
 
 # Images per OpenCV call: large enough to make the call's overhead vanish, small enough to stay in the cache; of large

@@ -10,7 +10,7 @@ from typing import Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from pipeline.arrays import Images
+from pipeline.data.arrays import Images
 
 P = ParamSpec("P")
 Choices = tuple[str | bool, ...]

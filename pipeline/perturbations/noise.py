@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.arrays import Images
+from pipeline.data.arrays import Images
 from pipeline.perturbations.contract import kernel
 
 _UNDECIDED = np.iinfo(np.int16).min

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.arrays import Images
+from pipeline.data.arrays import Images
 from pipeline.perturbations.contract import kernel
 
 Scope = Literal["image", "sensor"]

@@ -29,11 +29,12 @@ def ablations(dataset: str, ablation: str, params_path: Path, workers: int) -> N
     import json
     from dataclasses import asdict
 
-    from pipeline import layout, metrics
-    from pipeline.files import replacing_folder, write_text
-    from pipeline.params import load
-    from pipeline.store import read_clean
-    from pipeline.variants import open_tested
+    from pipeline.data.store import read_clean
+    from pipeline.evaluation import metrics
+    from pipeline.runtime import layout
+    from pipeline.runtime.files import replacing_folder, write_text
+    from pipeline.study.opening import open_tested
+    from pipeline.study.params import load
 
     params = load(params_path)
     spec = params.dataset(dataset)
@@ -47,31 +48,34 @@ def ablations(dataset: str, ablation: str, params_path: Path, workers: int) -> N
         clean, labels = (read_clean(spec, "test", kind)[: subset.n_test] for kind in ("images", "labels"))
 
         # torch takes seconds to import: only once params and data are right.
-        from pipeline import campaign, evaluation, models, networks
-        from pipeline.devices import select_device
+        from pipeline.evaluation import measuring
+        from pipeline.models import storage
+        from pipeline.models.devices import select_device
+        from pipeline.study import models
+        from pipeline.training import jobs
 
         changed = {name: recipe for name, recipe in recipes.items() if recipe != params.train.recipes[dataset]}
-        tasks = campaign.plan_ablation(params, spec, changed)
+        tasks = jobs.plan_ablation(params, spec, changed)
         classifiers = {name: models.load_natural(params, spec) for name in recipes if name not in changed}
         with progress_bar(f"{dataset} {ablation}", len(tasks), unit=" models") as bar:
-            for task, was_finished in campaign.train_all(tasks, workers):
+            for task, was_finished in jobs.train_all(tasks, workers):
                 bar.update(1)
                 how = "kept from an earlier run" if was_finished else "trained"
                 bar.write(f"{dataset} {ablation} {task.label}: {how}")
     made_by = f"python -m pipeline ablations {dataset} {ablation}"
     with replacing_folder(layout.ablation_models(dataset, ablation)) as folder:
         for task in tasks:
-            campaign.collect(task, folder)
-            classifiers[task.label] = networks.load(folder / f"{task.label}.safetensors", made_by, task.description)
+            jobs.collect(task, folder)
+            classifiers[task.label] = storage.load(folder / f"{task.label}.safetensors", made_by, task.description)
 
     device = select_device(params.device)
     predictors = {
-        name: evaluation.Predictor(classifiers[name], device, recipe.precision) for name, recipe in recipes.items()
+        name: measuring.Predictor(classifiers[name], device, recipe.precision) for name, recipe in recipes.items()
     }
     n_images = subset.n_train + subset.n_test + sum(array.shape[0] * subset.n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} {ablation}, {len(predictors)} models", n_images) as bar:
         trained, tested = (
-            evaluation.measure_models(
+            measuring.measure_models(
                 dataset, predictors, *examples, device, params.impact.batch_size, progress=bar.update
             )
             for examples in ((train_images, train_labels, {}), (clean, labels, arrays))

@@ -19,7 +19,7 @@ def check(params_path: Path) -> None:
     from contextlib import suppress
 
     from pipeline.lockfile import read_lock
-    from pipeline.params import load
+    from pipeline.study.params import load
 
     params = load(params_path)
     if "DVC_STAGE" not in os.environ:  # or DVC has read it itself, and may be writing it

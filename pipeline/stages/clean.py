@@ -7,7 +7,7 @@ import click
 from pipeline.stages.options import params_option
 
 # Where killed runs may leave half-made files; the last is the compiler's.
-_ROOTS = (Path("data"), Path("models"), Path("metrics"), Path(__file__).parents[1] / "networks/__pycache__")
+_ROOTS = (Path("data"), Path("models"), Path("metrics"), Path(__file__).parents[1] / "models/accelerated/__pycache__")
 
 
 @click.command(short_help="Remove models from the cache that nobody uses.")
@@ -20,10 +20,10 @@ def clean(params_path: Path, is_meant: bool) -> None:
     it: models of other params, such as those of experiments, are not. To tell, the stores and the natural models must
     be there: run `dvc repro` first.
     """
-    from pipeline import layout
-    from pipeline.errors import PipelineError
-    from pipeline.files import PARTIAL_SUFFIX, is_taken, remove
-    from pipeline.params import load
+    from pipeline.runtime import layout
+    from pipeline.runtime.errors import PipelineError
+    from pipeline.runtime.files import PARTIAL_SUFFIX, is_taken, remove
+    from pipeline.study.params import load
 
     params = load(params_path)
     for lock in sorted(Path().glob(".*.running")):
@@ -31,8 +31,8 @@ def clean(params_path: Path, is_meant: bool) -> None:
             raise PipelineError(f"{lock}: this stage is running; clean up when it has ended")
 
     # torch takes seconds to import: only once params are right.
-    from pipeline.campaign import keys_in_use
-    from pipeline.kept import cached_files, name_entry
+    from pipeline.training.cache import cached_files, name_entry
+    from pipeline.training.jobs import keys_in_use
 
     in_use, cached = keys_in_use(params), cached_files()
     waste = [(files, name_entry(key)) for key, files in cached.items() if key not in in_use]

@@ -21,12 +21,13 @@ def confusion(dataset: str, params_path: Path) -> None:
 
     import pandas as pd
 
-    from pipeline import layout, metrics, results
-    from pipeline.files import write_text
-    from pipeline.params import load
-    from pipeline.recipes import NATURAL
-    from pipeline.store import read_clean
-    from pipeline.variants import open_tested
+    from pipeline.data.store import read_clean
+    from pipeline.evaluation import metrics, results
+    from pipeline.recipes.plan import NATURAL
+    from pipeline.runtime import layout
+    from pipeline.runtime.files import write_text
+    from pipeline.study.opening import open_tested
+    from pipeline.study.params import load
 
     params = load(params_path)
     spec = params.dataset(dataset)
@@ -38,8 +39,9 @@ def confusion(dataset: str, params_path: Path) -> None:
     clean, labels = (read_clean(spec, "test", kind)[:n_test] for kind in ("images", "labels"))
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline import evaluation, models
-    from pipeline.devices import select_device
+    from pipeline.evaluation import measuring
+    from pipeline.models.devices import select_device
+    from pipeline.study import models
 
     natural = metrics.ModelName(NATURAL, NATURAL, 0)
     classifiers = {natural: models.load_natural(params, spec)}
@@ -49,12 +51,12 @@ def confusion(dataset: str, params_path: Path) -> None:
             if name in best.values():
                 classifiers[name] = classifier
     device, precision = select_device(params.device), params.train.recipes[dataset].precision
-    predictors = {name: evaluation.Predictor(classifier, device, precision) for name, classifier in classifiers.items()}
+    predictors = {name: measuring.Predictor(classifier, device, precision) for name, classifier in classifiers.items()}
 
     def is_wanted(model: metrics.ModelName, perturbation: str) -> bool:
         return model in (natural, best.get(perturbation))
 
-    counted = evaluation.count_confusions(
+    counted = measuring.count_confusions(
         predictors, clean, labels, arrays, device, params.evaluate.batch_size, len(spec.classes), is_wanted
     )
     rows = [metrics.ModelConfusion(**asdict(name), **asdict(pair)) for name, pair in counted]

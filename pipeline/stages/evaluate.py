@@ -19,12 +19,13 @@ def evaluate(dataset: str, strategy: str, params_path: Path) -> None:
     import json
     from dataclasses import asdict
 
-    from pipeline import layout, metrics
-    from pipeline.files import write_texts
-    from pipeline.params import load
-    from pipeline.recipes import NATURAL
-    from pipeline.store import read_clean
-    from pipeline.variants import open_tested
+    from pipeline.data.store import read_clean
+    from pipeline.evaluation import metrics
+    from pipeline.recipes.plan import NATURAL
+    from pipeline.runtime import layout
+    from pipeline.runtime.files import write_texts
+    from pipeline.study.opening import open_tested
+    from pipeline.study.params import load
 
     params = load(params_path)
     spec = params.dataset(dataset)
@@ -34,16 +35,16 @@ def evaluate(dataset: str, strategy: str, params_path: Path) -> None:
     clean, labels = (read_clean(spec, "test", kind)[:n_test] for kind in ("images", "labels"))
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline import evaluation, models
-    from pipeline.devices import select_device
+    from pipeline.evaluation import measuring
+    from pipeline.models.devices import select_device
+    from pipeline.study import models
 
     classifiers = {metrics.ModelName(NATURAL, NATURAL, 0): models.load_natural(params, spec)}
     for variant, classifier in models.load_strategy(params, spec, strategy):
         classifiers[metrics.ModelName(strategy, variant.perturbation, variant.level)] = classifier
     device = select_device(params.device)
     predictors = {
-        name: evaluation.Predictor(classifier, device, plan.recipe.precision)
-        for name, classifier in classifiers.items()
+        name: measuring.Predictor(classifier, device, plan.recipe.precision) for name, classifier in classifiers.items()
     }
 
     def is_wanted(model: metrics.ModelName, perturbation: str, trial: int) -> bool:
@@ -51,7 +52,7 @@ def evaluate(dataset: str, strategy: str, params_path: Path) -> None:
 
     n_images = n_test + sum(array.shape[0] * n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} {strategy}, {len(predictors)} models", n_images) as bar:
-        measured = evaluation.measure_models(
+        measured = measuring.measure_models(
             dataset, predictors, clean, labels, arrays, device, params.evaluate.batch_size, is_wanted, bar.update
         )
     frame = metrics.to_frame([metrics.ModelCell(**asdict(name), **asdict(cell)) for name, cell in measured])

@@ -16,8 +16,9 @@ def figures(dataset: str, params_path: Path) -> None:
     Per family of perturbations: accuracy against level beside the authors' values, example images with the
     predictions before and after, and a gallery of all levels.
     """
-    from pipeline import drawing, layout
-    from pipeline.params import load
+    from pipeline.reporting import drawing
+    from pipeline.runtime import layout
+    from pipeline.study.params import load
 
     params = load(params_path)
     spec = params.dataset(dataset)

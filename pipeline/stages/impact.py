@@ -18,12 +18,13 @@ def impact(dataset: str, params_path: Path) -> None:
     """
     import json
 
-    from pipeline import layout, metrics
-    from pipeline.files import write_texts
-    from pipeline.params import load
-    from pipeline.recipes import NATURAL
-    from pipeline.store import read_clean
-    from pipeline.variants import open_tested, remove_stale_stores
+    from pipeline.data.store import read_clean
+    from pipeline.evaluation import metrics
+    from pipeline.recipes.plan import NATURAL
+    from pipeline.runtime import layout
+    from pipeline.runtime.files import write_texts
+    from pipeline.study.opening import open_tested, remove_stale_stores
+    from pipeline.study.params import load
 
     params = load(params_path)
     spec = params.dataset(dataset)
@@ -35,18 +36,19 @@ def impact(dataset: str, params_path: Path) -> None:
     labels = read_clean(spec, "test", "labels")[:n_test]
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline import evaluation, models
-    from pipeline.devices import select_device
+    from pipeline.evaluation import measuring
+    from pipeline.models.devices import select_device
+    from pipeline.study import models
 
     device, precision = select_device(params.device), params.train.recipes[dataset].precision
-    predict = evaluation.Predictor(models.load_natural(params, spec), device, precision)
+    predict = measuring.Predictor(models.load_natural(params, spec), device, precision)
     n_images = n_test + sum(array.shape[0] * n_test for array, _ in arrays.values())
     with progress_bar(f"{dataset} impact", n_images) as bar:
-        measured = evaluation.measure_models(
+        measured = measuring.measure_models(
             dataset, {NATURAL: predict}, clean, labels, arrays, device, params.impact.batch_size, progress=bar.update
         )
     n_examples = params.impact.n_examples
-    examples = evaluation.describe_examples(predict, clean[:n_examples], labels[:n_examples], arrays, device)
+    examples = measuring.describe_examples(predict, clean[:n_examples], labels[:n_examples], arrays, device)
     frame = metrics.to_frame([cell for _, cell in measured])
     summary = metrics.summarize(frame)
     write_texts(

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import click
 from tqdm import tqdm
 
-from pipeline import layout
-from pipeline.files import taking_turns
-from pipeline.workers import imported_ahead
+from pipeline.runtime import layout
+from pipeline.runtime.files import taking_turns
+from pipeline.runtime.workers import imported_ahead
 
 
 class Stage(click.Command):
@@ -54,4 +54,4 @@ def progress_bar(description: str, total: int, unit: str = " images") -> Iterato
 def training_imported() -> AbstractContextManager[None]:
     """Within the block, workers that train models begin at once."""
     # The compiler is not used, but imported by the first optimizer of a process.
-    return imported_ahead("pipeline.campaign", "torch._dynamo")
+    return imported_ahead("pipeline.training.jobs", "torch._dynamo")

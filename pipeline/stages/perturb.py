@@ -20,10 +20,11 @@ def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) ->
     """
     from math import prod
 
-    from pipeline import generation, layout
-    from pipeline.params import load
-    from pipeline.store import read_clean
-    from pipeline.variants import planned_variants
+    from pipeline.data.store import read_clean
+    from pipeline.perturbations import generation
+    from pipeline.runtime import layout
+    from pipeline.study.params import load
+    from pipeline.study.planning import planned_variants
 
     params = load(params_path)
     spec = params.dataset(dataset)

@@ -16,8 +16,9 @@ def prepare(dataset: str, params_path: Path) -> None:
     Tries the sources of `prepare.sources` in order, keeps what it downloads, and writes only arrays that have the
     published SHA-256 digests.
     """
-    from pipeline import layout, sources
-    from pipeline.params import load
+    from pipeline.data import sources
+    from pipeline.runtime import layout
+    from pipeline.study.params import load
 
     params = load(params_path)
     spec = params.dataset(dataset)

@@ -12,10 +12,10 @@ from pipeline.stages.options import params_option
 @params_option
 def profile(name: str, params_path: Path) -> None:
     """Replace params.yaml by profiles/NAME.yaml, after validating it and showing what changes."""
-    from pipeline import layout
-    from pipeline.errors import PipelineError
-    from pipeline.files import read_file, write_text
-    from pipeline.params import MAX_BYTES, changed_keys, read, validate
+    from pipeline.runtime import layout
+    from pipeline.runtime.errors import PipelineError
+    from pipeline.runtime.files import read_file, write_text
+    from pipeline.study.params import MAX_BYTES, changed_keys, read, validate
 
     path = layout.PROFILES / f"{name}.yaml"
     known = sorted(file.stem for file in layout.PROFILES.glob("*.yaml"))

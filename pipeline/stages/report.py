@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.runtime.workers import imported_ahead
 from pipeline.stages.options import Stage, params_option, workers_option
-from pipeline.workers import imported_ahead
 
 
 @click.command(cls=Stage, short_help="Put the whole study on one page.")
@@ -16,10 +16,10 @@ def report(params_path: Path, workers: int) -> None:
 
     Every number on it comes from the metric files of this run.
     """
-    with imported_ahead("pipeline.report"):
-        from pipeline import layout
-        from pipeline import report as page
-        from pipeline.params import load
+    with imported_ahead("pipeline.reporting.page"):
+        from pipeline.reporting import page
+        from pipeline.runtime import layout
+        from pipeline.study.params import load
 
         folder = layout.report()
         n_figures = page.write_report(load(params_path), params_path, folder, workers)

@@ -26,9 +26,9 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
     metrics/strategies/DATASET/STRATEGY.csv. Finished models are kept in models/.finished by all that decides them, so
     a run that was killed, or one with one level more, trains only what is missing.
     """
-    from pipeline import layout
-    from pipeline.params import load
-    from pipeline.variants import remove_stale_stores
+    from pipeline.runtime import layout
+    from pipeline.study.opening import remove_stale_stores
+    from pipeline.study.params import load
 
     params = load(params_path)
     spec = params.dataset(dataset)
@@ -38,19 +38,19 @@ def strategies(dataset: str, strategy: str, params_path: Path, workers: int) -> 
 
     with training_imported():
         # torch takes seconds to import: only once params are right.
-        from pipeline import campaign
-        from pipeline.files import replacing_folder, write_text
-        from pipeline.kept import curves_to_csv
+        from pipeline.runtime.files import replacing_folder, write_text
+        from pipeline.training import jobs
+        from pipeline.training.cache import curves_to_csv
 
-        tasks = campaign.plan_strategy(params, spec, strategy)
+        tasks = jobs.plan_strategy(params, spec, strategy)
         n_models, rows = len(tasks), []
         with progress_bar(f"{dataset} {strategy}", n_models, unit=" models") as bar:
-            for task, was_finished in campaign.train_all(tasks, workers):
+            for task, was_finished in jobs.train_all(tasks, workers):
                 bar.update(1)
                 how = "kept from an earlier run" if was_finished else "trained"
                 bar.write(f"{dataset} {strategy} {task.label}: {how}")
     with replacing_folder(layout.strategy_models(dataset, strategy)) as folder:
         for task in tasks:
-            rows += campaign.collect(task, folder)
+            rows += jobs.collect(task, folder)
     write_text(layout.strategy_curves(dataset, strategy), curves_to_csv(rows, is_named=True))
     click.echo(f"{layout.strategy_models(dataset, strategy)}: {n_models} models")

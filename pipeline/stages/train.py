@@ -16,11 +16,11 @@ def train(dataset: str, params_path: Path) -> None:
     The learning curve goes to metrics/train/DATASET/learning_curve.csv. A run that was killed goes on from its last
     epoch, to the same bytes.
     """
-    from pipeline import layout
-    from pipeline.files import taking_turns, write_text
-    from pipeline.params import load
-    from pipeline.recipes import NATURAL
-    from pipeline.store import read_clean
+    from pipeline.data.store import read_clean
+    from pipeline.recipes.plan import NATURAL
+    from pipeline.runtime import layout
+    from pipeline.runtime.files import taking_turns, write_text
+    from pipeline.study.params import load
 
     params = load(params_path)
     spec = params.dataset(dataset)
@@ -29,13 +29,13 @@ def train(dataset: str, params_path: Path) -> None:
     test_images, test_labels = (read_clean(spec, "test", kind)[: subset.n_test] for kind in ("images", "labels"))
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline import training
-    from pipeline.devices import select_device
-    from pipeline.kept import curves_to_csv, keep_natural
+    from pipeline.models.devices import select_device
+    from pipeline.training import loop
+    from pipeline.training.cache import curves_to_csv, keep_natural
 
     kept = keep_natural(params, spec)
 
-    def report(epoch: training.Epoch) -> None:
+    def report(epoch: loop.Epoch) -> None:
         bar.write(
             f"{dataset} natural: epoch {epoch.epoch}/{plan.recipe.epochs}, loss {epoch.train_loss:.4f}, "
             f"accuracy {epoch.train_accuracy:.4f} train, {epoch.test_accuracy:.4f} test"
@@ -46,12 +46,12 @@ def train(dataset: str, params_path: Path) -> None:
             click.echo(f"{dataset} natural: kept from an earlier run")
         else:
             with progress_bar(f"{dataset} natural", plan.recipe.epochs * subset.n_train) as bar:
-                classifier, curve = training.train_model(
+                classifier, curve = loop.train_model(
                     plan,
-                    training.Examples(images, labels, len(spec.classes)),
+                    loop.Examples(images, labels, len(spec.classes)),
                     None,
                     None,
-                    training.Examples(test_images, test_labels, len(spec.classes)),
+                    loop.Examples(test_images, test_labels, len(spec.classes)),
                     (params.train.seed,),
                     select_device(params.device),
                     kept.checkpoint,

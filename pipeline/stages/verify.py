@@ -38,9 +38,10 @@ def verify(
     from functools import partial
     from math import prod
 
-    from pipeline import layout, verification
-    from pipeline.params import load
-    from pipeline.variants import planned_variants
+    from pipeline import verification
+    from pipeline.runtime import layout
+    from pipeline.study.params import load
+    from pipeline.study.planning import planned_variants
 
     params = load(params_path)
     datasets = [params.dataset(name) for name in ([dataset] if dataset else params.datasets)]

@@ -1,0 +1,1 @@
+"""Data sets: facts, sources, Zarr stores and seeding."""

@@ -1,0 +1,479 @@
+"""Zarr stores of images and labels; the only module that imports zarr.
+
+Arrays are uint8, sharded so that a store is a few dozen files, and every chunk carries a CRC-32C checksum. A store
+appears whole or not at all. Readers raise one error of our own for anything missing, damaged or unexpected.
+"""
+
+import asyncio
+import hashlib
+import math
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
+from zarr.abc.store import ByteRequest
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.core import sync as zarr_sync
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import BufferPrototype
+from zarr.storage import LocalStore, StorePath
+
+from pipeline.data.datasets import Dataset
+from pipeline.data.seeding import BLOCK_SIZE, block_size, largest_divisor
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError, is_exhausted
+from pipeline.runtime.files import check_file, replacing_folder
+
+# Bytes per chunk, before compression: what a reader of a single image has to decode. zarr spends about a millisecond on
+# every chunk, whatever its size. Results do not depend on it.
+CHUNK_BYTES = 1_600_000
+# Bytes per shard, before compression: what one task makes, holds and writes.
+SHARD_BYTES = 64 * 2**20
+# A thousand times the shards of the largest array of profile paper: each is looked at before the array is read.
+_MAX_SHARDS = 1_000_000
+# A thousand times what ours have.
+MAX_METADATA_BYTES = 2**20
+SCHEMA_VERSION = 2
+
+Array = zarr.Array[Any]
+Group = zarr.Group
+
+_settings_lock, _n_settings_users = threading.Lock(), 0
+_users_settings: dict[str, Any] = {}
+
+
+@contextmanager
+def _default_settings() -> Iterator[None]:
+    """Have zarr work by its own defaults until no thread is within such a block any more, and then as before.
+
+    zarr's settings are those of the whole process. Only what the user has set otherwise is changed, so mostly nothing;
+    and what is set meanwhile stays.
+    """
+    global _n_settings_users, _users_settings
+    with _settings_lock:
+        if _n_settings_users == 0:
+            _users_settings = _swap(zarr.config.config, zarr.config.defaults[0])
+        _n_settings_users += 1
+    try:
+        yield
+    finally:
+        with _settings_lock:
+            _n_settings_users -= 1
+            if _n_settings_users == 0:
+                _swap(zarr.config.config, _users_settings, instead_of=zarr.config.defaults[0])
+
+
+def _swap(
+    config: dict[str, Any], wanted: Mapping[str, Any], instead_of: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Set what differs from `wanted`, if it still is what `instead_of` says, and return what it was."""
+    before: dict[str, Any] = {}
+    for key, value in wanted.items():
+        old = config.get(key)
+        if isinstance(value, Mapping) and isinstance(old, dict):
+            inner = _swap(old, value, None if instead_of is None else instead_of.get(key, {}))
+            before |= {key: inner} if inner else {}
+        elif old != value and (instead_of is None or old == instead_of.get(key)):
+            before[key], config[key] = old, deepcopy(value)
+    return before
+
+
+class BoundedZstd(ZstdCodec):
+    """zstd that decodes no more than a chunk has room for; a few bytes of it can stand for gigabytes."""
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
+        n_bytes = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
+        room = np.zeros(n_bytes, np.uint8)
+        self._zstd_codec.decode(chunk_bytes.as_numpy_array(), room)
+        return chunk_spec.prototype.buffer.from_array_like(room)
+
+
+class BoundedStore(LocalStore):
+    """A folder out of which zarr reads nothing but regular files of a bounded size."""
+
+    def __init__(self, root: Path, *, read_only: bool = True, max_bytes: int = MAX_METADATA_BYTES) -> None:
+        super().__init__(root, read_only=read_only)
+        self.max_bytes = max_bytes
+
+    def check(self, key: str) -> None:
+        """Refuse what is no file, or too large; that there is none, zarr notices.
+
+        Raises:
+            PipelineError: As `files.check_file`.
+        """
+        with suppress(FileNotFoundError):
+            check_file(self.root / key, self.max_bytes)
+
+    # All the ways in which zarr reads; each raises what `check` raises.
+
+    async def get(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
+        """As `LocalStore.get`."""
+        self.check(key)
+        return await super().get(key, *arguments, **named)
+
+    def get_sync(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
+        """As `LocalStore.get_sync`."""
+        self.check(key)
+        return super().get_sync(key, *arguments, **named)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """As `LocalStore.get_partial_values`."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+
+@contextmanager
+def replacing_store(path: Path, attributes: Mapping[str, Any]) -> Iterator[Group]:
+    """A new group that takes the place of the store at `path` when the block ends without an error.
+
+    Args:
+        path: The store to write.
+        attributes: Attributes of its root group, JSON values that do not vary from run to run.
+    """
+    with _default_settings(), replacing_folder(path) as partial:
+        try:
+            yield zarr.create_group(
+                partial, attributes={"schema_version": SCHEMA_VERSION, **attributes}, overwrite=True
+            )
+        finally:
+            # Of several writes of one call zarr reports the first that fails, while the others go on.
+            zarr_sync.sync(_all_written())
+
+
+async def _all_written() -> None:
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+
+def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> Array:
+    """An empty array for images in `group`, sharded and checksummed.
+
+    A shard is whole blocks of images (`seeding.block_size`), as many as `SHARD_BYTES` hold, at least one. Dimensions
+    are named trial, image, y, x and channel; images of an array `train` are `train_image`, because it lies beside
+    `test`, which is longer or shorter, and xarray wants one length per name.
+
+    Args:
+        group: Where it goes.
+        name: `images`, `train` or `test`.
+        shape: (N, H, W, C) or (trials, N, H, W, C).
+        attributes: JSON values that do not vary from run to run.
+    """
+    *trials, n, height, width, channels = shape
+    image = (height, width, channels)
+    image_bytes = math.prod(image)
+    whole_chunk = images_per_chunk(image_bytes)
+    chunk_images = min(n, whole_chunk)
+    chunks_per_trial = -(-n // chunk_images)
+    chunks_per_block = max(1, block_size(image) // whole_chunk)
+    blocks_per_shard = max(1, SHARD_BYTES // (chunk_images * image_bytes * chunks_per_block))
+    chunks_per_shard = chunks_per_block * blocks_per_shard
+    shard_images = chunk_images * min(chunks_per_trial, chunks_per_shard)
+    # Whole trials share a shard where several fit; otherwise a trial is cut into shards.
+    shard_trials = [min(count, max(1, chunks_per_shard // chunks_per_trial)) for count in trials]
+    return _create(
+        group,
+        name,
+        shape,
+        chunks=(*(1 for _ in trials), chunk_images, *image),
+        shards=(*shard_trials, shard_images, *image),
+        dimensions=(*("trial" for _ in trials), "train_image" if name == "train" else "image", "y", "x", "channel"),
+        attributes=attributes,
+    )
+
+
+def images_per_chunk(image_bytes: int) -> int:
+    """How many images of that size fit into a chunk: 2,000 of MNIST, 500 of CIFAR-10, which divide 10,000.
+
+    Blocks of 500 as long as one fits; otherwise the largest divisor of a block that does, at least one image.
+    """
+    n_blocks = CHUNK_BYTES // (BLOCK_SIZE * image_bytes)
+    return BLOCK_SIZE * n_blocks or largest_divisor(block_size((image_bytes,)), CHUNK_BYTES // image_bytes)
+
+
+def create_labels(group: Group, name: str, labels: NDArray[np.uint8]) -> None:
+    """Write labels, uint8 (N,), as one shard."""
+    array = _create_labels(group, name, labels.shape)
+    array[...] = labels
+    finish(array, sha256(labels))
+
+
+def _create_labels(group: Group, name: str, shape: tuple[int, ...]) -> Array:
+    return _create(group, name, shape, chunks=shape, shards=shape, dimensions=("image",), attributes={})
+
+
+def _create(
+    group: Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    shards: tuple[int, ...],
+    dimensions: tuple[str, ...],
+    attributes: Mapping[str, Any],
+) -> Array:
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype="uint8",
+        chunks=chunks,
+        shards=shards,
+        serializer=BytesCodec(),
+        # Level 1: noise does not compress at any level, and digits do almost as well as at the default.
+        compressors=[BoundedZstd(level=1), Crc32cCodec()],
+        fill_value=0,
+        attributes=dict(attributes),
+        dimension_names=dimensions,
+        # A black image must be told from a lost one.
+        config={"write_empty_chunks": True},
+    )
+
+
+def shard_regions(array: Array) -> Iterator[tuple[slice, ...]]:
+    """The region of every shard in C order; one writer per region, or data are lost."""
+    shards = array.shards or array.chunks
+    for index in np.ndindex(_shard_grid(array)):
+        yield tuple(
+            slice(i * shard, min((i + 1) * shard, length))
+            for i, shard, length in zip(index, shards, array.shape, strict=True)
+        )
+
+
+def _shard_grid(array: Array) -> tuple[int, ...]:
+    return tuple(-(-length // shard) for length, shard in zip(array.shape, array.shards or array.chunks, strict=True))
+
+
+def _shard_keys(array: Array) -> Iterator[str]:
+    for index in np.ndindex(_shard_grid(array)):
+        yield f"{array.path}/{array.metadata.encode_chunk_key(index)}"
+
+
+def files_of(arrays: Iterable[Array]) -> set[Path]:
+    """The files of a store that holds these arrays and nothing else, relative to its folder."""
+    files = {Path("zarr.json")}
+    for array in arrays:
+        folder = Path(array.path)
+        files |= {parent / "zarr.json" for parent in (folder, *folder.parents)}
+        files |= set(map(Path, _shard_keys(array)))
+    return files
+
+
+def planned_files(
+    attributes: Mapping[str, Any], arrays: Iterable[tuple[str, tuple[int, ...], Mapping[str, Any]]]
+) -> dict[Path, bytes | None]:
+    """All files of a store, relative to its folder: the content of every zarr.json, None for a shard.
+
+    Args:
+        attributes: Those given to `replacing_store`.
+        arrays: Path, shape and attributes, the digest last, of every array.
+    """
+    metadata: dict[str, Any] = {}
+    made = []
+    with _default_settings():
+        root = zarr.create_group(metadata, attributes={"schema_version": SCHEMA_VERSION, **attributes})
+        for name, shape, expected in arrays:
+            *groups, last = name.split("/")
+            group = root.require_group("/".join(groups))
+            array = _create_labels(group, last, shape) if len(shape) == 1 else create_images(group, last, shape, {})
+            made.append(array.update_attributes(dict(expected)))
+    contents = {Path(name): content.to_bytes() for name, content in metadata.items()}
+    return dict.fromkeys(files_of(made)) | contents
+
+
+def _as_we_write(array: Array, root: Path) -> tuple[Array, BoundedStore]:
+    """The array of the store at `root` as this module would have made it, with its own codecs, and where it is read.
+
+    Any other layout that the metadata claim would decide what a reader allocates.
+
+    Raises:
+        ValueError: No array of this module has such metadata.
+    """
+    shape = array.shape
+    if not isinstance(array.attrs.get("sha256"), str):
+        raise ValueError("no digest")
+    if len(shape) not in (1, 4, 5) or min(shape) < 1:
+        raise ValueError(f"shape {shape}")
+    nowhere, is_labels = zarr.create_group({}), len(shape) == 1
+    if is_labels:
+        ours = _create_labels(nowhere, array.basename, shape)
+    else:
+        ours = create_images(nowhere, array.basename, shape, {})
+    if math.prod(_shard_grid(ours)) > _MAX_SHARDS or (is_labels and shape[0] > SHARD_BYTES):
+        raise ValueError(f"shape {shape}")
+    found = array.metadata.to_dict()
+    different = [key for key, value in ours.metadata.to_dict().items() if found.get(key) != value]
+    for key in different:
+        if key != "attributes":
+            raise ValueError(f"unexpected {key}")
+    shard, chunk = math.prod(ours.shards or ours.chunks), math.prod(ours.chunks)
+    # What zstd adds to a chunk that it cannot compress, the chunk's checksum and place, and the index's checksum.
+    files = BoundedStore(root, max_bytes=shard + shard // chunk * (chunk // 256 + 64 + 4 + 16) + 4)
+    metadata = replace(ours.metadata, attributes=array.metadata.attributes)
+    return zarr.Array(zarr.AsyncArray(metadata, StorePath(files, array.path), ours.config)), files
+
+
+def finish(array: Array, digest: str) -> None:
+    """Record the SHA-256 of the array's decoded bytes in C order."""
+    array.attrs["sha256"] = digest
+
+
+def sha256(array: NDArray[np.uint8]) -> str:
+    """SHA-256 of the array's bytes in C order, as hex digits."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def open_store(path: Path, made_by: str) -> Group:
+    """A store for reading.
+
+    Args:
+        path: Where it lies.
+        made_by: Command that makes it, for the error message.
+
+    Raises:
+        PipelineError: No such store, metadata that cannot be read, or another schema version.
+    """
+    if not path.is_dir():
+        raise PipelineError(f"{path}: no such store; make it with `{made_by}`")
+    try:
+        with _default_settings():
+            group = zarr.open_group(BoundedStore(path), mode="r", zarr_format=3, use_consolidated=False)
+    except Exception as error:  # zarr passes on what its JSON and codec parsers raise
+        if is_exhausted(error):
+            raise
+        raise PipelineError(f"{path}: damaged metadata ({error}); make it again with `{made_by}`") from None
+    attributes = group.metadata.attributes
+    version = attributes.get("schema_version") if isinstance(attributes, dict) else None
+    if version != SCHEMA_VERSION:
+        raise PipelineError(f"{path}: schema version {version!r}, expected {SCHEMA_VERSION}; run `{made_by}`")
+    return group
+
+
+def get_array(group: Group, name: str, made_by: str) -> Array:
+    """An array of an open store, with all of its shards present.
+
+    Its layout is that of this module, its shape whatever it claims: compare it with what you expect before you read.
+
+    Args:
+        group: From `open_store`.
+        name: Path of the array in it, such as `0.05/test`.
+        made_by: As `open_store`.
+
+    Raises:
+        PipelineError: No such array, damaged metadata, or shards missing.
+    """
+    root, n_missing = Path(str(group.store_path.store).removeprefix("file://")), 0
+    where = root / name
+    try:
+        with _default_settings():
+            found = group[name]
+            if not isinstance(found, zarr.Array) or found.dtype != np.uint8:
+                raise ValueError("not an array of uint8")
+            array, files = _as_we_write(found, root)
+    except KeyError:
+        raise PipelineError(f"{where}: not in the store; make it again with `{made_by}`") from None
+    except Exception as error:  # as in open_store
+        if is_exhausted(error):
+            raise
+        raise PipelineError(f"{where}: damaged metadata ({error}); make it again with `{made_by}`") from None
+    for key in _shard_keys(array):
+        try:
+            files.check(key)
+        except PipelineError as error:
+            raise PipelineError(f"{where}: damaged data ({error}); make it again with `{made_by}`") from None
+        n_missing += not (root / key).exists()
+    if n_missing:
+        raise PipelineError(f"{where}: {n_missing} shard(s) are missing; make it again with `{made_by}`")
+    return array
+
+
+def read(array: Array, made_by: str) -> NDArray[np.uint8]:
+    """All values of an array, its digest checked.
+
+    Args:
+        array: From `get_array`.
+        made_by: As `open_store`.
+
+    Raises:
+        PipelineError: A chunk fails its checksum or cannot be decoded, or the values are not those first written.
+    """
+    values = read_part(array, ..., made_by)
+    _check_digest(array, sha256(values), made_by)
+    return values
+
+
+def read_trials(array: Array, made_by: str) -> Iterator[NDArray[np.uint8]]:
+    """One trial after the other of an array (trials, N, H, W, C), the digest checked after the last.
+
+    Args:
+        array: From `get_array`.
+        made_by: As `open_store`.
+
+    Raises:
+        PipelineError: As `read`.
+    """
+    digest = hashlib.sha256()
+    for trial in range(array.shape[0]):
+        values = read_part(array, trial, made_by)
+        digest.update(values.data)
+        yield values
+    _check_digest(array, digest.hexdigest(), made_by)
+
+
+def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
+    """A part of an array; chunks are checked by their checksums, the whole is not.
+
+    Args:
+        array: From `get_array`.
+        selection: Basic index, such as a trial's number or a slice of images.
+        made_by: As `open_store`.
+
+    Raises:
+        PipelineError: A chunk fails its checksum or cannot be decoded; the part does not fit into memory.
+    """
+    try:
+        with _default_settings():
+            return np.ascontiguousarray(array[selection], dtype=np.uint8)
+    except MemoryError as error:
+        raise PipelineError(f"{_where(array)}: does not fit into memory ({error})") from None
+    except Exception as error:  # codecs raise what they like
+        if is_exhausted(error):
+            raise
+        raise PipelineError(f"{_where(array)}: damaged data ({error}); make it again with `{made_by}`") from None
+
+
+def _check_digest(array: Array, digest: str, made_by: str) -> None:
+    # zarr reads an empty shard as zeros: only the digest tells.
+    if digest != array.attrs.get("sha256"):
+        raise PipelineError(
+            f"{_where(array)}: damaged data (SHA-256 is not that in its attributes); make it again with `{made_by}`"
+        )
+
+
+def _where(array: Array) -> str:
+    return str(array.store_path).removeprefix("file://")
+
+
+def read_clean(dataset: Dataset, split: str, kind: str) -> NDArray[np.uint8]:
+    """A full array of the clean store, its digest checked.
+
+    Args:
+        dataset: Which data set.
+        split: `train` or `test`.
+        kind: `images` (uint8 (N, H, W, C)) or `labels` (uint8 (N,)).
+
+    Raises:
+        PipelineError: The store is missing or damaged, or holds other data.
+    """
+    made_by = f"python -m pipeline prepare {dataset.name}"
+    path = layout.clean_store(dataset.name)
+    array = get_array(open_store(path, made_by), f"{split}/{kind}", made_by)
+    shape = (dataset.n_examples[split], *(dataset.shape if kind == "images" else ()))
+    if array.shape != shape or array.attrs["sha256"] != dataset.digests[split, kind]:
+        raise PipelineError(f"{path}/{split}/{kind}: not the {dataset.name} data; make it again with `{made_by}`")
+    return read(array, made_by)

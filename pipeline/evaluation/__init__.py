@@ -1,0 +1,1 @@
+"""Measuring models on stores; cells, aggregates and the files that hold them."""

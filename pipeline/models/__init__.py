@@ -1,0 +1,1 @@
+"""Classifiers: built from a description, saved, loaded, and run on a device."""

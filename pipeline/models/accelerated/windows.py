@@ -1,0 +1,238 @@
+"""The first convolution of a network and the pooling after it, in one pass over raw images."""
+
+import ctypes
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.accelerated.compiled import digest_of, load_library
+from pipeline.models.layers import Block
+from pipeline.recipes.recipe import Convolution, Network
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the compiled code is compiled for: grey images (height, width), a convolution and its pooling."""
+
+    height: int
+    width: int
+    filters: int
+    kernel: int
+    stride: int
+    padding: int
+    pool: int
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Height and width of a map, before pooling."""
+        height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in self._sides)
+        return height, width
+
+    @property
+    def pooled(self) -> tuple[int, int]:
+        """Height and width of a map, after pooling."""
+        height, width = self.out
+        return height // self.pool, width // self.pool
+
+    @property
+    def phase(self) -> tuple[int, int]:
+        """Height and width of every stride-th pixel, padding included."""
+        height, width = (-(-(side + 2 * self.padding) // self.stride) for side in self._sides)
+        return height, width
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def pack(self, images: Tensor) -> Tensor:
+        """uint8 (N, H, W, 1) → (N, stride², phase height, phase width): neighbours lie a stride apart."""
+        packed = torch.zeros(len(images), self.stride**2, *self.phase, dtype=torch.uint8)
+        _call(self, "pack", len(images), images.contiguous(), packed)
+        return packed
+
+
+class WindowBlock(Block):
+    """A `Block` for grey images, fast on CPU where its pooling windows cover all that the convolution gives.
+
+    There, passes over the large output of the convolution cost more than its arithmetic. Here an image is standardized,
+    convolved and pooled in the cache, only what is pooled is normalized, and what BatchNorm needs of the rest are two
+    sums. (A maximum stays one under a growing function, and signs make the scale of BatchNorm grow.) Up to rounding the
+    values, gradients and statistics are those of `Block`; they are float32 whatever the precision of other layers.
+
+    Attributes:
+        geometry: Blocks with equal ones take images that are packed alike.
+    """
+
+    def __init__(self, network: Network, convolution: Convolution, shape: tuple[int, int, int]) -> None:
+        """Untrained layers.
+
+        Args:
+            network: Activation, BatchNorm and dropout.
+            convolution: This convolution.
+            shape: (H, W, C) of the images.
+        """
+        super().__init__(network, convolution, shape[2])
+        self.geometry = Geometry(*shape[:2], **convolution.model_dump())
+
+    @staticmethod
+    def fits(convolution: Convolution, shape: tuple[int, int, int]) -> bool:
+        """Whether it can take the place of a `Block` for images of `shape` (H, W, C)."""
+        sides = (convolution.output_side(shape[0]), convolution.output_side(shape[1]))
+        # Larger filters, and more of them, would not stay in registers and cache. Colours: no faster (measured).
+        is_small = convolution.kernel <= 16 and convolution.filters <= 64 and shape[2] == 1
+        return is_small and 1 < convolution.pool <= 15 and all(side % convolution.pool == 0 for side in sides)
+
+    def takes_packed(self, device: torch.device) -> bool:
+        """Whether `of_packed` can be called there."""
+        return device.type == "cpu" and _library(self.geometry) is not None
+
+    @property
+    def library_digest(self) -> str | None:
+        """Digest of the compiled code; None where there is none."""
+        library = _library(self.geometry)
+        return None if library is None else digest_of(library)
+
+    def of_packed(self, packed: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
+        """The block applied to (images - mean) · inverse_std.
+
+        Args:
+            packed: uint8, images packed by `geometry`.
+            mean: float32, broadcastable to (H, W, 1).
+            inverse_std: Likewise.
+
+        Returns:
+            float32 (N, filters, H', W').
+        """
+        norm, dropout = cast(Any, self.norm), cast(Any, self.dropout)
+        shape = self.geometry.height, self.geometry.width, 1
+        gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
+        is_bounded = isinstance(self.activation, nn.ReLU)
+        drops = is_bounded and dropout is not None and dropout.training
+        if norm is not None and norm.training:
+            norm.num_batches_tracked.add_(1)
+        task = _Task(
+            self.geometry,
+            images=(packed, mean.expand(shape).contiguous(), inverse_std.expand(shape).contiguous()),
+            running=(None, None) if norm is None else (norm.running_mean, norm.running_var),
+            is_batch=norm is not None and norm.training,
+            epsilon=0.0 if norm is None else norm.eps,
+            momentum=0.0 if norm is None else norm.momentum,
+            floor=0.0 if is_bounded else -math.inf,
+            drop_below=dropout.least_kept if drops else 0,
+            kept_factor=1 / (1 - dropout.p) if drops else 1.0,
+            seed=int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if drops else 0,
+            # Within a Function, torch does not say whether anyone will ask for gradients.
+            has_gradient=torch.is_grad_enabled(),
+        )
+        out: Tensor = _Window.apply(self.conv.weight, self.conv.bias, gamma, beta, task)
+        if not is_bounded:
+            out = self._activated(out)
+        return out
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the compiled code is called with, weights aside.
+
+    Attributes:
+        geometry: Of the block.
+        images: Packed images, mean and inverse standard deviation.
+        running: Mean and variance that BatchNorm keeps; None without it.
+        is_batch: Whether BatchNorm takes those of this batch, and keeps a share of `momentum` of them.
+        epsilon: Of BatchNorm.
+        momentum: Of BatchNorm.
+        floor: The least value.
+        drop_below: Values are dropped whose random number of 16 bits is below.
+        kept_factor: What the others are multiplied by.
+        seed: Of those numbers.
+        has_gradient: Whether `backward` will be called.
+    """
+
+    geometry: Geometry
+    images: tuple[Tensor, Tensor, Tensor]
+    running: tuple[Tensor | None, Tensor | None]
+    is_batch: bool
+    epsilon: float
+    momentum: float
+    floor: float
+    drop_below: int
+    kept_factor: float
+    seed: int
+    has_gradient: bool
+
+
+class _Window(torch.autograd.Function):
+    """Filters (F, 1, k, k), bias, gamma and beta (F) or None → float32 (N, F, H', W')."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor, gamma: Tensor | None, beta: Tensor | None, task: _Task
+    ) -> Tensor:
+        geometry = task.geometry
+        n, filters, (height, width) = len(task.images[0]), geometry.filters, geometry.out
+        norms = torch.empty(filters, 4, dtype=torch.float64)
+        maxima = torch.empty(n, filters, *geometry.pooled)
+        out, maps, places = torch.empty_like(maxima), None, None
+        if task.has_gradient:
+            maps = torch.empty(n, filters, height, -(-width // 8) * 8)
+            places = torch.empty_like(maxima, dtype=torch.uint8)
+        given = (*task.images, weight.contiguous(), bias, gamma, beta, *task.running)
+        norm = task.is_batch, task.epsilon, task.momentum
+        tail = task.floor, task.drop_below, task.kept_factor, task.seed
+        _call(geometry, "forward", n, *given, *norm, *tail, norms, maxima, out, maps, places)
+        ctx.task, ctx.norms, ctx.maxima, ctx.maps, ctx.places = task, norms, maxima, maps, places
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (out,) = ctx.saved_tensors
+        task: _Task = ctx.task
+        geometry = task.geometry
+        of_weight = torch.empty(geometry.filters, 1, geometry.kernel, geometry.kernel)
+        of_bias, of_gamma, of_beta = torch.empty(3, geometry.filters)
+        given = (*task.images, task.is_batch, task.floor, task.kept_factor)
+        made = ctx.norms, ctx.maxima, out, ctx.maps, ctx.places
+        of = gradients[0].contiguous(), of_weight, of_bias, of_gamma, of_beta
+        _call(geometry, "backward", len(out), *given, *made, *of)
+        if task.running[0] is None:
+            return of_weight, of_bias, None, None, None
+        # BatchNorm takes away what a bias adds to a batch.
+        return of_weight, None if task.is_batch else of_bias, of_gamma, of_beta, None
+
+
+@cache
+def _library(geometry: Geometry) -> ctypes.CDLL | None:
+    """Code compiled for a geometry; None where there is no compiler."""
+    macros = {
+        "FILTERS": geometry.filters,
+        "HEIGHT": geometry.height,
+        "KERNEL": geometry.kernel,
+        "OUT_HEIGHT": geometry.out[0],
+        "OUT_WIDTH": geometry.out[1],
+        "PADDING": geometry.padding,
+        "PHASE_HEIGHT": geometry.phase[0],
+        "PHASE_WIDTH": geometry.phase[1],
+        "POOL": geometry.pool,
+        "STRIDE": geometry.stride,
+        "WIDTH": geometry.width,
+    }
+    return load_library("windows", tuple(macros.items()))
+
+
+def _call(geometry: Geometry, function: str, n: int, *arguments: Tensor | float | None) -> None:
+    """Call a function of windows.c, with addresses in place of tensors; other threads of Python go on meanwhile."""
+    passed = [
+        ctypes.c_double(value)
+        if isinstance(value, float)
+        else ctypes.c_int64(value)
+        if isinstance(value, int)
+        else ctypes.c_void_p(None if value is None else value.data_ptr())
+        for value in arguments
+    ]
+    if getattr(_library(geometry), function)(ctypes.c_int64(n), *passed) == 1:
+        raise MemoryError(f"{function} of {n} images")

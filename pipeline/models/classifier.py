@@ -1,0 +1,176 @@
+"""Convolutional networks from their description, with input standardization inside, and their files.
+
+A network takes raw uint8 images (N, H, W, C) and gives logits (N, n_classes), so whoever loads one needs to know
+nothing about how it was trained.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from pipeline.data.arrays import Images
+from pipeline.models.accelerated.windows import Geometry, WindowBlock
+from pipeline.models.layers import ACTIVATIONS, Block, Group, Scale, Whitening
+from pipeline.recipes.recipe import FastNetwork, Network
+
+
+class Standardize(nn.Module):
+    """uint8 (N, H, W, C), 0-255 → float32 (N, C, H, W): minus the mean, over the standard deviation.
+
+    Attributes:
+        mean: float32, broadcastable to (H, W, C), on the scale 0-255.
+        inverse_std: Likewise; 0 where the training set never varies, so that those positions become 0.
+    """
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
+        super().__init__()
+        inverse = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
+        self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
+        self.register_buffer("inverse_std", torch.from_numpy(inverse.astype(np.float32)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Standardized images; the channels-last memory order of the input is kept."""
+        return images.float().sub_(self.mean).mul_(self.inverse_std).permute(0, 3, 1, 2)
+
+
+def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of the training images.
+
+    Args:
+        images: uint8 (N, H, W, C), the training set actually used.
+        mode: `pixel`: of every position and channel, shapes (H, W, C), as the authors. `channel`: of every
+            channel, (1, 1, C). `none`: 0 and 255, (1, 1, 1), so that inputs are in [0, 1].
+
+    Returns:
+        mean, std: float64, std with divisor N. Sums are exact integers, so that a position that never
+        varies has a standard deviation of exactly 0.
+    """
+    if mode == "none":
+        return np.zeros((1, 1, 1)), np.full((1, 1, 1), 255.0)
+    height, width, channels = images.shape[1:]
+    total = np.zeros((height, width, channels), np.int64)
+    total_squares = np.zeros_like(total)
+    for start in range(0, len(images), 1000):
+        block = images[start : start + 1000].astype(np.int64)
+        total += block.sum(axis=0)
+        total_squares += (block * block).sum(axis=0)
+    count = len(images)
+    if mode == "channel":
+        total = total.sum(axis=(0, 1), keepdims=True)
+        total_squares = total_squares.sum(axis=(0, 1), keepdims=True)
+        count *= height * width
+    # Python integers: the products below exceed 64 bits.
+    numerator = total_squares.astype(object) * count - total.astype(object) ** 2
+    variance = numerator.astype(np.float64) / float(count) ** 2
+    return total / count, np.sqrt(variance)
+
+
+def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+    """Untrained layers from float32 (N, C, H, W) to logits (N, n_classes).
+
+    Args:
+        network: Its description; `Params` has checked that it fits the images.
+        shape: (H, W, C) of the images.
+        n_classes: How many classes there are.
+
+    Source: paper section IV and Table I; for `FastNetwork` see `layers`.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = shape[2]
+    if isinstance(network, FastNetwork):
+        patches = Whitening(channels) if network.whiten else nn.Conv2d(channels, 8 * channels, kernel_size=2)
+        layers["patches"], layers["activation"] = patches, ACTIVATIONS[network.activation]()
+        channels = patches.out_channels
+        for number, group_width in enumerate(network.widths, start=1):
+            layers[f"group{number}"] = Group(channels, group_width, network.activation)
+            channels = group_width
+        layers["pool"] = nn.AdaptiveMaxPool2d(1)
+    else:
+        for number, convolution in enumerate(network.convolutions, start=1):
+            if number == 1 and WindowBlock.fits(convolution, shape):
+                layers[f"block{number}"] = WindowBlock(network, convolution, shape)
+            else:
+                layers[f"block{number}"] = Block(network, convolution, channels)
+            channels = convolution.filters
+    layers["flatten"] = nn.Flatten()
+    n_features = network.n_features(shape)
+    for number, hidden in enumerate(network.fully_connected, start=1):
+        layers[f"hidden{number}"] = nn.Linear(n_features, hidden)
+        layers[f"hidden{number}_activation"] = ACTIVATIONS[network.activation]()
+        n_features = hidden
+    layers["output"] = nn.Linear(n_features, n_classes)
+    if isinstance(network, FastNetwork):
+        layers["scale"] = Scale(1 / 9)  # large steps need small logits; the factor is airbench's
+    return nn.Sequential(layers)
+
+
+def native_code(network: Network | FastNetwork, shape: tuple[int, int, int], device: torch.device) -> str | None:
+    """Digest of the compiled code of ours that computes a network on a device; None where torch's alone does.
+
+    Args:
+        network: Its description.
+        shape: (H, W, C) of the images.
+        device: Where it runs.
+    """
+    with torch.device("meta"):
+        first = next(build_network(network, shape, n_classes=1).children())
+    return first.library_digest if isinstance(first, WindowBlock) and first.takes_packed(device) else None
+
+
+class Classifier(nn.Module):
+    """Standardization and network in one: uint8 (N, H, W, C) → float32 logits (N, n_classes).
+
+    Attributes:
+        shape: (H, W, C) of the images it takes.
+        path: Where it was loaded from; None for one that was not.
+    """
+
+    path: Path | None = None
+
+    def __init__(self, shape: tuple[int, int, int], standardize: Standardize, network: nn.Sequential) -> None:
+        super().__init__()
+        self.shape = shape
+        self.standardize = standardize
+        self.network = network
+
+    def packing(self, device: torch.device) -> Geometry | None:
+        """How `prepare` packs images on a device; None if it standardizes them instead."""
+        first = next(self.network.children())
+        return first.geometry if isinstance(first, WindowBlock) and first.takes_packed(device) else None
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What `classify` takes of raw images: standardized (N, C, H, W), or still uint8 but packed.
+
+        No weight enters into it, so that it need not be done anew in every epoch, and packing is the same for all
+        models that pack alike.
+        """
+        geometry = self.packing(images.device)
+        standardized: Tensor = self.standardize(images) if geometry is None else geometry.pack(images)
+        return standardized
+
+    def forward(self, images: Tensor, side: int | None = None) -> Tensor:
+        """Logits of raw images; scaled to `side` pixels after standardization, if that is given."""
+        prepared = self.prepare(images)
+        if side is not None:
+            prepared = interpolate(prepared, size=(side, side), mode="bilinear")
+        return self.classify(prepared)
+
+    def classify(self, prepared: Tensor) -> Tensor:
+        """Logits of images that went through `prepare`."""
+        first, *others = self.network.children()
+        if prepared.dtype == torch.uint8:
+            assert isinstance(first, WindowBlock)
+            values = first.of_packed(prepared, self.standardize.mean, self.standardize.inverse_std)
+        else:
+            values = first(prepared)
+        for layer in others:
+            values = layer(values)
+        return values.float()

@@ -1,0 +1,1 @@
+"""Networks, recipes, training plans and strategies as frozen values."""

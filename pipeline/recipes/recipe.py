@@ -1,0 +1,161 @@
+"""How a network is built and trained, as frozen values."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class Block(BaseModel):
+    """A block of params.yaml: no key more, no key less, no value converted, none changed later."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Convolution(Block):
+    """One convolution and what follows it; sizes in pixels."""
+
+    filters: Annotated[int, Field(ge=1, le=8192)]
+    kernel: Annotated[int, Field(ge=1, le=64)]
+    stride: Annotated[int, Field(ge=1, le=64)]
+    padding: Annotated[int, Field(ge=0, le=64)]
+    pool: Annotated[int, Field(ge=1)]
+
+    def output_side(self, side: int) -> int:
+        """Side of the output before pooling."""
+        return (side + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(strict=False)]
+
+
+class Network(Block):
+    """A network in the manner of the paper: convolutions, each with what follows it, then fully connected layers."""
+
+    convolutions: Annotated[tuple[Convolution, ...], Field(strict=False)]
+    fully_connected: Widths
+    activation: Literal["relu", "tanh"]
+    batch_norm: bool
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+    def n_features(self, shape: tuple[int, int, int]) -> int:
+        """Values that the convolutions leave of an image of `shape` (H, W, C).
+
+        Raises:
+            ValueError: A kernel or pool is larger than what reaches it.
+        """
+        height, width, channels = shape
+        for number, layer in enumerate(self.convolutions, start=1):
+            height, width = (layer.output_side(side) // layer.pool for side in (height, width))
+            channels = layer.filters
+            if min(height, width) < 1:
+                raise ValueError(f"convolution {number} leaves nothing of a {shape[0]}x{shape[1]} image")
+        return height * width * channels
+
+
+class FastNetwork(Block):
+    """A network that learns in few epochs: filters for 2×2 patches, then groups of two 3×3 convolutions.
+
+    The filters whiten what the training set shows, or, without `whiten`, are learned like all others.
+
+    Every group halves the side and ends with `widths` channels; the last is pooled over the whole image, so images of
+    any size that is large enough go through.
+    """
+
+    widths: Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(strict=False, min_length=1)]
+    fully_connected: Widths
+    activation: Literal["relu", "tanh", "gelu"]
+    whiten: bool
+
+    def n_features(self, shape: tuple[int, int, int]) -> int:
+        """Values that the convolutions leave of an image of `shape` (H, W, C).
+
+        Raises:
+            ValueError: A group leaves nothing.
+        """
+        height, width, _ = shape
+        if (min(height, width) - 1) >> len(self.widths) < 1:
+            raise ValueError(f"{len(self.widths)} groups leave nothing of a {height}x{width} image")
+        return self.widths[-1]
+
+
+class Adam(Block):
+    """The paper's optimizer."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Sgd(Block):
+    """Stochastic gradient descent with Nesterov momentum, its rate rising and then falling linearly."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(gt=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    bias_factor: Annotated[float, Field(gt=0)]
+    warm_up: Annotated[float, Field(ge=0, lt=1)]
+
+
+class SmallImages(Block):
+    """Images scaled to `side` pixels for the first `share` of all steps."""
+
+    side: Annotated[int, Field(ge=2, le=64)]
+    share: Annotated[float, Field(ge=0, le=1)]
+
+
+class Recipe(Block):
+    """How a model of one data set is trained: what all recipes have."""
+
+    network: Network | FastNetwork
+    standardize: Literal["pixel", "channel", "none"]
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=2)]
+    shuffle: bool
+    drop_last: bool
+    precision: Literal["auto", "float32", "bfloat16"]
+
+    # The field that holds the optimizer.
+    OPTIMIZER: ClassVar[str]
+
+    @property
+    def learning_rate(self) -> float:
+        """The (largest) learning rate."""
+        rate: float = getattr(self, self.OPTIMIZER).learning_rate
+        return rate
+
+    def fine_tuned(self, fully_connected: tuple[int, ...], learning_rate: float, batch_size: int, epochs: int) -> Self:
+        """This recipe for a second training, with more fully connected layers."""
+        head = (*self.network.fully_connected, *fully_connected)
+        optimizer = getattr(self, self.OPTIMIZER).model_copy(update={"learning_rate": learning_rate})
+        network = self.network.model_copy(update={"fully_connected": head})
+        changed = {"network": network, self.OPTIMIZER: optimizer, "batch_size": batch_size, "epochs": epochs}
+        return self.model_copy(update=changed)
+
+
+class PaperRecipe(Recipe):
+    """As the paper trains: Adam at one learning rate, images as they are."""
+
+    recipe: Literal["paper"]
+    network: Network
+    adam: Adam
+
+    OPTIMIZER: ClassVar[str] = "adam"
+
+
+class FastRecipe(Recipe):
+    """As networks are trained for speed: few epochs, large steps, augmented images, small ones first."""
+
+    recipe: Literal["fast"]
+    network: FastNetwork
+    sgd: Sgd
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    flip: bool
+    shift: Annotated[int, Field(ge=0, le=16)]
+    small_images: SmallImages
+
+    OPTIMIZER: ClassVar[str] = "sgd"
+
+
+RecipeOf = Annotated[PaperRecipe | FastRecipe, Field(discriminator="recipe")]
+RECIPES: TypeAdapter[PaperRecipe | FastRecipe] = TypeAdapter(RecipeOf)
+NETWORKS: TypeAdapter[Network | FastNetwork] = TypeAdapter(Network | FastNetwork)

@@ -1,0 +1,97 @@
+"""Ways of training against a perturbation, as data: each a pure function from its settings to a plan.
+
+To add one: write its function `(settings, recipe, dataset) -> Plan`, its settings, a line in `STRATEGIES`, and give it
+a block under `strategies` in params.yaml. The training loop knows plans, not names.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.recipes.plan import Plan
+from pipeline.recipes.recipe import Block, Recipe, Widths
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class NoSettings(Block):
+    """A strategy without settings."""
+
+
+class Ramp(Block):
+    """Share of perturbed images before the first epoch and after the last."""
+
+    start: Share
+    end: Share
+
+
+class FineTuning(Block):
+    """The second training of one data set."""
+
+    fully_connected: Widths
+    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(ge=2)]
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Transfer(Block):
+    """Fine-tuning of the natural model."""
+
+    freeze: bool
+    recipes: Mapping[str, FineTuning]
+
+
+def plan_constant(settings: NoSettings, recipe: Recipe, dataset: str) -> Plan:
+    """Perturbed images only, drawn once, at one level.
+
+    Source: paper section VI-A.
+    """
+    return Plan(recipe, (1.0,) * recipe.epochs, fits_on_perturbed=True)
+
+
+def plan_incremental(settings: Ramp, recipe: Recipe, dataset: str) -> Plan:
+    """A share of perturbed images that rises linearly from epoch to epoch.
+
+    Source: paper section VI-B; the authors' code takes ⌊e/E · batch⌋ images in epoch e = 0..E-1, a ramp from 0 to 1.
+    Which images the standardization is fitted on, they do not say; fitted on the clean ones it gives their numbers.
+    """
+    rise = settings.end - settings.start
+    shares = tuple(settings.start + rise * (epoch / recipe.epochs) for epoch in range(recipe.epochs))
+    return Plan(recipe, shares, fits_on_perturbed=False)
+
+
+def plan_transfer(settings: Transfer, recipe: Recipe, dataset: str) -> Plan:
+    """The natural model with a new head, fine-tuned on perturbed images.
+
+    Source: paper section VI-C.
+    """
+    tuning = settings.recipes[dataset]
+    return Plan(
+        recipe.fine_tuned(tuning.fully_connected, tuning.learning_rate, tuning.batch_size, tuning.epochs),
+        (1.0,) * tuning.epochs,
+        fits_on_perturbed=True,
+        starts_from_natural=True,
+        freezes_start=settings.freeze,
+    )
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way of training, as params know it.
+
+    Attributes:
+        settings: What its block in params.yaml holds.
+        plan: `(settings, recipe of the natural model, data set) -> Plan`.
+    """
+
+    settings: type[Block]
+    plan: Callable[[Any, Recipe, str], Plan]
+
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "constant": Strategy(NoSettings, plan_constant),
+    "incremental": Strategy(Ramp, plan_incremental),
+    "transfer": Strategy(Transfer, plan_transfer),
+}

@@ -1,0 +1,1 @@
+"""Figures, the page, and the paper's published numbers."""

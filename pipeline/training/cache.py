@@ -1,0 +1,264 @@
+"""The model cache: finished models and checkpoints, outside of stages' outputs, by a digest of what decides them."""
+
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from functools import cache
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from pipeline.data.datasets import Dataset
+from pipeline.models import classifier, storage
+from pipeline.models.devices import select_device, select_precision
+from pipeline.recipes.plan import NATURAL
+from pipeline.recipes.recipe import Recipe
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+from pipeline.study.params import Params
+from pipeline.training.loop import Epoch
+
+# Modules and packages whose code decides weights or learning curves. tests/test_kept.py holds that nothing is left out.
+TRAINING_CODE = ("data.seeding", "models", "recipes", "training.loop", "training.schedules")
+# By these, users tell the libraries that torch computes with how to compute.
+_ENVIRONMENT = (
+    "ATEN_",
+    "CUBLAS_",
+    "DNNL_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "NVIDIA_TF32_",
+    "OMP_",
+    "ONEDNN_",
+    "TORCH_ALLOW_TF32_",
+)
+# The number of threads that it asks for is in the keys by itself.
+_IN_OTHER_WORDS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+_CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A model in the cache, there or not.
+
+    Attributes:
+        key: The digest; from `keep`.
+        description: All of params that decides the model, as JSON values.
+        precision: What it is computed in, `float32` or `bfloat16`.
+    """
+
+    key: str
+    description: Mapping[str, Any]
+    precision: str
+
+    @property
+    def weights(self) -> Path:
+        """The finished model; its description, key and learning curve lie beside it as `.json`, written last."""
+        return layout.finished_models() / f"{self.key}.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state after the last whole epoch, until the model is finished."""
+        return layout.finished_models() / f"{self.key}.checkpoint"
+
+    @property
+    def lock(self) -> Path:
+        """There as long as a process trains the model."""
+        return layout.finished_models() / f"{self.key}.running"
+
+    def is_finished(self) -> bool:
+        """Whether the model is there, whole; removes what a run that was killed as it finished has left beside it."""
+        try:
+            read_entry(self.weights)
+            storage.load(self.weights, "", self.description)
+        except PipelineError:  # not there, or damaged since: train it
+            return False
+        for leftover in (self.checkpoint, self.lock):
+            leftover.unlink(missing_ok=True)
+        return True
+
+    def finish(self, classifier: classifier.Classifier, curve: list[Epoch]) -> None:
+        """Keep a finished model and its learning curve."""
+        rows = [asdict(epoch) for epoch in curve]
+        description = {**self.description, "computed_in": self.precision, "learning_curve": rows, "key": self.key}
+        storage.save(classifier, self.weights, description)
+        self.checkpoint.unlink(missing_ok=True)
+
+    def copy_to(self, path: Path) -> list[dict[str, Any]]:
+        """Copy a finished model to `path` (`.safetensors`, `.json` beside it) and return its curve, a row per epoch."""
+        description = read_entry(self.weights)
+        del description["key"]  # names the machine: elsewhere the same model has another
+        storage.write(path, storage.read_weights(self.weights, description), description)
+        rows: list[dict[str, Any]] = description["learning_curve"]
+        return rows
+
+
+def curves_to_csv(rows: Sequence[Mapping[str, Any]], *, is_named: bool) -> str:
+    """Learning curves as CSV, numbers rounded to 6 decimals.
+
+    Args:
+        rows: Keys as the fields of `Epoch`, and before them `model` if they are of several models.
+        is_named: Whether they are.
+    """
+    columns = [*(["model"] if is_named else []), *(field.name for field in fields(Epoch))]
+    return pd.DataFrame(rows, columns=columns).round(6).to_csv(index=False)
+
+
+def read_entry(weights: Path) -> dict[str, Any]:
+    """The description of a model in the cache, learning curve included.
+
+    Args:
+        weights: `<key>.safetensors` in the cache.
+
+    Raises:
+        PipelineError: It is missing, damaged, or belongs to another key.
+    """
+    mend = f"rm {weights.with_suffix('.*')} && dvc repro"
+    description = storage.read_description(weights, mend)
+    if description.get("key") != weights.stem:
+        raise PipelineError(f"{weights}: of another model; make it again with `{mend}`")
+    storage.read_weights(weights, description, mend)
+    try:
+        curve = _CURVES.validate_json(json.dumps(description.get("learning_curve")))
+    except ValidationError:
+        raise PipelineError(f"{weights}: no learning curve; make it again with `{mend}`") from None
+    numbers = [number for epoch in curve for number in astuple(epoch)]
+    if [epoch.epoch for epoch in curve] != list(range(1, len(curve) + 1)) or not all(map(isfinite, numbers)):
+        raise PipelineError(f"{weights}: no learning curve; make it again with `{mend}`")
+    return description
+
+
+def keep(
+    description: Mapping[str, Any],
+    recipe: Recipe,
+    device: torch.device,
+    n_threads: int,
+    seed_names: tuple[int | str, ...],
+    images_sha256: str | None = None,
+    natural_sha256: str | None = None,
+) -> Kept:
+    """Where the model is kept that all this decides.
+
+    Args:
+        description: All of params that decides it and its learning curve, as JSON values.
+        recipe: By which it is trained.
+        device: Where it is computed.
+        n_threads: Threads that compute it.
+        seed_names: Decide initial weights, order and dropout.
+        images_sha256: Digest of the perturbed training images, if it sees any.
+        natural_sha256: Digest of the natural model's weights, if it starts from them.
+    """
+    height, width, channels = description["shape"]
+    computed_in = str(select_precision(recipe.precision, device)).removeprefix("torch.")
+    names = {
+        "description": dict(description),
+        "seed_names": seed_names,
+        "images": images_sha256,
+        "natural": natural_sha256,
+        "code": _digest_own_code(),
+        "native_code": classifier.native_code(recipe.network, (height, width, channels), device),
+        "torch": torch.__version__,
+        "processor": _processor(device),
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(_ENVIRONMENT) and name not in _IN_OTHER_WORDS
+        },
+        "precision": computed_in,
+        "threads": n_threads,
+    }
+    key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
+    return Kept(key, description, computed_in)
+
+
+def keep_natural(params: Params, dataset: Dataset) -> Kept:
+    """Where the natural model of a data set is kept; all threads of torch compute it."""
+    plan, device = params.plan(NATURAL, dataset.name), select_device(params.device)
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 0
+    description = params.describe_model(NATURAL, dataset, plan, None)
+    return keep(description, plan.recipe, device, n_threads, (params.train.seed,))
+
+
+def cached_files() -> dict[str, list[Path]]:
+    """All files of the cache by the key that they are named by; what others have put there is left out."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(layout.finished_models().glob("*")):
+        if named := re.match(r"\.?([0-9a-f]{64})\.", path.name):
+            files.setdefault(named[1], []).append(path)
+    return files
+
+
+def name_entry(key: str) -> str:
+    """Which model it is, in words: `mnist constant noise 0.05`."""
+    try:
+        described = storage.read_description(layout.finished_models() / f"{key}.safetensors", "")
+    except PipelineError:
+        return "not finished, damaged, or of an earlier version"
+    trained_on = described.get("trained_on") or {}
+    words = (
+        described.get("dataset"),
+        described.get("strategy"),
+        trained_on.get("perturbation"),
+        trained_on.get("level"),
+    )
+    return " ".join(str(word) for word in words if word is not None)
+
+
+@cache
+def _digest_own_code() -> str:
+    return digest_code(training_code())
+
+
+def training_code() -> dict[str, Path]:
+    """The modules that decide weights and learning curves, as they were imported: name in this package → file."""
+    names = (name.removeprefix("pipeline.") for name in sys.modules if name.startswith("pipeline."))
+    chosen = sorted(name for name in names if f"{name}.".startswith(tuple(f"{code}." for code in TRAINING_CODE)))
+    return {name: Path(str(sys.modules[f"pipeline.{name}"].__file__)) for name in chosen}
+
+
+def digest_code(modules: Mapping[str, Path]) -> str:
+    """Digest of the code of modules, without comments, docstrings and layout.
+
+    Args:
+        modules: Name → file.
+    """
+    digest = hashlib.sha256()
+    for name, file in modules.items():
+        tree = _Code().visit(ast.parse(file.read_text(encoding="utf-8")))
+        digest.update(f"{name}\0{ast.unparse(tree)}\0".encode())
+    return digest.hexdigest()
+
+
+class _Code(ast.NodeTransformer):
+    """Takes out strings that nobody uses: docstrings, and those below attributes."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        """A statement that is only a value."""
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Any other part; a block must not become empty."""
+        super().generic_visit(node)
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.body:
+            node.body = [ast.Pass()]
+        return node
+
+
+def _processor(device: torch.device) -> dict[str, Any]:
+    """What libraries choose their algorithms by: on other processors the same sums are added in another order."""
+    if device.type == "cuda":
+        versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+        return {"device": "cuda", "name": torch.cuda.get_device_name(device), **versions}
+    capabilities = {name: value for name, value in torch.cpu.get_capabilities().items() if not name.startswith("num_")}
+    return {"device": device.type, "torch": torch.backends.cpu.get_cpu_capability(), **capabilities}

@@ -1,0 +1,111 @@
+"""What each recipe does while a model is trained: its optimizer, its learning rate, and how it changes a batch."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.recipes.recipe import FastRecipe, PaperRecipe, Recipe
+
+
+class PaperRegimen:
+    """Adam at one learning rate, images as they are.
+
+    Attributes:
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+
+    Source: paper section IV.
+    """
+
+    label_smoothing = 0.0
+
+    def __init__(self, recipe: PaperRecipe) -> None:
+        self._adam = recipe.adam
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """For all weights that ask for gradients, at the full learning rate."""
+        weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
+        adam = self._adam
+        return torch.optim.Adam(weights, lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), fused=True)
+
+    def rate(self, done: float) -> float:
+        """Learning rate after a share `done` of all steps, relative to its full value."""
+        return 1.0
+
+    def augment(self, images: Tensor, flips: Tensor, epoch: int) -> Tensor:
+        """What a step sees of a batch.
+
+        Args:
+            images: uint8 (N, H, W, C).
+            flips: bool (N,), drawn for every image of the training set once and for all.
+            epoch: From 1.
+        """
+        return images
+
+    def side(self, done: float) -> int | None:
+        """What images are scaled to, in pixels, after a share `done` of all steps; None: they are not."""
+        return None
+
+
+class FastRegimen:
+    """Large steps that first grow and then shrink; images mirrored and shifted, small ones first.
+
+    Attributes and methods are those of `PaperRegimen`.
+
+    Source: our choice, after airbench94 (Jordan, arXiv 2404.00498).
+    """
+
+    def __init__(self, recipe: FastRecipe) -> None:
+        self._recipe = recipe
+        self.label_smoothing = recipe.label_smoothing
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Biases of BatchNorm and of the patches learn faster than the rest."""
+        sgd = self._recipe.sgd
+        shifting = (nn.BatchNorm2d, nn.Conv2d)  # of convolutions, only that for patches has one
+        biases = {id(module.bias) for module in model.modules() if isinstance(module, shifting)}
+        weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
+        # Weight decay times learning rate is the same for all: biases take larger steps, not more decay.
+        groups = [
+            {
+                "params": [tensor for tensor in weights if (id(tensor) in biases) == is_bias],
+                "lr": sgd.learning_rate * factor,
+                "weight_decay": sgd.weight_decay / factor,
+            }
+            for is_bias, factor in ((False, 1.0), (True, sgd.bias_factor))
+        ]
+        return torch.optim.SGD(groups, momentum=sgd.momentum, nesterov=True, fused=True)
+
+    def rate(self, done: float) -> float:
+        """From a fifth up to 1, then down to a fourteenth."""
+        warm_up = self._recipe.sgd.warm_up
+        if done < warm_up:
+            return 0.2 + 0.8 * done / warm_up
+        return 1 - (1 - 0.07) * (done - warm_up) / (1 - warm_up)
+
+    def augment(self, images: Tensor, flips: Tensor, epoch: int) -> Tensor:
+        """Every image mirrored in every other epoch, which is better than at random; all of them shifted alike.
+
+        What a shift brings in is mirrored at the edge.
+        """
+        if self._recipe.flip:
+            mirrored = flips ^ (epoch % 2 == 0)
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(2), images)
+        shift = self._recipe.shift
+        if shift:
+            for axis, offset in zip((1, 2), torch.randint(-shift, shift + 1, (2,)).tolist(), strict=True):
+                places = torch.arange(images.shape[axis], device=images.device) + offset
+                last = images.shape[axis] - 1
+                images = images.index_select(axis, last - (last - places.abs()).abs())
+        return images
+
+    def side(self, done: float) -> int | None:
+        """Small images for the first share of all steps."""
+        small = self._recipe.small_images
+        return small.side if done < small.share else None
+
+
+def regimen_of(recipe: Recipe) -> PaperRegimen | FastRegimen:
+    """What trains by a recipe."""
+    if isinstance(recipe, PaperRecipe):
+        return PaperRegimen(recipe)
+    assert isinstance(recipe, FastRecipe)
+    return FastRegimen(recipe)
