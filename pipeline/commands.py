@@ -11,11 +11,11 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.stages.ablations import ablations
 from pipeline.stages.check import check
 from pipeline.stages.clean import clean
-from pipeline.stages.confusion import confusion
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.figures import figures
 from pipeline.stages.impact import impact
 from pipeline.stages.perturb import perturb
+from pipeline.stages.plan import plan
 from pipeline.stages.prepare import prepare
 from pipeline.stages.profile import profile
 from pipeline.stages.report import report
@@ -114,8 +114,9 @@ def main() -> None:
         raise PipelineError("PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it, leave out -O")
 
 
-for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, ablations, confusion, report):
+for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, ablations, report):
     main.add_command(command)
+main.add_command(plan)
 main.add_command(verify)
 main.add_command(profile)
 main.add_command(clean)

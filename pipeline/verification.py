@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,15 @@ from pipeline import lockfile
 from pipeline.data import store
 from pipeline.data.arrays import Images
 from pipeline.data.datasets import Dataset
-from pipeline.data.seeding import block_size, derive_seed, level_name
-from pipeline.evaluation import metrics, results
+from pipeline.data.seeding import block_size, derive_seed
+from pipeline.evaluation import results
 from pipeline.perturbations.generation import perturb_images
-from pipeline.perturbations.variants import Variant, variant_attributes
-from pipeline.recipes.plan import NATURAL, plan_natural
+from pipeline.perturbations.variants import PlannedArray, StoredArray
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import PARTIAL_SUFFIX, read_file
-from pipeline.study.opening import open_variant
-from pipeline.study.params import Params
-from pipeline.study.planning import planned_variants
+from pipeline.study.planning import MEASURING, Study
+from pipeline.training.job import TrainingJob
 
 Progress = Callable[[int], object]
 Recorded = Mapping[Path, lockfile.Recorded]
@@ -96,38 +92,38 @@ def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images
 
 
 def verify_perturbed(
-    params: Params, dataset: Dataset, perturbation: str, clean: Mapping[str, Images], is_full: bool, progress: Progress
+    study: Study, perturbation: str, clean: Mapping[str, Images], is_full: bool, progress: Progress
 ) -> list[Finding]:
     """What is to be said of one perturbed store.
 
     Every chunk of every array is read; one block of its images, or all of them, is made again from the clean ones.
 
     Args:
-        params: What the store should hold.
-        dataset: Which data set.
+        study: What the store should hold.
         perturbation: Which perturbation.
         clean: From `verify_clean`.
         is_full: Make all images again.
         progress: Called with the number of images looked at since the last call.
     """
-    made_by = f"python -m pipeline perturb {dataset.name} {perturbation}"
-    path = layout.perturbed_store(dataset.name, perturbation)
+    arrays = study.arrays_of(perturbation)
+    path, made_by = (
+        layout.perturbed_store(study.dataset.name, perturbation),
+        _run(f"perturb {study.dataset.name} {perturbation}"),
+    )
     problems: list[str] = []
-    group = _open_store(path, problems, made_by)
-    if group is None:
+    if _open_store(path, problems, made_by) is None:
         return _findings(problems, "")
-    planned, digests, n_images, n_compared = {}, {}, 0, 0
-    for variant, leading in planned_variants(params, dataset.name, perturbation):
-        name = f"{level_name(variant.level)}/{variant.split}"
-        planned[name] = (*leading, *dataset.shape), variant_attributes(dataset, variant)
-        n_images += prod(leading)
-        with _noted(problems, path / name, made_by):
-            array = open_variant(group, dataset, variant, leading, made_by)
-            digests[name] = array.attrs["sha256"]
-            n_compared += _compare(path, array, variant, clean.get(variant.split), is_full, made_by, progress)
-    attributes = {"dataset": dataset.name, "perturbation": perturbation}
+    planned, digests, n_compared = {}, {}, 0
+    for array in arrays:
+        planned[array.name] = array.shape, array.attributes
+        with _noted(problems, path / array.name, made_by):
+            stored = array.open()
+            digests[array.name] = stored.sha256
+            n_compared += _compare(array, stored, clean.get(array.variant.split), is_full, progress)
+    attributes = {"dataset": study.dataset.name, "perturbation": perturbation}
     problems += _differences(path, attributes, planned, digests, made_by)
     again = f"{n_compared:,} made again, the same" if n_compared else "none made again: no clean images"
+    n_images = sum(array.n_images for array in arrays)
     return _findings(problems, f"{path}: {len(planned)} arrays, {n_images:,} images, {again}")
 
 
@@ -138,36 +134,29 @@ def _open_store(path: Path, problems: list[str], made_by: str) -> store.Group | 
     return None
 
 
-def _compare(
-    path: Path,
-    array: store.Array,
-    variant: Variant,
-    clean: Images | None,
-    is_full: bool,
-    made_by: str,
-    progress: Progress,
-) -> int:
+def _compare(array: PlannedArray, stored: StoredArray, clean: Images | None, is_full: bool, progress: Progress) -> int:
     """Read all of an array, make some of its images again, and return how many."""
-    has_trials = variant.split == "test"
-    n_trials, n_images = array.shape[:2] if has_trials else (1, array.shape[0])
-    size = block_size(array.shape[-3:])
+    has_trials = array.variant.split == "test"
+    n_trials, n_images = array.leading if has_trials else (1, *array.leading)
+    size = block_size(array.dataset.shape)
     n_blocks = -(-n_images // size)
-    sample = derive_seed("verify", str(path), array.path) % (n_trials * n_blocks)
+    sample = derive_seed("verify", str(array.path), array.name) % (n_trials * n_blocks)
     n_compared, first = 0, None
-    for trial, values in enumerate(store.read_trials(array, made_by) if has_trials else [store.read(array, made_by)]):
+    for trial, values in enumerate(stored.trials() if has_trials else [stored.read()]):
         progress(len(values))
         for block in range(n_blocks):
             if clean is None or not (is_full or trial * n_blocks + block == sample):
                 continue
             start, stop = block * size, min((block + 1) * size, n_images)
-            differs = (perturb_images(clean, variant, trial, start, stop) != values[start:stop]).any(axis=(1, 2, 3))
+            again = perturb_images(clean, array.variant, trial, start, stop)
+            differs = (again != values[start:stop]).any(axis=(1, 2, 3))
             n_compared += len(differs)
             if first is None and differs.any():
                 first = f"trial {trial}, image {start + int(differs.argmax())}"
     if first is not None:
         raise PipelineError(
-            f"{path}/{array.path}: not what this code makes of the clean images (first: {first}), with these versions "
-            f"of numpy and OpenCV; make it again with `{made_by}`"
+            f"{array.path}/{array.name}: not what this code makes of the clean images (first: {first}), with these "
+            f"versions of numpy and OpenCV; make it again with `{array.made_by}`"
         )
     return n_compared
 
@@ -208,25 +197,35 @@ def read_recorded() -> tuple[Recorded, list[Finding]]:
     return {}, _findings(problems, "")
 
 
-def verify_metrics(params: Params, dataset: Dataset, recorded: Recorded) -> list[Finding]:
+def verify_metrics(study: Study, recorded: Recorded) -> list[Finding]:
     """What is to be said of the metric files of a data set.
 
     Rows must be those that params ask for, files to the byte what the stage writes of their values, summaries what
     the rows give, and everything what dvc.lock records, where it does.
     """
     problems: list[str] = []
-    checks = list(_metric_checks(params, dataset))
-    for stage, check in checks:
-        made_by = f"python -m pipeline {stage}"
-        with _noted(problems, Path("metrics"), made_by):
-            for path, summary in check().items():
-                with _noted(problems, path, made_by):
-                    results.read_summary(path, summary, made_by)
-    outputs = _metric_outputs(params, dataset)
+    name = study.dataset.name
+    for stage in ("train", "strategies"):
+        with _noted(problems, Path("metrics"), _run(f"{stage} {name}")):
+            results.read_curves(study, stage)
+            _check_curves(study, stage)
+    tables = {}
+    for stage in MEASURING:
+        with _noted(problems, Path("metrics"), _run(f"{stage} {name}")):
+            tables[stage] = results.read_cells(study, stage)
+            for path, summary in results.summarize_stage(study, stage, tables[stage]).items():
+                with _noted(problems, path, _run(f"{stage} {name}")):
+                    results.check_text(path, results.summary_to_json(summary), _run(f"{stage} {name}"))
+    with _noted(problems, Path("metrics"), _run(f"impact {name}")):
+        results.read_examples(study)
+    if "evaluate" in tables:
+        with _noted(problems, Path("metrics"), _run(f"evaluate {name}")):
+            results.read_confusions(study, tables["evaluate"])
+    outputs = _metric_outputs(study)
     n_compared = _compare_recorded(outputs, recorded, problems)
     return _findings(
         problems,
-        f"metrics of {dataset.name}: {len(checks)} stages, rows as params.yaml asks, summaries as the rows add up, "
+        f"metrics of {name}: rows as params.yaml asks, summaries as the rows add up, "
         f"{n_compared} of {len(outputs)} outputs as {layout.LOCK} records them",
     )
 
@@ -259,151 +258,95 @@ def _compare_recorded(outputs: Mapping[Path, str], recorded: Recorded, problems:
     return n_compared
 
 
-def _metric_outputs(params: Params, dataset: Dataset) -> dict[Path, str]:
+def _metric_outputs(study: Study) -> dict[Path, str]:
     """What lies below metrics/ of a data set, as dvc.yaml names it → arguments of the stage that makes it."""
-    name = dataset.name
-    outputs = {layout.learning_curve(name): f"train {name}"}
-    outputs |= dict.fromkeys(
-        (layout.impact_cells(name), layout.impact_examples(name), layout.impact_metrics(name)), f"impact {name}"
-    )
-    outputs |= {layout.figures(name): f"figures {name}", layout.confusion(name): f"confusion {name}"}
-    for strategy in params.strategies:
-        outputs[layout.strategy_curves(name, strategy)] = f"strategies {name} {strategy}"
-        for path in (layout.evaluate_cells(name, strategy), layout.evaluate_metrics(name, strategy)):
-            outputs[path] = f"evaluate {name} {strategy}"
-    for ablation in params.ablations:
-        for path in (layout.ablation_cells(name, ablation), layout.ablation_metrics(name, ablation)):
-            outputs[path] = f"ablations {name} {ablation}"
-    return outputs
+    name = study.dataset.name
+    outputs = {results.curves_path(study, stage): f"{stage} {name}" for stage in ("train", "strategies")}
+    for stage in MEASURING:
+        outputs |= dict.fromkeys((layout.cells(stage, name), layout.summary(stage, name)), f"{stage} {name}")
+    return outputs | {layout.examples(name): f"impact {name}", layout.confusion(name): f"evaluate {name}"}
 
 
-def _metric_checks(params: Params, dataset: Dataset) -> Iterator[tuple[str, Callable[[], Mapping[Path, Any]]]]:
-    """Arguments of a stage, and what reads its files and returns the summaries that must lie beside them."""
-    name = dataset.name
-
-    def read_impact() -> Mapping[Path, Any]:
-        cells, _ = results.read_impact(params, dataset)
-        return {layout.impact_metrics(name): metrics.summarize(cells)}
-
-    def read_curves(strategy: str) -> Mapping[Path, Any]:
-        results.read_curves(params, dataset, strategy)
-        _check_curves(params, dataset, strategy)
-        return {}
-
-    def read_evaluation(strategy: str) -> Mapping[Path, Any]:
-        cells = results.read_evaluation(params, dataset, strategy)
-        return {layout.evaluate_metrics(name, strategy): metrics.summarize_strategy(cells)}
-
-    def read_ablation(ablation: str) -> Mapping[Path, Any]:
-        summaries = metrics.summarize_ablation(results.read_ablation(params, dataset, ablation))
-        folder = layout.ablation_metrics(name, ablation)
-        return {folder / f"{variant}.json": summary for variant, summary in summaries.items()}
-
-    def read_confusions() -> Mapping[Path, Any]:
-        results.read_confusions(params, dataset)
-        return {}
-
-    yield f"train {name}", partial(read_curves, NATURAL)
-    yield f"impact {name}", read_impact
-    for strategy in params.strategies:
-        yield f"strategies {name} {strategy}", partial(read_curves, strategy)
-        yield f"evaluate {name} {strategy}", partial(read_evaluation, strategy)
-    for ablation in params.ablations:
-        yield f"ablations {name} {ablation}", partial(read_ablation, ablation)
-    yield f"confusion {name}", read_confusions
-
-
-def verify_models(params: Params, dataset: Dataset) -> list[Finding]:
+def verify_models(study: Study) -> list[Finding]:
     """What is to be said of the models of a data set: weights as their descriptions say, descriptions as params ask."""
     # torch takes seconds to import, which who looks at data only need not wait for.
     from pipeline.models import storage
 
     problems: list[str] = []
-    planned = _planned_models(params, dataset)
-    for path, made_by, description in planned:
-        with _noted(problems, path, made_by):
-            storage.load(path, made_by, description)
+    jobs = _jobs(study)
+    for job in jobs:
+        with _noted(problems, job.path, job.made_by):
+            storage.load(job.path, job.made_by, job.description)
     return _findings(
-        problems, f"models of {dataset.name}: {len(planned)}, as params.yaml asks, weights by their digests"
+        problems,
+        f"models of {study.dataset.name}: {len(jobs)}, as params.yaml asks, weights by their digests",
     )
 
 
-def _check_curves(params: Params, dataset: Dataset, strategy: str) -> None:
-    """That the learning curves of a strategy are those of its models, where these can be read."""
+def _check_curves(study: Study, stage: str) -> None:
+    """That the learning curves of a stage are those of its models, where these can be read."""
     from pipeline.models import storage  # as in verify_models
-    from pipeline.training.cache import curves_to_csv
+    from pipeline.training.work import curves_to_csv
 
-    name, is_natural = dataset.name, strategy == NATURAL
-    if is_natural:
-        curves, folder = layout.learning_curve(name), layout.natural_model(name).parent
-    else:
-        curves, folder = layout.strategy_curves(name, strategy), layout.strategy_models(name, strategy)
     rows = []
-    for path, made_by, _ in _planned_models(params, dataset):
-        if path.parent == folder:
-            try:
-                described = storage.read_description(path, made_by)
-            except PipelineError:
-                return
-            rows += [{"model": path.stem, **epoch} for epoch in described.get("learning_curve", [])]
-    results.check_text(curves, curves_to_csv(rows, is_named=not is_natural), made_by)
-
-
-def verify_finished() -> list[Finding]:
-    """What is to be said of the models that are kept between runs."""
-    from pipeline.training.cache import read_entry  # as in verify_models
-
-    problems, described = [], sorted(layout.finished_models().glob("*.json"))
-    for path in described:
+    for job in study.jobs(stage):
         try:
-            read_entry(path.with_suffix(".safetensors"))
+            described = storage.read_description(job.path, job.made_by)
+        except PipelineError:
+            return
+        rows += [{**vars(job.key), **epoch} for epoch in described.get("learning_curve", [])]
+    results.check_text(results.curves_path(study, stage), curves_to_csv(rows), _run(f"{stage} {study.dataset.name}"))
+
+
+def verify_cached() -> list[Finding]:
+    """What is to be said of the models in the model cache."""
+    from pipeline.models import storage  # as in verify_models
+    from pipeline.training.cache import mend_entry, read_entry
+
+    problems, described = [], sorted(layout.cached_models().glob("*.json"))
+    for path in described:
+        weights = path.with_suffix(".safetensors")
+        try:
+            storage.read_weights(weights, read_entry(weights), mend_entry(weights))
         except PipelineError as error:
             problems.append(str(error))
-    return _findings(problems, f"{layout.finished_models()}: {len(described)} models, by their digests")
+    return _findings(problems, f"{layout.cached_models()}: {len(described)} models, by their digests")
 
 
-def _planned_models(params: Params, dataset: Dataset) -> list[tuple[Path, str, dict[str, Any]]]:
-    """Weights, the command that makes them, and what their description must say, of every model of a data set."""
-    name, run = dataset.name, "python -m pipeline"
-    natural = params.describe_model(NATURAL, dataset, params.plan(NATURAL, name), None)
-    planned = [(layout.natural_model(name), f"{run} train {name}", natural)]
-    stores = [planned_variants(params, name, perturbation) for perturbation in params.perturbations]
-    variants = [variant for arrays in stores for variant, _ in arrays if variant.split == "train"]
-    for strategy in params.strategies:
-        for variant in variants:
-            path = layout.strategy_model(name, strategy, variant.perturbation, level_name(variant.level))
-            trained_on = variant_attributes(dataset, variant)
-            description = params.describe_model(strategy, dataset, params.plan(strategy, name), trained_on)
-            planned.append((path, f"{run} strategies {name} {strategy}", description))
-    for ablation in params.ablations:
-        for label, recipe in params.ablation(ablation, name).items():
-            if recipe != params.train.recipes[name]:  # or it is the natural model itself
-                path = layout.ablation_models(name, ablation) / f"{label}.safetensors"
-                description = params.describe_model(NATURAL, dataset, plan_natural(recipe), None)
-                planned.append((path, f"{run} ablations {name} {ablation}", description))
-    return planned
+def _jobs(study: Study) -> list[TrainingJob]:
+    return [job for stage in ("train", "strategies", "ablations") for job in study.jobs(stage)]
 
 
-def verify_leftovers(params: Params) -> list[Finding]:
+def verify_leftovers(studies: Iterable[Study]) -> list[Finding]:
     """A problem for everything among the outputs that params do not ask for: stages depend on whole folders."""
     roots, expected = [Path("metrics")], [layout.report()]
-    for name in params.datasets:
-        dataset = params.dataset(name)
-        roots += [layout.perturbed_store(name, "any").parent, layout.natural_model(name).parent]
-        roots += [layout.ablation_models(name, "any").parent]
-        expected += [layout.perturbed_store(name, perturbation) for perturbation in params.perturbations]
-        for path, *_ in _planned_models(params, dataset):
-            expected += [path, path.with_suffix(".json")]
-        summaries = {
-            layout.ablation_metrics(name, ablation): variants for ablation, variants in params.ablations.items()
-        }
-        expected += [path for path in _metric_outputs(params, dataset) if path not in summaries]
-        expected += [folder / f"{variant}.json" for folder, variants in summaries.items() for variant in variants]
+    for study in studies:
+        name = study.dataset.name
+        stores = [layout.perturbed_store(name, perturbation) for perturbation in study.arrays]
+        roots += [layout.perturbed_store(name, "any").parent, layout.natural_models(name).parent]
+        expected += stores
+        expected += [path for job in _jobs(study) for path in (job.path, job.path.with_suffix(".json"))]
+        expected += [path for path in _metric_outputs(study) if path.suffix]
+        expected += _summaries(study)
     return [
         Finding(f"{path}: params.yaml does not ask for it; remove it with `rm -r {path}`", True)
         for root in roots
         for path in _strays(root, expected)
     ]
+
+
+def _summaries(study: Study) -> list[Path]:
+    name = study.dataset.name
+    paths = [layout.summary("evaluate", name, strategy) for strategy in study.strategies]
+    return paths + [
+        layout.summary("ablations", name, ablation, job.key.label)
+        for ablation, jobs in study.ablations.items()
+        for job in jobs
+    ]
+
+
+def _run(arguments: str) -> str:
+    return f"python -m pipeline {arguments}"
 
 
 def _strays(root: Path, expected: Iterable[Path]) -> list[Path]:

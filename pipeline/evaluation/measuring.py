@@ -1,26 +1,25 @@
-"""Models on clean and perturbed test images; every store is read once for all of them."""
+"""Models on clean and perturbed images; every store is read once for all of them."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data import store
 from pipeline.data.arrays import Images
-from pipeline.evaluation.metrics import NATURAL, Cell, Confusion, Example
+from pipeline.evaluation.metrics import Cell, Confusion, Example
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import images_per_pass, select_precision, worker_threads
+from pipeline.perturbations.variants import StoredArray
+from pipeline.recipes.plan import CLEAN, ModelKey
 from pipeline.runtime.errors import PipelineError
-
-# (perturbation, level) → array (trials, N, H, W, C) and the command that makes it.
-Perturbed = Mapping[tuple[str, float], tuple[store.Array, str]]
-Model = TypeVar("Model")
+from pipeline.study.planning import PlannedCell
 
 
 class Predictor:
@@ -81,131 +80,52 @@ class Predictor:
             yield
 
 
-def measure_models(
-    dataset: str,
-    models: Mapping[Model, Predictor],
-    clean: Images,
-    labels: NDArray[np.uint8],
-    perturbed: Perturbed,
+@dataclass(frozen=True)
+class Predictions:
+    """What models say of one set of images.
+
+    Attributes:
+        cells: The planned measurements, one for each model.
+        images: uint8 (N, H, W, C).
+        classes: Model → predicted classes, int64 (N,).
+    """
+
+    cells: Sequence[PlannedCell]
+    images: Images
+    classes: Mapping[ModelKey, NDArray[np.int64]]
+
+
+def predict_all(
+    cells: Iterable[PlannedCell],
+    models: Mapping[ModelKey, Predictor],
+    clean: Mapping[str, Images],
+    perturbed: Mapping[tuple[str, float], StoredArray],
     device: torch.device,
     batch_size: int,
-    is_wanted: Callable[[Model, str, int], bool] = lambda model, perturbation, trial: True,
-    progress: Callable[[int], Any] = lambda n_images: None,
-) -> list[tuple[Model, Cell]]:
-    """How many images every model classifies correctly, natural ones and every level and trial.
-
-    Args:
-        dataset: Name of the data set.
-        models: Whatever names a model → the model.
-        clean: uint8 (N, H, W, C), clean test images.
-        labels: uint8 (N,).
-        perturbed: The perturbed versions.
-        device: Where the models are.
-        batch_size: CIFAR-10 images per pass, more of smaller ones and fewer of larger; results do not depend on it.
-        is_wanted: (model, perturbation, trial) → whether to measure that.
-        progress: Called with the number of images read since the last call.
-
-    Source: paper sections V and VI.
-    """
-    cells: list[tuple[Model, Cell]] = []
-    for perturbation, level, trial, predicted in _predict_each_trial(
-        models, clean, perturbed, device, batch_size, is_wanted
-    ):
-        for model, classes in predicted.items():
-            n_correct = int((classes == labels).sum())
-            cells.append((model, Cell(dataset, perturbation, level, trial, n_correct, len(labels))))
-        progress(len(labels))
-    return cells
-
-
-def describe_examples(
-    predict: Predictor, clean: Images, labels: NDArray[np.uint8], perturbed: Perturbed, device: torch.device
-) -> list[Example]:
-    """What a model says of a few test images, natural and in the version of trial 0 of every level.
-
-    Args:
-        predict: The model.
-        clean: uint8 (n, H, W, C), the first n clean test images.
-        labels: uint8 (n,).
-        perturbed: The perturbed versions of at least those.
-        device: Where the model is.
-
-    Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
-    """
-    pictures = {(NATURAL, 0.0): clean}
-    for key, (array, made_by) in perturbed.items():
-        pictures[key] = store.read_part(array, (0, slice(0, len(clean))), made_by)
-    examples = []
-    for (perturbation, level), images in pictures.items():
-        probabilities = predict(torch.from_numpy(images).to(device)).softmax(1).cpu().numpy()
-        for index, row in enumerate(probabilities):
-            predicted, confidence = int(row.argmax()), round(float(row.max()), 4)
-            examples.append(Example(perturbation, level, index, int(labels[index]), predicted, confidence))
-    return examples
-
-
-def count_confusions(
-    models: Mapping[Model, Predictor],
-    clean: Images,
-    labels: NDArray[np.uint8],
-    perturbed: Perturbed,
-    device: torch.device,
-    batch_size: int,
-    n_classes: int,
-    is_wanted: Callable[[Model, str], bool],
-) -> list[tuple[Model, Confusion]]:
-    """How often every model takes each class for each other one, all trials together.
-
-    Args:
-        models: Whatever names a model → the model.
-        clean: uint8 (N, H, W, C), clean test images.
-        labels: uint8 (N,).
-        perturbed: The perturbed versions.
-        device: Where the models are.
-        batch_size: CIFAR-10 images per pass, more of smaller ones and fewer of larger; results do not depend on it.
-        n_classes: How many classes there are.
-        is_wanted: (model, perturbation) → whether to measure that.
-
-    Source: the paper's section IX names this as future work.
-    """
-    counts: dict[tuple[Model, str, float], NDArray[np.int64]] = {}
-    for perturbation, level, _, predicted in _predict_each_trial(
-        models, clean, perturbed, device, batch_size, lambda model, perturbation, trial: is_wanted(model, perturbation)
-    ):
-        for model, classes in predicted.items():
-            # One number per pair of classes.
-            pairs = labels.astype(np.int64) * n_classes + classes
-            key = model, perturbation, level
-            counts[key] = counts.get(key, 0) + np.bincount(pairs, minlength=n_classes**2)
-    return [
-        (model, Confusion(perturbation, level, *divmod(pair, n_classes), n_examples=int(n)))
-        for (model, perturbation, level), pairs in counts.items()
-        for pair, n in enumerate(pairs)
-    ]
-
-
-def _predict_each_trial(
-    models: Mapping[Model, Predictor],
-    clean: Images,
-    perturbed: Perturbed,
-    device: torch.device,
-    batch_size: int,
-    is_wanted: Callable[[Model, str, int], bool],
-) -> Iterator[tuple[str, float, int, dict[Model, NDArray[np.int64]]]]:
-    """The clean test images, then every level and trial: (perturbation, level, trial, model → classes (N,)).
+) -> Iterator[Predictions]:
+    """What models say of clean images and of every level and trial; every stored array is read once, for all of them.
 
     Batches are spread over the cores, one thread each, all models on a batch one after the other, while the next trial
     is read.
+
+    Args:
+        cells: What to measure, those of the same images one after the other.
+        models: The model of every cell.
+        clean: Split → uint8 (N, H, W, C).
+        perturbed: (perturbation, level) → the perturbed test images.
+        device: Where the models are.
+        batch_size: CIFAR-10 images per pass, more of smaller ones and fewer of larger; results do not depend on it.
+
+    Source: paper sections V and VI.
     """
-    ahead: deque[tuple[str, float, int, list[Future[dict[Model, NDArray[np.int64]]]]]] = deque()
+    ahead: deque[tuple[list[PlannedCell], Images, list[Future[dict[ModelKey, NDArray[np.int64]]]]]] = deque()
     with worker_threads(device) as pool:
         try:
-            for perturbation, level, trial, images in _each_trial(clean, perturbed):
-                wanted = {name: model for name, model in models.items() if is_wanted(name, perturbation, trial)}
+            for group, images in _each_set(cells, clean, perturbed):
+                wanted = {cell.model: models[cell.model] for cell in group}
                 n_per_pass = images_per_pass(batch_size, images[0].size)
                 batches = torch.split(torch.from_numpy(images).to(device), n_per_pass)
-                futures = [pool.submit(_predict, wanted, batch) for batch in batches]
-                ahead.append((perturbation, level, trial, futures))
+                ahead.append((group, images, [pool.submit(_predict, wanted, batch) for batch in batches]))
                 if len(ahead) == 2:
                     yield _wait(*ahead.popleft())
             while ahead:
@@ -214,8 +134,83 @@ def _predict_each_trial(
             pool.shutdown(cancel_futures=True)
 
 
-def _predict(models: Mapping[Model, Predictor], images: Tensor) -> dict[Model, NDArray[np.int64]]:
-    predicted: dict[Model, NDArray[np.int64]] = {}
+def count_correct(predictions: Predictions, labels: NDArray[np.uint8]) -> list[Cell]:
+    """How many images every model classifies correctly.
+
+    Args:
+        predictions: On N images.
+        labels: uint8 (N,).
+    """
+    return [
+        Cell(**vars(cell), n_correct=int((predictions.classes[cell.model] == labels).sum()))
+        for cell in predictions.cells
+    ]
+
+
+def describe_examples(
+    predictor: Predictor,
+    perturbation: str,
+    level: float,
+    images: Images,
+    labels: NDArray[np.uint8],
+    device: torch.device,
+) -> list[Example]:
+    """What a model says of a few test images.
+
+    Args:
+        predictor: The model.
+        perturbation: What was done to them.
+        level: How much.
+        images: uint8 (n, H, W, C), the first of the test set.
+        labels: uint8 (n,).
+        device: Where the model is.
+
+    Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
+    """
+    probabilities = predictor(torch.from_numpy(images).to(device)).softmax(1).cpu().numpy()
+    return [
+        Example(perturbation, level, index, int(labels[index]), int(row.argmax()), round(float(row.max()), 4))
+        for index, row in enumerate(probabilities)
+    ]
+
+
+class ConfusionCounter:
+    """How often every model takes each class for each other one, all trials of a level together.
+
+    Source: the paper's section IX names this as future work.
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        self._n_classes = n_classes
+        self._counts: dict[tuple[ModelKey, str, float], NDArray[np.int64]] = {}
+
+    def add(self, predictions: Predictions, labels: NDArray[np.uint8]) -> None:
+        """Count predictions on N images, labels uint8 (N,)."""
+        for cell in predictions.cells:
+            # One number per pair of classes.
+            pairs = labels.astype(np.int64) * self._n_classes + predictions.classes[cell.model]
+            key = cell.model, cell.perturbation, cell.level
+            self._counts[key] = self._counts.get(key, 0) + np.bincount(pairs, minlength=self._n_classes**2)
+
+    def rows(self, model: ModelKey, perturbation: str, level: float) -> list[Confusion]:
+        """The counts of a model at a level, a row for every pair of classes."""
+        return [
+            Confusion(
+                **vars(model),
+                perturbation=perturbation,
+                level=level,
+                actual=actual,
+                predicted=predicted,
+                n_examples=int(n),
+            )
+            for (actual, predicted), n in np.ndenumerate(
+                self._counts[model, perturbation, level].reshape(self._n_classes, self._n_classes)
+            )
+        ]
+
+
+def _predict(models: Mapping[ModelKey, Predictor], images: Tensor) -> dict[ModelKey, NDArray[np.int64]]:
+    predicted: dict[ModelKey, NDArray[np.int64]] = {}
     preparation: object = None
     for name, model in models.items():
         if model.preparation != preparation:
@@ -225,15 +220,17 @@ def _predict(models: Mapping[Model, Predictor], images: Tensor) -> dict[Model, N
 
 
 def _wait(
-    perturbation: str, level: float, trial: int, futures: list[Future[dict[Model, NDArray[np.int64]]]]
-) -> tuple[str, float, int, dict[Model, NDArray[np.int64]]]:
+    cells: list[PlannedCell], images: Images, futures: list[Future[dict[ModelKey, NDArray[np.int64]]]]
+) -> Predictions:
     parts = [future.result() for future in futures]
-    return perturbation, level, trial, {model: np.concatenate([part[model] for part in parts]) for model in parts[0]}
+    return Predictions(cells, images, {model: np.concatenate([part[model] for part in parts]) for model in parts[0]})
 
 
-def _each_trial(clean: Images, perturbed: Perturbed) -> Iterator[tuple[str, float, int, Images]]:
-    """The clean test images, then every level and trial: (perturbation, level, trial, images)."""
-    yield NATURAL, 0, 0, clean
-    for (perturbation, level), (array, made_by) in perturbed.items():
-        for trial, images in enumerate(store.read_trials(array, made_by)):
-            yield perturbation, level, trial, images
+def _each_set(
+    cells: Iterable[PlannedCell], clean: Mapping[str, Images], perturbed: Mapping[tuple[str, float], StoredArray]
+) -> Iterator[tuple[list[PlannedCell], Images]]:
+    """The cells of the same images, and these, in the order of the cells."""
+    for (split, perturbation, level), of_level in groupby(cells, key=lambda cell: cell.images[:3]):
+        by_trial = [list(group) for _, group in groupby(of_level, key=lambda cell: cell.trial)]
+        trials = [clean[split]] if perturbation == CLEAN else perturbed[perturbation, level].trials()
+        yield from zip(by_trial, trials, strict=True)

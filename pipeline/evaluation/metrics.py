@@ -1,41 +1,30 @@
 """What is measured, and metric arithmetic: raw cells in, aggregates out. Accuracies are numbers in [0, 1]."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from math import sqrt
 from typing import Any
 
 import pandas as pd
 
 from pipeline.data.seeding import level_name
-from pipeline.perturbations import PERTURBATIONS
+from pipeline.recipes.plan import CLEAN, NATURAL, ModelKey
+from pipeline.study.planning import PlannedCell
 
-# The row of the clean test images among the cells.
-NATURAL = "natural"
 # Columns that name a model, and those that name the images that it was shown.
-_MODEL = ["strategy", "train_perturbation", "train_level"]
-_IMAGES = ["perturbation", "level", "trial"]
+_MODEL = ["strategy", "label", "seed"]
+_IMAGES = ["seed", "split", "perturbation", "level", "trial"]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One evaluation: how many images of one variant and trial a model classifies correctly.
+class Cell(PlannedCell):
+    """A measurement that was made.
 
     Attributes:
-        dataset: Name of the data set.
-        perturbation: Name of the perturbation, or `natural`.
-        level: Its physical value; 0 for `natural`.
-        trial: 0-based repetition.
         n_correct: Images classified correctly.
-        n_examples: Images classified.
     """
 
-    dataset: str
-    perturbation: str
-    level: float
-    trial: int
     n_correct: int
-    n_examples: int
 
 
 @dataclass(frozen=True)
@@ -43,10 +32,10 @@ class Example:
     """What a model says of one pictured test image.
 
     Attributes:
-        perturbation: Name of the perturbation, or `natural`.
-        level: Its physical value; 0 for `natural`.
+        perturbation: Name of the perturbation, or `clean`.
+        level: Its physical value; 0 for `clean`.
         index: Index of the image in the test split; the perturbed version is that of trial 0.
-        label: The right class.
+        actual: The right class.
         predicted: The model's class.
         confidence: Its softmax probability, in [0, 1].
     """
@@ -54,59 +43,9 @@ class Example:
     perturbation: str
     level: float
     index: int
-    label: int
+    actual: int
     predicted: int
     confidence: float
-
-
-@dataclass(frozen=True)
-class ModelName:
-    """Which model of a strategy.
-
-    Attributes:
-        strategy: Name of the strategy, or `natural`.
-        train_perturbation: What it was trained on; `natural` for the natural model.
-        train_level: The level that it was trained on; 0 for the natural model.
-    """
-
-    strategy: str
-    train_perturbation: str
-    train_level: float
-
-    @property
-    def trained_on(self) -> str:
-        """Perturbation and level in words, such as `noise 0.05`."""
-        if self.train_perturbation == NATURAL:
-            return "natural images"
-        return f"{self.train_perturbation} {level_name(self.train_level)}"
-
-    def is_tested_on_own(self, perturbation: str) -> bool:
-        """Whether a perturbation belongs to the family that the model was trained on; to the natural model, all do."""
-        if NATURAL in (self.train_perturbation, perturbation):
-            return True
-        return PERTURBATIONS[self.train_perturbation].family == PERTURBATIONS[perturbation].family
-
-    def is_tested(self, perturbation: str, trial: int, cross_trials: int) -> bool:
-        """Whether the model is measured on a trial: on all of its own family, on `cross_trials` of other ones."""
-        return trial < cross_trials or self.is_tested_on_own(perturbation)
-
-
-@dataclass(frozen=True)
-class ModelCell(Cell, ModelName):
-    """A cell, and the model that it is about."""
-
-
-@dataclass(frozen=True)
-class AblationCell(Cell):
-    """A cell of a model trained by a changed recipe.
-
-    Attributes:
-        variant: Name of the change.
-        split: `test`, or `train` for the clean training images.
-    """
-
-    variant: str
-    split: str
 
 
 @dataclass(frozen=True)
@@ -114,13 +53,19 @@ class Confusion:
     """How often a model takes one class for another, over all trials of one level.
 
     Attributes:
-        perturbation: Name of the perturbation, or `natural`.
-        level: Its physical value; 0 for `natural`.
+        strategy: With `label` and `seed`, the `ModelKey` of the model.
+        label: Likewise.
+        seed: Likewise.
+        perturbation: Name of the perturbation, or `clean`.
+        level: Its physical value; 0 for `clean`.
         actual: The right class.
         predicted: The model's class.
         n_examples: Images of the one that were taken for the other.
     """
 
+    strategy: str
+    label: str
+    seed: int
     perturbation: str
     level: float
     actual: int
@@ -128,24 +73,19 @@ class Confusion:
     n_examples: int
 
 
-@dataclass(frozen=True)
-class ModelConfusion(Confusion, ModelName):
-    """A confusion, and the model that it is about."""
-
-
-def to_frame(rows: Sequence[Cell | Example | Confusion]) -> pd.DataFrame:
-    """A table with the fields as columns."""
-    return pd.DataFrame([asdict(row) for row in rows])
+def to_frame(rows: Sequence[Cell | Example | Confusion], kind: type = Cell) -> pd.DataFrame:
+    """A table with the fields of `kind` as columns."""
+    return pd.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(kind)])
 
 
 def to_csv(table: pd.DataFrame) -> str:
     """The table as CSV, levels written as the stores name them: the shortest decimal."""
-    names = {name: table[name].map(level_name) for name in ("train_level", "level") if name in table}
+    names = {name: table[name].map(level_name) for name in ("level",) if name in table}
     return table.assign(**names).to_csv(index=False)
 
 
 def aggregate_trials(cells: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over trials.
+    """Mean and standard deviation over trials, and over seeds where there are several.
 
     Args:
         cells: Columns as the fields of `Cell`.
@@ -164,7 +104,7 @@ def summarize(cells: pd.DataFrame) -> dict[str, Any]:
     """The few numbers that tell two experiments apart.
 
     Args:
-        cells: Columns as the fields of `Cell`, with one `natural` row.
+        cells: Columns as the fields of `Cell`, of one model or one for each seed, on test images.
 
     Returns:
         clean_accuracy: On the clean test images.
@@ -175,8 +115,8 @@ def summarize(cells: pd.DataFrame) -> dict[str, Any]:
         robust_accuracy and worst_accuracy are absent where nothing was perturbed.
     """
     table = aggregate_trials(cells)
-    clean = table.loc[table["perturbation"] == NATURAL, "mean"]
-    perturbed = table[table["perturbation"] != NATURAL]
+    clean = table.loc[table["perturbation"] == CLEAN, "mean"]
+    perturbed = table[table["perturbation"] != CLEAN]
     summary = {"clean_accuracy": clean.iloc[0]}
     if len(perturbed):
         summary["robust_accuracy"] = perturbed["mean"].mean()
@@ -190,14 +130,14 @@ def summarize_ablation(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
     """What tells the variants of an ablation apart: variant → its numbers.
 
     Args:
-        cells: Columns as the fields of `AblationCell`.
+        cells: Columns as the fields of `Cell`, of one ablation.
 
     Returns:
         For every variant train_accuracy, on the clean training images in evaluation mode, and all that
         `summarize` gives.
     """
     summaries = {}
-    for variant, rows in cells.groupby("variant", sort=False):
+    for variant, rows in cells.groupby("label", sort=False):
         train = rows[rows["split"] == "train"]
         train_accuracy = float(train["n_correct"].sum() / train["n_examples"].sum())
         summary = summarize(rows[rows["split"] == "test"])
@@ -205,22 +145,20 @@ def summarize_ablation(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
     return summaries
 
 
-def find_best(cells: pd.DataFrame, perturbation: str, level: float) -> ModelName | None:
+def find_best(cells: pd.DataFrame, perturbation: str, level: float) -> ModelKey | None:
     """The model of any strategy that is most accurate at one level, the first of several; None if there is none.
 
     Args:
-        cells: Columns as the fields of `ModelCell`; models that were trained on another family do not count.
+        cells: Columns as the fields of `Cell`; models that were trained on another family do not count.
         perturbation: Which perturbation.
         level: Its level.
     """
-    family = PERTURBATIONS[perturbation].family
-    rows = cells[cells["perturbation"].eq(perturbation) & cells["level"].eq(level) & cells["strategy"].ne(NATURAL)]
-    rows = rows[rows["train_perturbation"].map(lambda name: PERTURBATIONS[name].family).eq(family)]
+    rows = cells[cells["perturbation"].eq(perturbation) & cells["level"].eq(level) & cells["seen"]]
     if rows.empty:
         return None
     sums = rows.groupby(_MODEL, sort=False, as_index=False)[["n_correct", "n_examples"]].sum()
     best = sums.iloc[int((sums["n_correct"] / sums["n_examples"]).argmax())]
-    return ModelName(str(best["strategy"]), str(best["train_perturbation"]), float(best["train_level"]))
+    return ModelKey(str(best["strategy"]), str(best["label"]), int(best["seed"]))
 
 
 def recall_by_class(confusions: pd.DataFrame) -> pd.Series:
@@ -234,33 +172,29 @@ def recall_by_class(confusions: pd.DataFrame) -> pd.Series:
 
 
 def pair_with_natural(cells: pd.DataFrame) -> pd.DataFrame:
-    """Every model of a strategy beside the natural model, on the same images.
+    """Every model of a strategy beside the natural model of the same seed, on the same images.
 
     Args:
-        cells: Columns as the fields of `ModelCell`: the models of one strategy, and the natural one.
+        cells: Columns as the fields of `Cell`: models of strategies, and the natural ones.
 
     Returns:
-        A row per (model, perturbation, level), clean images included, the natural model left out. Columns strategy,
-        train_perturbation, train_level, perturbation, level, accuracy and baseline_accuracy (of the natural model),
-        both means over the trials on which the model was measured, and is_own: whether the images are damaged by a
-        perturbation of the family that the model was trained on.
+        A row per (model, perturbation, level), clean images included, the natural models left out. Columns strategy,
+        label, seed, seen, perturbation, level, accuracy and baseline_accuracy (of the natural model), both means over
+        the trials on which the model was measured.
     """
     measured = cells.assign(accuracy=cells["n_correct"] / cells["n_examples"])
     is_baseline = measured["strategy"] == NATURAL
     baseline = measured.loc[is_baseline, [*_IMAGES, "accuracy"]].rename(columns={"accuracy": "baseline_accuracy"})
     paired = measured[~is_baseline].merge(baseline, on=_IMAGES, validate="many_to_one")
-    groups = paired.groupby([*_MODEL, "perturbation", "level"], sort=False)[["accuracy", "baseline_accuracy"]]
-    table = groups.mean().reset_index()
-    models = table[[*_MODEL, "perturbation"]].itertuples(index=False, name=None)
-    own = [tested != NATURAL and ModelName(*model).is_tested_on_own(tested) for *model, tested in models]
-    return table.assign(is_own=pd.Series(own, table.index, dtype=bool))
+    groups = paired.groupby([*_MODEL, "seen", "perturbation", "level"], sort=False)[["accuracy", "baseline_accuracy"]]
+    return groups.mean().reset_index()
 
 
 def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
     """The few numbers that tell two ways of training apart.
 
     Args:
-        cells: Columns as the fields of `ModelCell`: the models of one strategy, and the natural one.
+        cells: Columns as the fields of `Cell`: the models of one strategy, and the natural ones.
 
     Returns:
         clean_accuracy: On clean test images, mean over models.
@@ -268,34 +202,40 @@ def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
             family that the model was trained on.
         worst_accuracy: The least of them.
         cross_accuracy: The mean where it is of another family.
-        mce: Mean over test perturbations of the error of the models trained on their family, relative to the
-            error of the baseline on the same images; perturbations on which the baseline makes none are left out.
-        baseline: The model that `mce` is relative to.
+        relative_error: Mean over test perturbations of the error of the models trained on their family, relative to
+            that of the baseline on the same images; perturbations on which the baseline makes none are left out.
+        baseline: The model that `relative_error` is relative to.
         baseline_clean_accuracy: The same of the baseline.
         baseline_robust_accuracy, baseline_worst_accuracy, baseline_cross_accuracy: The same of the baseline, over the
             same images with the same weights: a level on which three models were measured counts three times.
         All rounded to 6 decimals. Absent where there is nothing to average.
 
-    Source: `mce` after Hendrycks and Dietterich (arXiv 1903.12261), with our natural model for their AlexNet.
+    Source: `relative_error` is the mCE of Hendrycks and Dietterich (arXiv 1903.12261) with our natural model for their
+    AlexNet.
     """
     table = pair_with_natural(cells)
-    is_clean = table["perturbation"] == NATURAL
-    own, cross = table[table["is_own"]], table[~table["is_own"] & ~is_clean]
+    is_clean = table["perturbation"] == CLEAN
+    own, cross = table[table["seen"]], table[~table["seen"] & ~is_clean]
     errors = 1 - own.groupby("perturbation")[["accuracy", "baseline_accuracy"]].mean()
     errors = errors[errors["baseline_accuracy"] > 0]
-    clean_baseline = cells[cells["strategy"].eq(NATURAL) & cells["perturbation"].eq(NATURAL)]
+    clean_baseline = cells[cells["strategy"].eq(NATURAL) & cells["perturbation"].eq(CLEAN)]
     numbers = {
         "clean_accuracy": table.loc[is_clean, "accuracy"].mean(),
         "robust_accuracy": own["accuracy"].mean(),
         "worst_accuracy": own["accuracy"].min(),
         "cross_accuracy": cross["accuracy"].mean(),
-        "mce": (errors["accuracy"] / errors["baseline_accuracy"]).mean(),
+        "relative_error": (errors["accuracy"] / errors["baseline_accuracy"]).mean(),
         "baseline_clean_accuracy": (clean_baseline["n_correct"] / clean_baseline["n_examples"]).mean(),
         "baseline_robust_accuracy": own["baseline_accuracy"].mean(),
         "baseline_worst_accuracy": own["baseline_accuracy"].min(),
         "baseline_cross_accuracy": cross["baseline_accuracy"].mean(),
     }
     return {name: round(float(value), 6) for name, value in numbers.items() if pd.notna(value)} | {"baseline": NATURAL}
+
+
+def of_strategy(cells: pd.DataFrame, strategy: str) -> pd.DataFrame:
+    """The cells of the models of a strategy, and of the natural ones."""
+    return cells[cells["strategy"].isin([NATURAL, strategy])]
 
 
 @dataclass(frozen=True)
@@ -309,7 +249,7 @@ class Comparison:
         baseline_clean_accuracy: Of the natural model.
         robust_accuracy: On the damage that each model was trained on, as in `summarize_strategy`.
         baseline_robust_accuracy: Of the natural model, over the same images with the same weights.
-        mce: As in `summarize_strategy`; None where the natural model makes no error.
+        relative_error: As in `summarize_strategy`; None where the natural model makes no error.
     """
 
     strategy: str
@@ -318,7 +258,7 @@ class Comparison:
     baseline_clean_accuracy: float
     robust_accuracy: float
     baseline_robust_accuracy: float
-    mce: float | None
+    relative_error: float | None
 
     @property
     def gain(self) -> float:
@@ -351,15 +291,16 @@ class Comparison:
         return self.gain > self.chance
 
 
-def compare_strategies(cells: Mapping[str, pd.DataFrame]) -> list[Comparison]:
+def compare_strategies(cells: pd.DataFrame) -> list[Comparison]:
     """What every strategy gains over doing nothing, the largest gain first, the first named of equal ones.
 
     Args:
-        cells: Strategy → columns as the fields of `ModelCell`: its models, and the natural one. Strategies of which no
+        cells: Columns as the fields of `Cell`: models of all strategies, and the natural ones. Strategies of which no
             model was tested on damage of the family that it was trained on are left out.
     """
     compared = []
-    for strategy, table in cells.items():
+    for strategy in cells.loc[cells["strategy"] != NATURAL, "strategy"].unique():
+        table = of_strategy(cells, strategy)
         numbers = summarize_strategy(table)
         if "robust_accuracy" in numbers:
             accuracies = {
@@ -372,7 +313,9 @@ def compare_strategies(cells: Mapping[str, pd.DataFrame]) -> list[Comparison]:
                 )
             }
             n_examples = int(table["n_examples"].min())
-            compared.append(Comparison(strategy, n_examples, **accuracies, mce=numbers.get("mce")))
+            compared.append(
+                Comparison(strategy, n_examples, **accuracies, relative_error=numbers.get("relative_error"))
+            )
     return sorted(compared, key=lambda comparison: comparison.gain, reverse=True)
 
 

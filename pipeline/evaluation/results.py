@@ -1,211 +1,179 @@
-"""Metric files as tables, checked against what params ask for."""
+"""Metric files as tables, checked against what the study plans."""
 
 import io
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipeline.data.datasets import Dataset
 from pipeline.data.seeding import level_name
 from pipeline.evaluation.metrics import (
-    NATURAL,
-    AblationCell,
     Cell,
+    Confusion,
     Example,
-    ModelCell,
-    ModelConfusion,
-    ModelName,
     find_best,
+    of_strategy,
+    summarize,
+    summarize_ablation,
+    summarize_strategy,
     to_csv,
 )
+from pipeline.recipes.plan import CLEAN, ModelKey
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
-from pipeline.study.params import Params
-from pipeline.study.planning import planned_variants
+from pipeline.study.planning import PlannedCell, Study
 
 # Ten times the largest table of profile paper.
 _MAX_BYTES = 64 * 2**20
 
-# (perturbation, level, trial).
-Key = tuple[str, float, int]
 
-
-def read_impact(params: Params, dataset: Dataset) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells and examples of the impact study, columns as the fields of `Cell` and `Example`.
+def read_cells(study: Study, stage: str) -> pd.DataFrame:
+    """What stage `impact`, `evaluate` or `ablations` has measured, columns as the fields of `Cell`.
 
     Raises:
-        PipelineError: A file is missing, damaged, or made with other params.
+        PipelineError: The file is missing, damaged, or made with other params.
     """
-    made_by = f"python -m pipeline impact {dataset.name}"
-    keys = _tested(params, dataset, params.impact_levels)
-    path = layout.impact_cells(dataset.name)
-    cells = _read(path, Cell, dataset, made_by)
-    _check_keys(path, cells, ["perturbation", "level", "trial"], keys, made_by)
-    _check_counts(path, cells, params.datasets[dataset.name].n_test, made_by)
-    path = layout.impact_examples(dataset.name)
-    examples = _read(path, Example, dataset, made_by)
-    shown = range(min(params.impact.n_examples, params.datasets[dataset.name].n_test))
-    expected = [(name, level, index) for name, level in dict.fromkeys(key[:2] for key in keys) for index in shown]
+    path, made_by = layout.cells(stage, study.dataset.name), _made_by(stage, study)
+    cells = _read(path, Cell, made_by)
+    keys = [field.name for field in fields(PlannedCell) if field.name != "n_examples"]
+    planned = study.cells(stage)
+    _check_keys(path, cells, keys, (tuple(getattr(cell, key) for key in keys) for cell in planned), made_by)
+    n_examples = pd.Series([cell.n_examples for cell in planned], cells.index)
+    if not (cells["n_examples"].eq(n_examples) & cells["n_correct"].between(0, n_examples)).all():
+        raise PipelineError(f"{path}: counts that do not fit the images of the study; make it again with `{made_by}`")
+    return cells
+
+
+def read_examples(study: Study) -> pd.DataFrame:
+    """What the natural model says of the pictured images, columns as the fields of `Example`.
+
+    Raises:
+        PipelineError: As `read_cells`.
+    """
+    path, made_by = layout.examples(study.dataset.name), _made_by("impact", study)
+    examples = _read(path, Example, made_by)
+    levels = [(CLEAN, 0.0), *((array.variant.perturbation, array.variant.level) for array in study.tested("impact"))]
+    expected = [(*level, index) for level in levels for index in range(study.n_pictured)]
     _check_keys(path, examples, ["perturbation", "level", "index"], expected, made_by)
-    _check_classes(path, examples[["label", "predicted"]], dataset, made_by)
+    if not examples[["actual", "predicted"]].isin(range(len(study.dataset.classes))).all(axis=None):
+        name = study.dataset.name
+        raise PipelineError(f"{path}: a class that {name} does not have; make it again with `{made_by}`")
     if not examples["confidence"].between(0, 1).all():
         raise PipelineError(f"{path}: a confidence that is not in [0, 1]; make it again with `{made_by}`")
-    return cells, examples
+    return examples
 
 
-def read_evaluation(params: Params, dataset: Dataset, strategy: str) -> pd.DataFrame:
-    """Cells of the models of a strategy and of the natural one, columns as the fields of `ModelCell`.
+def confused_models(study: Study, cells: pd.DataFrame) -> list[tuple[ModelKey, str, float]]:
+    """Of which models at which levels confusions are counted.
+
+    Args:
+        study: The study of a data set.
+        cells: From `read_cells`, of `evaluate`.
+
+    Returns:
+        (model, perturbation, level): the natural model of the first seed on clean images and at the hardest level of
+        every perturbation, and beside it the best model that was trained on that family, where there is one.
+    """
+    natural = study.natural[0].key
+    confused = [(natural, CLEAN, 0.0)]
+    for perturbation, level in study.hardest.items():
+        best = find_best(cells, perturbation, level)
+        confused += [(model, perturbation, level) for model in (natural, best) if model is not None]
+    return confused
+
+
+def read_confusions(study: Study, cells: pd.DataFrame) -> pd.DataFrame:
+    """Confusions of the natural model and of the best ones, columns as the fields of `Confusion`.
+
+    Args:
+        study: The study of a data set.
+        cells: From `read_cells`, of `evaluate`.
 
     Raises:
-        PipelineError: As `read_impact`.
+        PipelineError: As `read_cells`.
     """
-    made_by = f"python -m pipeline evaluate {dataset.name} {strategy}"
-    path = layout.evaluate_cells(dataset.name, strategy)
-    cells = _read(path, ModelCell, dataset, made_by)
-    models = [ModelName(NATURAL, NATURAL, 0), *trained_models(params, dataset, strategy)]
+    path, made_by = layout.confusion(study.dataset.name), _made_by("evaluate", study)
+    confusions = _read(path, Confusion, made_by)
+    classes, confused = range(len(study.dataset.classes)), confused_models(study, cells)
     expected = [
-        (model.strategy, model.train_perturbation, model.train_level, *key)
-        for key in _tested(params, dataset, params.evaluate.levels)
-        for model in models
-        if model.is_tested(key[0], key[2], params.evaluate.cross_trials)
+        (*vars(model).values(), *level, *pair) for model, *level in confused for pair in product(classes, repeat=2)
     ]
-    columns = ["strategy", "train_perturbation", "train_level", "perturbation", "level", "trial"]
-    _check_keys(path, cells, columns, expected, made_by)
-    _check_counts(path, cells, params.datasets[dataset.name].n_test, made_by)
-    return cells
-
-
-def read_ablation(params: Params, dataset: Dataset, ablation: str) -> pd.DataFrame:
-    """Cells of all variants of an ablation, columns as the fields of `AblationCell`.
-
-    Raises:
-        PipelineError: As `read_impact`.
-    """
-    made_by = f"python -m pipeline ablations {dataset.name} {ablation}"
-    path = layout.ablation_cells(dataset.name, ablation)
-    cells = _read(path, AblationCell, dataset, made_by)
-    variants = list(params.ablations[ablation])
-    expected = [
-        *((variant, "train", NATURAL, 0, 0) for variant in variants),
-        *((variant, "test", *key) for key in _tested(params, dataset, params.impact_levels) for variant in variants),
-    ]
-    _check_keys(path, cells, ["variant", "split", "perturbation", "level", "trial"], expected, made_by)
-    subset = params.datasets[dataset.name]
-    for split, n_examples in (("train", subset.n_train), ("test", subset.n_test)):
-        _check_counts(path, cells[cells["split"] == split], n_examples, made_by)
-    return cells
-
-
-def read_confusions(params: Params, dataset: Dataset) -> pd.DataFrame:
-    """Confusions of the natural model and of the best ones, columns as the fields of `ModelConfusion`.
-
-    Raises:
-        PipelineError: As `read_impact`.
-    """
-    made_by = f"python -m pipeline confusion {dataset.name}"
-    path = layout.confusion(dataset.name)
-    confusions = _read(path, ModelConfusion, dataset, made_by)
-    tables = [read_evaluation(params, dataset, strategy) for strategy in params.strategies]
-    models = {(NATURAL, 0.0): [ModelName(NATURAL, NATURAL, 0)]}
-    for name, (level,) in hardest_levels(params).items():
-        best = find_best(pd.concat(tables), name, level) if tables else None
-        models[name, level] = [*models[NATURAL, 0.0], *([best] if best else [])]
-    classes = range(len(dataset.classes))
-    tested = [(astuple(model), *level) for level, of_level in models.items() for model in of_level]
-    expected = [(*model, *level, *pair) for model, *level in tested for pair in product(classes, repeat=2)]
-    columns = ["strategy", "train_perturbation", "train_level", "perturbation", "level", "actual", "predicted"]
-    _check_keys(path, confusions, columns, expected, made_by)
-    n_trials = Counter(key[:2] for key in _tested(params, dataset, params.evaluate.levels))
-    n_images = [n_trials[name, level] * params.datasets[dataset.name].n_test for _, name, level in tested]
-    counts = confusions["n_examples"].to_numpy().reshape(len(tested), -1)
+    keys = ["strategy", "label", "seed", "perturbation", "level", "actual", "predicted"]
+    _check_keys(path, confusions, keys, expected, made_by)
+    shown = cells.groupby(["strategy", "label", "seed", "perturbation", "level"])["n_examples"].sum()
+    n_images = [shown[(*vars(model).values(), *level)] for model, *level in confused]
+    counts = confusions["n_examples"].to_numpy().reshape(len(confused), -1)
     if counts.min() < 0 or counts.sum(axis=1).tolist() != n_images:
         raise PipelineError(f"{path}: counts that do not add up; make it again with `{made_by}`")
     return confusions
 
 
-def read_curves(params: Params, dataset: Dataset, strategy: str) -> pd.DataFrame:
-    """Learning curves of all models of a strategy, or of the natural model: columns as the fields of `Epoch`.
+def read_curves(study: Study, stage: str) -> pd.DataFrame:
+    """Learning curves of the models that stage `train` or `strategies` makes.
+
+    Returns:
+        Columns strategy, label, seed, epoch, train_loss, train_accuracy, test_accuracy.
 
     Raises:
-        PipelineError: As `read_impact`.
+        PipelineError: As `read_cells`.
     """
-    epochs = range(1, params.plan(strategy, dataset.name).recipe.epochs + 1)
-    types = {"epoch": "int", "train_loss": "float", "train_accuracy": "float", "test_accuracy": "float"}
-    if strategy == NATURAL:
-        path, made_by = layout.learning_curve(dataset.name), f"python -m pipeline train {dataset.name}"
-        curves = _read_columns(path, types, made_by)
-        _check_keys(path, curves, ["epoch"], [(epoch,) for epoch in epochs], made_by)
-        return curves
-    path, made_by = (
-        layout.strategy_curves(dataset.name, strategy),
-        f"python -m pipeline strategies {dataset.name} {strategy}",
-    )
-    curves = _read_columns(path, {"model": "str", **types}, made_by)
-    labels = [
-        f"{model.train_perturbation}-{level_name(model.train_level)}"
-        for model in trained_models(params, dataset, strategy)
+    path, made_by = curves_path(study, stage), _made_by(stage, study)
+    types = {field.name: field.type for field in fields(ModelKey)} | {"epoch": "int"}
+    types |= dict.fromkeys(("train_loss", "train_accuracy", "test_accuracy"), "float")
+    curves = _read_columns(path, types, made_by)
+    expected = [
+        (*vars(job.key).values(), epoch) for job in study.jobs(stage) for epoch in range(1, job.plan.recipe.epochs + 1)
     ]
-    _check_keys(path, curves, ["model", "epoch"], [(label, epoch) for label in labels for epoch in epochs], made_by)
+    _check_keys(path, curves, ["strategy", "label", "seed", "epoch"], expected, made_by)
     return curves
 
 
-def read_summary(path: Path, expected: Mapping[str, Any], made_by: str) -> dict[str, Any]:
-    """The few numbers of a metrics file.
+def curves_path(study: Study, stage: str) -> Path:
+    """Where stage `train` or `strategies` writes learning curves."""
+    name = study.dataset.name
+    return layout.natural_curves(name) if stage == "train" else layout.strategy_curves(name)
+
+
+def summarize_stage(study: Study, stage: str, cells: pd.DataFrame) -> dict[Path, dict[str, Any]]:
+    """The files that `dvc metrics` shows of stage `impact`, `evaluate` or `ablations`, with their numbers.
 
     Args:
-        path: The file.
-        expected: The same numbers from the cells.
-        made_by: Command that makes it, for the error message.
-
-    Raises:
-        PipelineError: It is missing, or not what the stage writes of these numbers.
+        study: The study of a data set.
+        stage: Which stage.
+        cells: What it measured, columns as the fields of `Cell`.
     """
-    check_text(path, json.dumps(expected, indent=2) + "\n", made_by)
-    return dict(expected)
+    name = study.dataset.name
+    if stage == "impact":
+        return {layout.summary(stage, name): summarize(cells)}
+    if stage == "evaluate":
+        return {
+            layout.summary(stage, name, strategy): summarize_strategy(of_strategy(cells, strategy))
+            for strategy in study.strategies
+        }
+    return {
+        layout.summary(stage, name, ablation, label): summary
+        for ablation in study.ablations
+        for label, summary in summarize_ablation(cells[cells["strategy"] == ablation]).items()
+    }
 
 
-def trained_models(params: Params, dataset: Dataset, strategy: str) -> list[ModelName]:
-    """The models of a strategy that params ask for."""
-    return [
-        ModelName(strategy, perturbation, variant.level)
-        for perturbation in params.perturbations
-        for variant, _ in planned_variants(params, dataset.name, perturbation)
-        if variant.split == "train"
-    ]
+def summary_to_json(summary: Mapping[str, Any]) -> str:
+    """The content of a file that `dvc metrics` shows."""
+    return json.dumps(summary, indent=2) + "\n"
 
 
-def hardest_levels(params: Params) -> dict[str, tuple[float]]:
-    """Perturbation → the highest of its levels in `evaluate.levels`."""
-    return {name: (max(params.evaluate.levels[name]),) for name in params.perturbations if params.evaluate.levels[name]}
+def _made_by(stage: str, study: Study) -> str:
+    return f"python -m pipeline {stage} {study.dataset.name}"
 
 
-def _tested(params: Params, dataset: Dataset, levels: Any) -> list[Key]:
-    """The cells of one model, in the order in which they are measured."""
-    return [
-        (NATURAL, 0, 0),
-        *(
-            (perturbation, variant.level, trial)
-            for perturbation in params.perturbations
-            for variant, leading in planned_variants(params, dataset.name, perturbation)
-            if variant.split == "test" and variant.level in levels[perturbation]
-            for trial in range(leading[0])
-        ),
-    ]
-
-
-def _read(path: Path, row: type, dataset: Dataset, made_by: str) -> pd.DataFrame:
-    """A table of rows that were written as `row`, all of this data set."""
-    table = _read_columns(path, {field.name: field.type for field in fields(row)}, made_by)
-    if "dataset" in table and not table["dataset"].eq(dataset.name).all():
-        raise PipelineError(f"{path}: of another data set; make it again with `{made_by}`")
-    return table
+def _read(path: Path, row: type, made_by: str) -> pd.DataFrame:
+    """A table of rows that were written as `row`."""
+    return _read_columns(path, {field.name: field.type for field in fields(row)}, made_by)
 
 
 def _read_columns(path: Path, types: Mapping[str, Any], made_by: str) -> pd.DataFrame:
@@ -214,7 +182,10 @@ def _read_columns(path: Path, types: Mapping[str, Any], made_by: str) -> pd.Data
     try:
         # As text first: pandas' own parser does not read every float to the last bit, and takes some names for gaps.
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-        table = table.astype({name: kind for name, kind in types.items() if name in table})
+        kinds = {name: getattr(kind, "__name__", kind) for name, kind in types.items()}
+        if "seen" in table:
+            table["seen"] = table["seen"] == "True"  # anything else than `False` shows below
+        table = table.astype({name: kind for name, kind in kinds.items() if name in table})
     except (ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
         raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
     if list(table) != list(types):
@@ -266,14 +237,4 @@ def _check_keys(
 
 
 def _named(key: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(part if isinstance(part, str) else level_name(part) for part in key)
-
-
-def _check_counts(path: Path, table: pd.DataFrame, n_examples: int, made_by: str) -> None:
-    if not (table["n_examples"].eq(n_examples) & table["n_correct"].between(0, n_examples)).all():
-        raise PipelineError(f"{path}: counts that do not fit {n_examples} images; make it again with `{made_by}`")
-
-
-def _check_classes(path: Path, table: pd.DataFrame, dataset: Dataset, made_by: str) -> None:
-    if not table.isin(range(len(dataset.classes))).all(axis=None):
-        raise PipelineError(f"{path}: a class that {dataset.name} does not have; make it again with `{made_by}`")
+    return tuple(level_name(part) if isinstance(part, float) else str(part) for part in key)

@@ -16,7 +16,7 @@ from pipeline.recipes.recipe import NETWORKS
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_file, write_text
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # Far more than any model or description has; a damaged or hostile file cannot take more memory.
 _MAX_WEIGHTS, _MAX_DESCRIPTION = 4 * 2**30, 64 * 2**20
 
@@ -96,6 +96,26 @@ def read_description(path: Path, made_by: str) -> dict[str, Any]:
     return checked
 
 
+def read_checked(path: Path, made_by: str, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """As `read_description`, and what it says is what was expected.
+
+    Raises:
+        PipelineError: As `read_description`; an entry of `expected` is another.
+    """
+    description = read_description(path, made_by)
+    _check_expected(path, description, expected, made_by)
+    return description
+
+
+def _check_expected(path: Path, description: Mapping[str, Any], expected: Mapping[str, Any], made_by: str) -> None:
+    for key, value in expected.items():
+        if description.get(key) != value:
+            raise PipelineError(
+                f"{path}: made with other params ({key} is {_short(description.get(key))}, params.yaml asks for "
+                f"{_short(value)}); make it again with `{made_by}`"
+            )
+
+
 def read_weights(path: Path, description: Mapping[str, Any], made_by: str = "") -> bytes:
     """The content of a model's weights file, checked against the digest in its description.
 
@@ -151,12 +171,7 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
     except Exception as error:  # damaged files can raise anything; the file is what the user can act on
         problem = shorten(str(error), 200) or type(error).__name__
         raise PipelineError(f"{path}: damaged model ({problem}); make it again with `{made_by}`") from None
-    for key, value in (expected or {}).items():
-        if description.get(key) != value:
-            raise PipelineError(
-                f"{path}: made with other params ({key} is {_short(description.get(key))}, params.yaml asks for "
-                f"{_short(value)}); make it again with `{made_by}`"
-            )
+    _check_expected(path, description, expected or {}, made_by)
     classifier.path = path
     return classifier.eval()
 

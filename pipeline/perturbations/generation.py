@@ -6,10 +6,9 @@ seeded by those names.
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import cv2
@@ -17,10 +16,9 @@ import numpy as np
 
 from pipeline.data import store
 from pipeline.data.arrays import Images
-from pipeline.data.datasets import Dataset
 from pipeline.data.seeding import block_generator, block_size, level_name
-from pipeline.perturbations.variants import Variant, variant_attributes
-from pipeline.runtime.memory import keep_freed_memory
+from pipeline.perturbations.variants import PlannedArray, Variant
+from pipeline.runtime.engine import Engine
 
 
 def perturb_images(split_images: Images, variant: Variant, trial: int, start: int, stop: int) -> Images:
@@ -54,67 +52,56 @@ def perturb_images(split_images: Images, variant: Variant, trial: int, start: in
     return perturbed
 
 
+@dataclass(frozen=True)
+class _Job:
+    """An array to fill; `clean` are the full clean images of its split."""
+
+    array: store.Array
+    variant: Variant
+    clean: Images
+    progress: Callable[[int], object]
+
+
 def write_perturbed(
     path: Path,
-    dataset: Dataset,
-    perturbation: str,
-    variants: list[tuple[Variant, tuple[int, ...]]],
+    arrays: Sequence[PlannedArray],
     clean: Mapping[str, Images],
-    n_workers: int,
+    engine: Engine,
     progress: Callable[[int], object] = lambda n_images: None,
 ) -> None:
-    """Write the store of one perturbation: a group per level with `train` and `test` as its variants ask.
+    """Write the store of one perturbation: a group per level with `train` and `test` as planned.
 
     Args:
         path: The store.
-        dataset: Which data set.
-        perturbation: Its name.
-        variants: From `planned_variants`.
+        arrays: All that it holds.
         clean: Full clean images of every split that occurs, uint8 (N, H, W, C).
-        n_workers: Threads; results do not depend on it.
+        engine: Threads that fill arrays side by side; results do not depend on how many.
         progress: Called with the number of images finished since the last call.
     """
-    cv2.setNumThreads(1)  # the workers are the parallelism
-    keep_freed_memory()
-    root_attributes = {"dataset": dataset.name, "perturbation": perturbation}
-    with store.replacing_store(path, root_attributes) as root, ThreadPoolExecutor(n_workers) as pool:
-        arrays = []
-        for variant, leading in variants:
-            group = root.require_group(level_name(variant.level))
-            shape = (*leading, *dataset.shape)
-            arrays.append(store.create_images(group, variant.split, shape, variant_attributes(dataset, variant)))
+    cv2.setNumThreads(1)  # the engine is the parallelism
+    dataset, perturbation = arrays[0].dataset.name, arrays[0].variant.perturbation
+    with store.replacing_store(path, {"dataset": dataset, "perturbation": perturbation}) as root:
+        jobs = []
+        for planned in arrays:
+            group, split = root.require_group(level_name(planned.variant.level)), planned.variant.split
+            array = store.create_images(group, split, planned.shape, planned.attributes)
+            jobs.append(_Job(array, planned.variant, clean[split], progress))
+        # The largest first: begun last, one of them would keep a core waiting.
+        for job, digest in engine.run(_fill, sorted(jobs, key=lambda job: job.array.size, reverse=True)):
+            store.finish(job.array, digest)
 
-        tasks = [
-            (array, variant, region)
-            for array, (variant, _) in zip(arrays, variants, strict=True)
-            for region in store.shard_regions(array)
+
+def _fill(job: _Job) -> str:
+    """Write an array shard by shard and return the digest of its bytes."""
+    digest = hashlib.sha256()
+    for region in store.shard_regions(job.array):
+        *trials, images = region[:-3]
+        shard = [
+            perturb_images(job.clean, job.variant, trial, images.start, images.stop)
+            for trial in (range(trials[0].start, trials[0].stop) if trials else [0])
         ]
-        hashes = {array.path: hashlib.sha256() for array in arrays}
-        calls = (partial(_write_shard, *task, clean[task[1].split]) for task in tasks)
-        for (array, _, _), images in zip(tasks, _in_order(pool, calls, n_workers + 2), strict=True):
-            hashes[array.path].update(images.data)  # shards follow each other in C order
-            progress(images.size // int(np.prod(dataset.shape)))
-        for array in arrays:
-            store.finish(array, hashes[array.path].hexdigest())
-
-
-def _write_shard(array: store.Array, variant: Variant, region: tuple[slice, ...], clean: Images) -> Images:
-    *trials, images = region[:-3]
-    shard = [
-        perturb_images(clean, variant, trial, images.start, images.stop)
-        for trial in (range(trials[0].start, trials[0].stop) if trials else [0])
-    ]
-    values = np.stack(shard) if trials else shard[0]
-    array[region] = values
-    return values
-
-
-def _in_order(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], Images]], window: int) -> Iterator[Images]:
-    """Results in the order of the calls, at most `window` of them under way or waiting, which bounds memory."""
-    pending: deque[Future[Images]] = deque()
-    for call in calls:
-        pending.append(pool.submit(call))
-        if len(pending) == window:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+        values = np.stack(shard) if trials else shard[0]
+        job.array[region] = values
+        digest.update(values.data)  # shards follow each other in C order
+        job.progress(values.size // prod(values.shape[-3:]))
+    return digest.hexdigest()

@@ -1,12 +1,18 @@
-"""What one array of a perturbed store holds, as a frozen value."""
+"""What one array of a perturbed store must hold, as a frozen value, and opening it checked against that."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 from typing import Any
 
+from pipeline.data import store
+from pipeline.data.arrays import Images
 from pipeline.data.datasets import Dataset
-from pipeline.data.seeding import block_size
+from pipeline.data.seeding import block_size, level_name
 from pipeline.perturbations import PERTURBATIONS, Perturbation
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
 
 
 @dataclass(frozen=True)
@@ -24,17 +30,112 @@ class Variant:
         """Its line in the table."""
         return PERTURBATIONS[self.perturbation]
 
+    @property
+    def label(self) -> str:
+        """Perturbation and level, such as `noise-0.05`; names the models trained on it."""
+        return f"{self.perturbation}-{level_name(self.level)}"
 
-def variant_attributes(dataset: Dataset, variant: Variant) -> dict[str, Any]:
-    """All that is needed to regenerate an array, and nothing that varies from run to run."""
-    return {
-        "dataset": dataset.name,
-        "split": variant.split,
-        "perturbation": variant.perturbation,
-        "level": variant.level,
-        "unit": variant.kernel.unit,
-        "options": dict(variant.options),
-        "seed": variant.seed if variant.kernel.is_random else None,
-        "block_size": block_size(dataset.shape) if variant.kernel.is_random else None,
-        "source_sha256": dataset.digests[variant.split, "images"],
-    }
+
+def split_label(label: str) -> tuple[str, float]:
+    """Perturbation and level of a label."""
+    perturbation, _, level = label.rpartition("-")
+    return perturbation, float(level)
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """An array of a perturbed store, there or not.
+
+    Attributes:
+        dataset: Which data set.
+        variant: What it holds.
+        leading: Its leading shape, (N,) for training or (trials, N) for testing.
+    """
+
+    dataset: Dataset
+    variant: Variant
+    leading: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        """Its store."""
+        return layout.perturbed_store(self.dataset.name, self.variant.perturbation)
+
+    @property
+    def name(self) -> str:
+        """Its path in the store, such as `0.05/test`."""
+        return f"{level_name(self.variant.level)}/{self.variant.split}"
+
+    @property
+    def made_by(self) -> str:
+        """The command that makes it."""
+        return f"python -m pipeline perturb {self.dataset.name} {self.variant.perturbation}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C) or (trials, N, H, W, C)."""
+        return (*self.leading, *self.dataset.shape)
+
+    @property
+    def n_images(self) -> int:
+        """How many images it holds, all trials together."""
+        return prod(self.leading)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """All that is needed to regenerate it, and nothing that varies from run to run."""
+        variant, is_random = self.variant, self.variant.kernel.is_random
+        return {
+            "dataset": self.dataset.name,
+            "split": variant.split,
+            "perturbation": variant.perturbation,
+            "level": variant.level,
+            "unit": variant.kernel.unit,
+            "options": dict(variant.options),
+            "seed": variant.seed if is_random else None,
+            "block_size": block_size(self.dataset.shape) if is_random else None,
+            "source_sha256": self.dataset.digests[variant.split, "images"],
+        }
+
+    def open(self) -> "StoredArray":
+        """The array for reading, shape and attributes checked.
+
+        Raises:
+            PipelineError: The store or the array is missing, damaged, or made with other params.
+        """
+        array = store.get_array(store.open_store(self.path, self.made_by), self.name, self.made_by)
+        expected = {**self.attributes, "shape": list(self.shape)}
+        actual = {**dict(array.attrs), "shape": list(array.shape)}
+        for key, value in expected.items():
+            if actual.get(key) != value:
+                raise PipelineError(
+                    f"{self.path}/{self.name}: made with other params ({key} is {actual.get(key)!r}, params.yaml asks "
+                    f"for {value!r}); make it again with `{self.made_by}`"
+                )
+        return StoredArray(array, self.made_by)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array that was opened as planned.
+
+    Attributes:
+        array: From `store.get_array`.
+        made_by: The command that makes it, for error messages.
+    """
+
+    array: store.Array
+    made_by: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of its decoded bytes, as its attributes say; `read` and `trials` check it."""
+        return str(self.array.attrs["sha256"])
+
+    def read(self) -> Images:
+        """All values, digest checked; errors as `store.read`."""
+        return store.read(self.array, self.made_by)
+
+    def trials(self) -> Iterator[Images]:
+        """One trial after the other, digest checked after the last; errors as `store.read_trials`."""
+        return store.read_trials(self.array, self.made_by)

@@ -1,11 +1,31 @@
-"""What the training loop is asked to do, as a frozen value."""
+"""What the training loop is asked to do, and what a trained model is called, as frozen values."""
 
 from dataclasses import dataclass
 
 from pipeline.recipes.recipe import Recipe
 
-# The model trained on clean images only.
+# The strategy of the models trained on clean images only.
 NATURAL = "natural"
+# In the place of a perturbation: none.
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """Which model of a data set.
+
+    Attributes:
+        strategy: `natural`, a strategy of params.yaml, or an ablation.
+        label: What it was trained on, `clean` or such as `noise-0.05`; of an ablation, the variant's name.
+        seed: One of `train.seeds`.
+    """
+
+    strategy: str
+    label: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.strategy} {self.label} seed {self.seed}"
 
 
 @dataclass(frozen=True)

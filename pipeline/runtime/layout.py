@@ -15,7 +15,7 @@ def running(*words: str) -> Path:
 
 
 def clean_store(dataset: str) -> Path:
-    """Zarr store of the natural images."""
+    """Zarr store of the clean images."""
     return Path("data/clean", f"{dataset}.zarr")
 
 
@@ -24,69 +24,56 @@ def perturbed_store(dataset: str, perturbation: str) -> Path:
     return Path("data/perturbed", dataset, f"{perturbation}.zarr")
 
 
-def natural_model(dataset: str) -> Path:
-    """Weights of the natural model; its description lies beside it as `.json`."""
-    return Path("models", dataset, "natural.safetensors")
+def model(dataset: str, strategy: str, label: str, seed: int) -> Path:
+    """Weights of a model of a strategy, or of the natural model; the description lies beside them as `.json`."""
+    folder = natural_models(dataset) if strategy == "natural" else strategy_models(dataset) / strategy
+    return folder / f"{label}-seed{seed}.safetensors"
 
 
-def learning_curve(dataset: str) -> Path:
-    """CSV, one row per epoch of the natural model."""
-    return Path("metrics/train", dataset, "learning_curve.csv")
+def natural_models(dataset: str) -> Path:
+    """Folder of the models trained on clean images only, one for each seed."""
+    return Path("models", dataset, "natural")
 
 
-def impact_cells(dataset: str) -> Path:
-    """CSV, one row per perturbation, level and trial."""
-    return Path("metrics/impact/cells", f"{dataset}.csv")
+def strategy_models(dataset: str) -> Path:
+    """Folder of the models of all strategies, a folder for each."""
+    return Path("models", dataset, "strategies")
 
 
-def impact_examples(dataset: str) -> Path:
-    """CSV, predictions of the natural model for the pictured examples, before and after."""
-    return Path("metrics/impact/examples", f"{dataset}.csv")
+def ablation_models(dataset: str) -> Path:
+    """Folder of the models of all ablations, a folder for each."""
+    return Path("models", dataset, "ablations")
 
 
-def impact_metrics(dataset: str) -> Path:
-    """JSON, the few numbers that `dvc metrics` shows."""
-    return Path("metrics/impact/summary", f"{dataset}.json")
-
-
-def figures(dataset: str) -> Path:
-    """Folder of PNG pictures."""
-    return Path("metrics/figures", dataset)
-
-
-def strategy_models(dataset: str, strategy: str) -> Path:
-    """Folder of the models of one strategy: `<perturbation>-<level>.safetensors` and `.json`."""
-    return Path("models", dataset, strategy)
-
-
-def strategy_model(dataset: str, strategy: str, perturbation: str, level: str) -> Path:
-    """Weights of one model of a strategy."""
-    return strategy_models(dataset, strategy) / f"{perturbation}-{level}.safetensors"
-
-
-def finished_models() -> Path:
-    """Folder in which finished models are kept by the digest of all that decides them; no stage's output."""
+def cached_models() -> Path:
+    """Folder of finished models by the digest of all that decides them: the model cache; no stage's output."""
     return Path("models/.finished")
 
 
-def strategy_curves(dataset: str, strategy: str) -> Path:
-    """CSV, one row per model and epoch."""
-    return Path("metrics/strategies", dataset, f"{strategy}.csv")
+def natural_curves(dataset: str) -> Path:
+    """CSV, learning curves of the natural models: a row per model and epoch."""
+    return Path("metrics/train", f"{dataset}.csv")
 
 
-def ablation_models(dataset: str, ablation: str) -> Path:
-    """Folder of the models of one ablation: `<variant>.safetensors` and `.json`."""
-    return Path("models/ablations", dataset, ablation)
+def strategy_curves(dataset: str) -> Path:
+    """CSV, learning curves of the models of all strategies: a row per model and epoch."""
+    return Path("metrics/strategies", f"{dataset}.csv")
 
 
-def ablation_cells(dataset: str, ablation: str) -> Path:
-    """CSV, one row per variant, split, perturbation, level and trial."""
-    return Path("metrics/ablations/cells", dataset, f"{ablation}.csv")
+def cells(stage: str, dataset: str) -> Path:
+    """CSV, a row for each measurement of stage `impact`, `evaluate` or `ablations`."""
+    return Path("metrics", stage, "cells", f"{dataset}.csv")
 
 
-def ablation_metrics(dataset: str, ablation: str) -> Path:
-    """Folder of a JSON per variant, the few numbers that `dvc metrics` shows."""
-    return Path("metrics/ablations/summary", dataset, ablation)
+def summary(stage: str, dataset: str, *names: str) -> Path:
+    """JSON, the few numbers that `dvc metrics` shows; without `names` but for `impact`, the folder of all of them."""
+    path = Path("metrics", stage, "summary", dataset, *names)
+    return path.with_name(f"{path.name}.json") if names or stage == "impact" else path
+
+
+def examples(dataset: str) -> Path:
+    """CSV, predictions of the natural model for the pictured images, before and after damage."""
+    return Path("metrics/impact/examples", f"{dataset}.csv")
 
 
 def confusion(dataset: str) -> Path:
@@ -95,15 +82,5 @@ def confusion(dataset: str) -> Path:
 
 
 def report() -> Path:
-    """Folder of the page, index.html, and its figures."""
+    """Folder of the page, index.html."""
     return Path("metrics/report")
-
-
-def evaluate_cells(dataset: str, strategy: str) -> Path:
-    """CSV, one row per model, perturbation, level and trial."""
-    return Path("metrics/evaluate/cells", dataset, f"{strategy}.csv")
-
-
-def evaluate_metrics(dataset: str, strategy: str) -> Path:
-    """JSON, the few numbers that `dvc metrics` shows."""
-    return Path("metrics/evaluate/summary", dataset, f"{strategy}.json")

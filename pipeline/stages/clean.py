@@ -24,6 +24,7 @@ def clean(params_path: Path, is_meant: bool) -> None:
     from pipeline.runtime.errors import PipelineError
     from pipeline.runtime.files import PARTIAL_SUFFIX, is_taken, remove
     from pipeline.study.params import load
+    from pipeline.study.planning import plan_studies
 
     params = load(params_path)
     for lock in sorted(Path().glob(".*.running")):
@@ -31,10 +32,11 @@ def clean(params_path: Path, is_meant: bool) -> None:
             raise PipelineError(f"{lock}: this stage is running; clean up when it has ended")
 
     # torch takes seconds to import: only once params are right.
-    from pipeline.training.cache import cached_files, name_entry
-    from pipeline.training.jobs import keys_in_use
+    from pipeline.training.cache import cached_files, find_entry, name_entry
 
-    in_use, cached = keys_in_use(params), cached_files()
+    stages = ("train", "strategies", "ablations")
+    jobs = [job for study in plan_studies(params).values() for stage in stages for job in study.jobs(stage)]
+    in_use, cached = {find_entry(job).key for job in jobs}, cached_files()
     waste = [(files, name_entry(key)) for key, files in cached.items() if key not in in_use]
     n_models, listed = len(waste), {path for files, _ in waste for path in files}
     partial = [path for root in _ROOTS for path in sorted(root.rglob(f"*{PARTIAL_SUFFIX}")) if path not in listed]
@@ -46,7 +48,7 @@ def clean(params_path: Path, is_meant: bool) -> None:
         click.echo(f"{files[0]}: {n_bytes_here / 2**10:,.0f} KiB, {what}")
         for path in files if is_meant else []:
             remove(path)
-    said = f"{n_models} of {len(cached)} models in {layout.finished_models()} and {len(partial)} half-made files"
+    said = f"{n_models} of {len(cached)} models in {layout.cached_models()} and {len(partial)} half-made files"
     if is_meant:
         click.echo(f"{said} removed: {n_bytes / 2**20:.1f} MiB")
     else:

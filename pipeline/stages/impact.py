@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar
+from pipeline.stages.options import Stage, dataset_argument, params_option
 
 
 @click.command(cls=Stage, short_help="Measure how far the natural model falls.")
@@ -16,47 +16,31 @@ def impact(dataset: str, params_path: Path) -> None:
     Writes summary/DATASET.json (what `dvc metrics` shows), cells/DATASET.csv and examples/DATASET.csv in
     metrics/impact/.
     """
-    import json
-
-    from pipeline.data.store import read_clean
-    from pipeline.evaluation import metrics
-    from pipeline.recipes.plan import NATURAL
     from pipeline.runtime import layout
-    from pipeline.runtime.files import write_texts
-    from pipeline.study.opening import open_tested, remove_stale_stores
+    from pipeline.study.opening import open_tested, read_examples, remove_stale_stores
     from pipeline.study.params import load
+    from pipeline.study.planning import plan_study
 
-    params = load(params_path)
-    spec = params.dataset(dataset)
-    for path in remove_stale_stores(params, spec):
+    study = plan_study(load(params_path), dataset)
+    for path in remove_stale_stores(study):
         click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
-    n_test = params.datasets[dataset].n_test
-    arrays = open_tested(params, spec, params.impact_levels)
-    clean = read_clean(spec, "test", "images")[:n_test]
-    labels = read_clean(spec, "test", "labels")[:n_test]
+    open_tested(study, study.cells("impact"))
+    _, labels = read_examples(study, "test")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.evaluation import measuring
+    from pipeline.evaluation import metrics
+    from pipeline.evaluation.measuring import describe_examples
     from pipeline.models.devices import select_device
-    from pipeline.study import models
+    from pipeline.stages.measuring import load_models, measure, write_cells
 
-    device, precision = select_device(params.device), params.train.recipes[dataset].precision
-    predict = measuring.Predictor(models.load_natural(params, spec), device, precision)
-    n_images = n_test + sum(array.shape[0] * n_test for array, _ in arrays.values())
-    with progress_bar(f"{dataset} impact", n_images) as bar:
-        measured = measuring.measure_models(
-            dataset, {NATURAL: predict}, clean, labels, arrays, device, params.impact.batch_size, progress=bar.update
-        )
-    n_examples = params.impact.n_examples
-    examples = measuring.describe_examples(predict, clean[:n_examples], labels[:n_examples], arrays, device)
-    frame = metrics.to_frame([cell for _, cell in measured])
-    summary = metrics.summarize(frame)
-    write_texts(
-        {
-            layout.impact_cells(dataset): metrics.to_csv(frame),
-            layout.impact_examples(dataset): metrics.to_csv(metrics.to_frame(examples)),
-            layout.impact_metrics(dataset): json.dumps(summary, indent=2) + "\n",
-        }
-    )
-    for name, value in summary.items():
-        click.echo(f"{dataset} {name}: {value:.4f}")
+    models, device = load_models(study, "impact"), select_device(study.device)
+    natural, shown = models[study.natural[0].key], study.n_pictured
+    cells, examples = [], []
+    for predictions, counted in measure(study, "impact", models):
+        cells += counted
+        first = predictions.cells[0]
+        if first.trial == 0:
+            images = predictions.images[:shown]
+            examples += describe_examples(natural, first.perturbation, first.level, images, labels[:shown], device)
+    pictured = metrics.to_csv(metrics.to_frame(examples, metrics.Example))
+    write_cells(study, "impact", cells, {layout.examples(dataset): pictured})

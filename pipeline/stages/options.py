@@ -1,17 +1,19 @@
 """What the commands share: arguments, options, and progress bars."""
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from tqdm import tqdm
 
 from pipeline.runtime import layout
 from pipeline.runtime.files import taking_turns
-from pipeline.runtime.workers import imported_ahead
+
+if TYPE_CHECKING:
+    from pipeline.training.job import TrainingJob
 
 
 class Stage(click.Command):
@@ -51,7 +53,12 @@ def progress_bar(description: str, total: int, unit: str = " images") -> Iterato
         yield bar
 
 
-def training_imported() -> AbstractContextManager[None]:
-    """Within the block, workers that train models begin at once."""
-    # The compiler is not used, but imported by the first optimizer of a process.
-    return imported_ahead("pipeline.training.jobs", "torch._dynamo")
+def train_side_by_side(jobs: Sequence["TrainingJob"], description: str, n_workers: int) -> None:
+    """Train models, or find them in the cache, with a progress bar and a line for each."""
+    from pipeline.runtime.engine import LocalProcesses
+    from pipeline.training.work import train_all
+
+    with progress_bar(description, len(jobs), unit=" models") as bar:
+        for job, was_finished in train_all(jobs, LocalProcesses(min(n_workers, max(1, len(jobs))))):
+            bar.update(1)
+            bar.write(f"{job.dataset.name} {job.key}: {'kept from an earlier run' if was_finished else 'trained'}")

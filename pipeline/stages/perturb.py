@@ -18,21 +18,19 @@ def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) ->
     The store has a group per level with the arrays `train` (N, H, W, C) and `test` (trials, N, H, W, C) that params
     ask for. PERTURBATION is one of those under `perturbations` in params.yaml.
     """
-    from math import prod
-
     from pipeline.data.store import read_clean
-    from pipeline.perturbations import generation
+    from pipeline.perturbations.generation import write_perturbed
     from pipeline.runtime import layout
+    from pipeline.runtime.engine import LocalThreads
     from pipeline.study.params import load
-    from pipeline.study.planning import planned_variants
+    from pipeline.study.planning import plan_study
 
-    params = load(params_path)
-    spec = params.dataset(dataset)
-    variants = planned_variants(params, dataset, perturbation)
-    splits = sorted({variant.split for variant, _ in variants})
-    clean = {split: read_clean(spec, split, "images") for split in splits}
-    n_images = sum(prod(leading) for _, leading in variants)
+    study = plan_study(load(params_path), dataset)
+    arrays = study.arrays_of(perturbation)
+    splits = sorted({array.variant.split for array in arrays})
+    clean = {split: read_clean(study.dataset, split, "images") for split in splits}
+    n_images = sum(array.n_images for array in arrays)
     path = layout.perturbed_store(dataset, perturbation)
     with progress_bar(f"{dataset} {perturbation}", n_images) as bar:
-        generation.write_perturbed(path, spec, perturbation, variants, clean, workers, bar.update)
-    click.echo(f"{path}: {n_images:,} images in {len(variants)} arrays")
+        write_perturbed(path, arrays, clean, LocalThreads(workers), bar.update)
+    click.echo(f"{path}: {n_images:,} images in {len(arrays)} arrays")

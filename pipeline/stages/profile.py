@@ -15,7 +15,8 @@ def profile(name: str, params_path: Path) -> None:
     from pipeline.runtime import layout
     from pipeline.runtime.errors import PipelineError
     from pipeline.runtime.files import read_file, write_text
-    from pipeline.study.params import MAX_BYTES, changed_keys, read, validate
+    from pipeline.study.params import validate
+    from pipeline.study.reading import MAX_BYTES, changed_keys, read
 
     path = layout.PROFILES / f"{name}.yaml"
     known = sorted(file.stem for file in layout.PROFILES.glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Stage train: the natural model of one data set."""
+"""Stage train: the natural models of one data set."""
 
 from pathlib import Path
 
@@ -11,55 +11,43 @@ from pipeline.stages.options import Stage, dataset_argument, params_option, prog
 @dataset_argument
 @params_option
 def train(dataset: str, params_path: Path) -> None:
-    """Train the natural model of DATASET and write models/DATASET/natural.safetensors and .json.
+    """Train the natural model of DATASET, once for each of `train.seeds`, and write models/DATASET/natural/.
 
-    The learning curve goes to metrics/train/DATASET/learning_curve.csv. A run that was killed goes on from its last
-    epoch, to the same bytes.
+    The learning curves go to metrics/train/DATASET.csv. A run that was killed goes on from its last epoch, to the same
+    bytes.
     """
-    from pipeline.data.store import read_clean
-    from pipeline.recipes.plan import NATURAL
     from pipeline.runtime import layout
-    from pipeline.runtime.files import taking_turns, write_text
+    from pipeline.runtime.files import write_text
+    from pipeline.study.opening import read_examples
     from pipeline.study.params import load
+    from pipeline.study.planning import plan_study
 
-    params = load(params_path)
-    spec = params.dataset(dataset)
-    plan, subset = params.plan(NATURAL, dataset), params.datasets[dataset]
-    images, labels = (read_clean(spec, "train", kind)[: subset.n_train] for kind in ("images", "labels"))
-    test_images, test_labels = (read_clean(spec, "test", kind)[: subset.n_test] for kind in ("images", "labels"))
+    study = plan_study(load(params_path), dataset)
+    jobs = study.jobs("train")
+    for split in ("train", "test"):
+        read_examples(study, split)
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.models.devices import select_device
-    from pipeline.training import loop
-    from pipeline.training.cache import curves_to_csv, keep_natural
+    from pipeline.training import work
+    from pipeline.training.cache import find_entry
+    from pipeline.training.loop import Epoch
 
-    kept = keep_natural(params, spec)
+    for job in jobs:
+        name, n_epochs = f"{dataset} {job.key}", job.plan.recipe.epochs
+        if find_entry(job).is_finished():
+            click.echo(f"{name}: kept from an earlier run")
+            continue
 
-    def report(epoch: loop.Epoch) -> None:
-        bar.write(
-            f"{dataset} natural: epoch {epoch.epoch}/{plan.recipe.epochs}, loss {epoch.train_loss:.4f}, "
-            f"accuracy {epoch.train_accuracy:.4f} train, {epoch.test_accuracy:.4f} test"
-        )
+        def report(epoch: Epoch, name: str = name, n_epochs: int = n_epochs) -> None:
+            bar.write(
+                f"{name}: epoch {epoch.epoch}/{n_epochs}, loss {epoch.train_loss:.4f}, "
+                f"accuracy {epoch.train_accuracy:.4f} train, {epoch.test_accuracy:.4f} test"
+            )
 
-    with taking_turns(kept.lock, f"{dataset} natural"):
-        if kept.is_finished():
-            click.echo(f"{dataset} natural: kept from an earlier run")
-        else:
-            with progress_bar(f"{dataset} natural", plan.recipe.epochs * subset.n_train) as bar:
-                classifier, curve = loop.train_model(
-                    plan,
-                    loop.Examples(images, labels, len(spec.classes)),
-                    None,
-                    None,
-                    loop.Examples(test_images, test_labels, len(spec.classes)),
-                    (params.train.seed,),
-                    select_device(params.device),
-                    kept.checkpoint,
-                    report=report,
-                    progress=bar.update,
-                )
-            kept.finish(classifier, curve)
-    path = layout.natural_model(dataset)
-    rows = kept.copy_to(path)
-    write_text(layout.learning_curve(dataset), curves_to_csv(rows, is_named=False))
-    click.echo(f"{path}: clean accuracy {rows[-1]['test_accuracy']:.4f} on {subset.n_test:,} test images")
+        with progress_bar(name, n_epochs * job.n_train) as bar:
+            work.train(job, report, bar.update)
+    rows = work.collect(jobs, layout.natural_models(dataset))
+    write_text(layout.natural_curves(dataset), work.curves_to_csv(rows))
+    for job in jobs:
+        accuracy = [row["test_accuracy"] for row in rows if row["seed"] == job.key.seed][-1]
+        click.echo(f"{job.path}: clean accuracy {accuracy:.4f} on {job.n_test:,} test images")

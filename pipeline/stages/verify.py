@@ -36,22 +36,20 @@ def verify(
     for each problem says what mends it; the exit status is 1 if there are any. Nothing is changed.
     """
     from functools import partial
-    from math import prod
 
     from pipeline import verification
     from pipeline.runtime import layout
     from pipeline.study.params import load
-    from pipeline.study.planning import planned_variants
+    from pipeline.study.planning import plan_studies, plan_study
 
     params = load(params_path)
-    datasets = [params.dataset(name) for name in ([dataset] if dataset else params.datasets)]
-    perturbations = [perturbation] if perturbation else list(params.perturbations)
-    n_images = sum(
-        sum(spec.n_examples.values())
-        + sum(prod(leading) for name in perturbations for _, leading in planned_variants(params, spec.name, name))
-        for spec in datasets
-    )
-    n_fine = n_problems = 0
+    studies = [plan_study(params, dataset)] if dataset else list(plan_studies(params).values())
+    n_images = n_fine = n_problems = 0
+    for study in studies:
+        arrays = [
+            array for name in ([perturbation] if perturbation else study.arrays) for array in study.arrays_of(name)
+        ]
+        n_images += sum(study.dataset.n_examples.values()) + sum(array.n_images for array in arrays)
     with progress_bar("verify", n_images) as bar:
 
         def say(findings: list[verification.Finding]) -> None:
@@ -61,22 +59,22 @@ def verify(
                 n_fine += not finding.is_problem
                 bar.write(f"{'PROBLEM' if finding.is_problem else 'ok     '} {finding.text}")
 
-        for spec in datasets:
-            clean, findings = verification.verify_clean(spec, bar.update)
+        for study in studies:
+            clean, findings = verification.verify_clean(study.dataset, bar.update)
             say(findings)
-            for name in perturbations:
-                say(verification.verify_perturbed(params, spec, name, clean, is_full, bar.update))
+            for name in [perturbation] if perturbation else study.arrays:
+                say(verification.verify_perturbed(study, name, clean, is_full, bar.update))
         if not (perturbation or only_data):
             recorded, findings = verification.read_recorded()
             say(findings)
-            for spec in datasets:
-                models = layout.natural_model(spec.name).parent
-                say(verification.attempt(models, partial(verification.verify_models, params, spec)))
-                say(verification.verify_metrics(params, spec, recorded))
+            for study in studies:
+                models = layout.natural_models(study.dataset.name).parent
+                say(verification.attempt(models, partial(verification.verify_models, study)))
+                say(verification.verify_metrics(study, recorded))
         if not (dataset or only_data):
             say(verification.verify_report(recorded))
-            say(verification.attempt(layout.finished_models(), verification.verify_finished))
-            say(verification.attempt(layout.report().parent, partial(verification.verify_leftovers, params)))
+            say(verification.attempt(layout.cached_models(), verification.verify_cached))
+            say(verification.attempt(layout.report().parent, partial(verification.verify_leftovers, studies)))
     click.echo(f"{n_problems} problem(s), {n_fine} thing(s) as they should be")
     if n_problems:
         click.echo(_ADVICE)

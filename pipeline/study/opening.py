@@ -1,119 +1,57 @@
-"""What the stores must hold according to params, and opening them checked against it."""
+"""Opening what a study has planned: its stores and models, checked against the plan, and removing what it has not."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from pipeline.data import store
-from pipeline.data.datasets import Dataset
-from pipeline.data.seeding import level_name
-from pipeline.perturbations.variants import Variant, variant_attributes
+from pipeline.data.arrays import Images, Labels
+from pipeline.data.store import read_clean
+from pipeline.perturbations.variants import StoredArray
 from pipeline.runtime import layout
-from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import PARTIAL_SUFFIX
-from pipeline.study.params import Params
-from pipeline.study.planning import planned_variants
+from pipeline.study.planning import PlannedCell, Study
 
 # Of stores that are being removed; they end like half-made ones, which DVC and git do not look at.
 _STALE_SUFFIX = f".stale{PARTIAL_SUFFIX}"
 
 
-def open_perturbed(
-    params: Params,
-    dataset: Dataset,
-    perturbation: str,
-    is_wanted: Callable[[Variant], bool] = lambda variant: True,
-) -> list[tuple[Variant, store.Array, str]]:
-    """The arrays of a perturbed store, checked against params.
-
-    Args:
-        params: What the store should hold.
-        dataset: Which data set.
-        perturbation: Which perturbation.
-        is_wanted: Of which variants; opening one costs a hundredth of a second.
-
-    Returns:
-        Every variant with its array and the command that makes it.
+def read_examples(study: Study, split: str) -> tuple[Images, Labels]:
+    """The clean images of a split that the study uses, uint8 (N, H, W, C), and their labels, uint8 (N,).
 
     Raises:
-        PipelineError: The store is missing, damaged, or made with other params.
+        PipelineError: The clean store is missing or damaged, or holds other data.
     """
-    made_by = f"python -m pipeline perturb {dataset.name} {perturbation}"
-    group = store.open_store(layout.perturbed_store(dataset.name, perturbation), made_by)
-    return [
-        (variant, open_variant(group, dataset, variant, leading, made_by), made_by)
-        for variant, leading in planned_variants(params, dataset.name, perturbation)
-        if is_wanted(variant)
-    ]
+    n = study.n_examples[split]
+    images, labels = (read_clean(study.dataset, split, kind)[:n] for kind in ("images", "labels"))
+    return images, labels
 
 
-def open_variant(
-    group: store.Group, dataset: Dataset, variant: Variant, leading: tuple[int, ...], made_by: str
-) -> store.Array:
-    """One array of an open perturbed store, checked against params.
-
-    Args:
-        group: The store.
-        dataset: Which data set.
-        variant: With `leading`, from `planned_variants`.
-        leading: The array's leading shape.
-        made_by: Command that makes the store, for the error message.
+def open_tested(study: Study, cells: Iterable[PlannedCell]) -> dict[tuple[str, float], StoredArray]:
+    """The perturbed test images that cells are measured on: (perturbation, level) → array (trials, N, H, W, C).
 
     Raises:
-        PipelineError: It is missing, damaged, or made with other params.
+        PipelineError: A store is missing, damaged, or made with other params.
     """
-    name = f"{level_name(variant.level)}/{variant.split}"
-    array = store.get_array(group, name, made_by)
-    expected = {**variant_attributes(dataset, variant), "shape": [*leading, *dataset.shape]}
-    actual = {**dict(array.attrs), "shape": list(array.shape)}
-    differing = [key for key, value in expected.items() if actual.get(key) != value]
-    if differing:
-        key = differing[0]
-        raise PipelineError(
-            f"{layout.perturbed_store(dataset.name, variant.perturbation)}/{name}: made with other params ({key} is "
-            f"{actual.get(key)!r}, params.yaml asks for {expected[key]!r}); make it again with `{made_by}`"
-        )
-    return array
-
-
-def open_tested(
-    params: Params, dataset: Dataset, levels: Mapping[str, Sequence[float]]
-) -> dict[tuple[str, float], tuple[store.Array, str]]:
-    """The perturbed test images at some levels, checked against params.
-
-    Args:
-        params: What the stores should hold.
-        dataset: Which data set.
-        levels: Perturbation → its levels.
-
-    Returns:
-        (perturbation, level) → array (trials, N, H, W, C), and the command that makes it.
-
-    Raises:
-        PipelineError: As `open_perturbed`.
-    """
-
-    def is_tested(variant: Variant) -> bool:
-        return variant.split == "test" and variant.level in levels.get(variant.perturbation, ())
-
+    wanted = {(cell.perturbation, cell.level) for cell in cells}
     return {
-        (perturbation, variant.level): (array, made_by)
-        for perturbation in params.perturbations
-        for variant, array, made_by in open_perturbed(params, dataset, perturbation, is_tested)
+        (array.variant.perturbation, array.variant.level): array.open()
+        for arrays in study.arrays.values()
+        for array in arrays
+        if array.variant.split == "test" and (array.variant.perturbation, array.variant.level) in wanted
     }
 
 
-def remove_stale_stores(params: Params, dataset: Dataset) -> list[Path]:
-    """Remove the perturbed stores of a data set that params no longer name, and return where they were.
+def remove_stale_stores(study: Study) -> list[Path]:
+    """Remove the perturbed stores of a data set that params.yaml no longer names, and return where they were.
 
     The stages that read all stores depend on their folder: with a stale one in it, its hash would depend on history.
     Several stages may do so at the same time: a store is moved out of the way in one step, by one of them, and what a
     killed one left of it is removed by the next.
     """
-    folder = layout.perturbed_store(dataset.name, "any").parent
-    named = {layout.perturbed_store(dataset.name, name) for name in params.perturbations}
+    folder = layout.perturbed_store(study.dataset.name, "any").parent
+    named = {layout.perturbed_store(study.dataset.name, name) for name in study.arrays}
     stale = []
     for path in sorted(folder.glob("*.zarr")):
         if path not in named:

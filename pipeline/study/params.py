@@ -1,28 +1,24 @@
-"""params.yaml as typed, frozen, validated values; the only reader of that file."""
+"""params.yaml as typed, frozen, validated values."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.composer import Composer
 
 from pipeline.data.datasets import DATASETS, Dataset
 from pipeline.data.seeding import level_name
 from pipeline.perturbations import PERTURBATIONS, Perturbation
-from pipeline.recipes.plan import NATURAL, Plan, plan_natural
+from pipeline.recipes.plan import NATURAL
 from pipeline.recipes.recipe import RECIPES, Block, FastNetwork, FastRecipe, Recipe, RecipeOf
 from pipeline.recipes.strategies import STRATEGIES
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file
-
-# Hundreds of times what a study needs.
-MAX_BYTES, _MAX_VALUES, _MAX_VALUE_LENGTH = 2**18, 100_000, 1000
+from pipeline.study.reading import read
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**256)]
+TrainSeed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of tables
 # Names that a person gives; files are called by them.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
 
@@ -64,9 +60,9 @@ class Perturb(Block):
 
 
 class Train(Block):
-    """Training of the natural models."""
+    """Training of all models."""
 
-    seed: Seed
+    seeds: Annotated[tuple[TrainSeed, ...], Field(strict=False)]
     recipes: Mapping[str, RecipeOf]
 
 
@@ -148,7 +144,9 @@ class Params(Block):
     @classmethod
     def _check_train(cls, train: Train, info: ValidationInfo) -> Train:
         datasets = info.data.get("datasets", {})
-        problems = [f"train.recipes: no recipe for '{name}'" for name in datasets if name not in train.recipes]
+        problems = [] if train.seeds else ["train.seeds: empty; give at least one"]
+        problems += ["train.seeds: a seed stands there twice"] * (len(set(train.seeds)) < len(train.seeds))
+        problems += [f"train.recipes: no recipe for '{name}'" for name in datasets if name not in train.recipes]
         for name, recipe in train.recipes.items():
             if name in DATASETS:
                 problems += _recipe_problems(f"train.recipes.{name}", name, recipe, datasets.get(name))
@@ -210,6 +208,11 @@ class Params(Block):
             for name, variants in ablations.items()
             if not variants
         ]
+        # Rows of all models have one column for the way in which they were trained.
+        taken = (NATURAL, *STRATEGIES)
+        problems += [
+            f"ablations.{name}: the name of a way of training; choose another" for name in ablations if name in taken
+        ]
         if "train" in info.data:
             for name, variants in ablations.items():
                 for variant, changes in variants.items():
@@ -222,64 +225,6 @@ class Params(Block):
                             problems += [f"{key}.{line}" for detail in error.errors() for line in _explain(detail)]
         _raise(list(dict.fromkeys(problems)))
         return ablations
-
-    @property
-    def impact_levels(self) -> dict[str, tuple[float, ...]]:
-        """Perturbation → the levels at which natural models are tested."""
-        return {name: levels.test_levels for name, levels in self.perturbations.items()}
-
-    def plan(self, strategy: str, dataset: str) -> Plan:
-        """What the training loop is to do for a strategy, or for `natural`.
-
-        Raises:
-            PipelineError: `strategies` does not have it.
-        """
-        recipe = self.train.recipes[dataset]
-        if strategy == NATURAL:
-            return plan_natural(recipe)
-        if strategy not in self.strategies:
-            raise PipelineError(f"strategy: unknown '{strategy}'; params.yaml has {', '.join(self.strategies)}")
-        return STRATEGIES[strategy].plan(self.strategies[strategy], recipe, dataset)
-
-    def ablation(self, name: str, dataset: str) -> dict[str, Recipe]:
-        """The recipes of an ablation: variant → recipe of the natural model with that variant's changes.
-
-        Raises:
-            PipelineError: `ablations` does not have it.
-        """
-        if name not in self.ablations:
-            raise PipelineError(f"ablation: unknown '{name}'; params.yaml has {', '.join(self.ablations) or 'none'}")
-        recipe = self.train.recipes[dataset]
-        return {variant: change_recipe(recipe, changes) for variant, changes in self.ablations[name].items()}
-
-    def describe_model(
-        self, strategy: str, dataset: Dataset, plan: Plan, trained_on: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        """All that decides a model and its learning curve, as JSON values.
-
-        Args:
-            strategy: Its name, or `natural`.
-            dataset: Which data set.
-            plan: How it is trained.
-            trained_on: Attributes of the perturbed training images; None for a model that never saw any.
-        """
-        return {
-            "dataset": dataset.name,
-            "source_sha256": {f"{split}_{kind}": digest for (split, kind), digest in dataset.digests.items()},
-            "n_train": self.datasets[dataset.name].n_train,
-            "n_test": self.datasets[dataset.name].n_test,
-            "shape": list(dataset.shape),
-            "n_classes": len(dataset.classes),
-            "strategy": strategy,
-            "trained_on": trained_on,
-            "perturbed_share": list(plan.perturbed_share),
-            "fits_on_perturbed": plan.fits_on_perturbed,
-            "starts_from_natural": plan.starts_from_natural,
-            "freezes_start": plan.freezes_start,
-            "seed": self.train.seed,
-            "network": plan.recipe.network.model_dump(mode="json"),
-            "recipe": plan.recipe.model_dump(mode="json", exclude={"network"}),
-        }
 
 
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -402,46 +347,6 @@ def load(path: Path = layout.PARAMS) -> Params:
     return validate(read(path), path)
 
 
-class _BoundedComposer(Composer):
-    """Refuses files that a few aliases (`*name`) make too large for memory, and values that are no params."""
-
-    def get_single_node(self) -> Any:
-        root = super().get_single_node()
-        waiting, n_values = [root], 0
-        while waiting:
-            content = getattr(waiting.pop(), "value", None)
-            n_values += 1
-            if n_values > _MAX_VALUES:
-                raise ValueError(f"more than {_MAX_VALUES:,} values, counting what aliases stand for")
-            if isinstance(content, str) and len(content) > _MAX_VALUE_LENGTH:
-                raise ValueError(f"a value of more than {_MAX_VALUE_LENGTH:,} characters")
-            if isinstance(content, list):
-                waiting += [node for item in content for node in (item if isinstance(item, tuple) else (item,))]
-        return root
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The content of a params file as plain values, not validated.
-
-    Raises:
-        PipelineError: The file is missing, unreadable, or no YAML mapping.
-    """
-    # The parser that DVC uses (YAML 1.2): both must see the same values.
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Composer = _BoundedComposer
-    try:
-        values = yaml.load(read_file(path, MAX_BYTES).decode("utf-8"))
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file; run in the repository root, or name one with --params") from None
-    except PipelineError:
-        raise
-    except Exception as error:  # a date, number or bool can be wrong without being wrong YAML
-        raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise PipelineError(f"{path}: expected keys and values, found {type(values).__name__}")
-    return values
-
-
 def validate(values: dict[str, Any], path: Path) -> Params:
     """`values` as `Params`.
 
@@ -484,21 +389,3 @@ def _explain(detail: Any) -> list[str]:
         return [f"{key}: unknown {value!r}; choose from {context['expected']}"]
     shown = repr(value)
     return [f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {detail['msg']}"]
-
-
-def changed_keys(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of every value that differs; None stands for a missing one.
-
-    Args:
-        old: Content of a params file, or a part of it.
-        new: Likewise.
-        key: Dotted key of that part.
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = list(dict.fromkeys([*old, *new]))
-        return [
-            change
-            for name in names
-            for change in changed_keys(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
-        ]
-    return [] if old == new else [(key, old, new)]

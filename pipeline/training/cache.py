@@ -6,25 +6,21 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.data.datasets import Dataset
 from pipeline.models import classifier, storage
 from pipeline.models.devices import select_device, select_precision
-from pipeline.recipes.plan import NATURAL
-from pipeline.recipes.recipe import Recipe
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.study.params import Params
+from pipeline.training.job import TrainingJob
 from pipeline.training.loop import Epoch
 
 # Modules and packages whose code decides weights or learning curves. tests/test_kept.py holds that nothing is left out.
@@ -43,17 +39,17 @@ _ENVIRONMENT = (
     "TORCH_ALLOW_TF32_",
 )
 # The number of threads that it asks for is in the keys by itself.
-_IN_OTHER_WORDS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheEntry:
     """A model in the cache, there or not.
 
     Attributes:
-        key: The digest; from `keep`.
+        key: The digest; from `find_entry`.
         description: All of params that decides the model, as JSON values.
         precision: What it is computed in, `float32` or `bfloat16`.
     """
@@ -65,17 +61,17 @@ class Kept:
     @property
     def weights(self) -> Path:
         """The finished model; its description, key and learning curve lie beside it as `.json`, written last."""
-        return layout.finished_models() / f"{self.key}.safetensors"
+        return layout.cached_models() / f"{self.key}.safetensors"
 
     @property
     def checkpoint(self) -> Path:
         """The state after the last whole epoch, until the model is finished."""
-        return layout.finished_models() / f"{self.key}.checkpoint"
+        return layout.cached_models() / f"{self.key}.checkpoint"
 
     @property
     def lock(self) -> Path:
         """There as long as a process trains the model."""
-        return layout.finished_models() / f"{self.key}.running"
+        return layout.cached_models() / f"{self.key}.running"
 
     def is_finished(self) -> bool:
         """Whether the model is there, whole; removes what a run that was killed as it finished has left beside it."""
@@ -98,25 +94,15 @@ class Kept:
     def copy_to(self, path: Path) -> list[dict[str, Any]]:
         """Copy a finished model to `path` (`.safetensors`, `.json` beside it) and return its curve, a row per epoch."""
         description = read_entry(self.weights)
+        weights = storage.read_weights(self.weights, description, mend_entry(self.weights))
         del description["key"]  # names the machine: elsewhere the same model has another
-        storage.write(path, storage.read_weights(self.weights, description), description)
+        storage.write(path, weights, description)
         rows: list[dict[str, Any]] = description["learning_curve"]
         return rows
 
 
-def curves_to_csv(rows: Sequence[Mapping[str, Any]], *, is_named: bool) -> str:
-    """Learning curves as CSV, numbers rounded to 6 decimals.
-
-    Args:
-        rows: Keys as the fields of `Epoch`, and before them `model` if they are of several models.
-        is_named: Whether they are.
-    """
-    columns = [*(["model"] if is_named else []), *(field.name for field in fields(Epoch))]
-    return pd.DataFrame(rows, columns=columns).round(6).to_csv(index=False)
-
-
 def read_entry(weights: Path) -> dict[str, Any]:
-    """The description of a model in the cache, learning curve included.
+    """The description of a model in the cache, learning curve included; its weights are not read.
 
     Args:
         weights: `<key>.safetensors` in the cache.
@@ -124,11 +110,10 @@ def read_entry(weights: Path) -> dict[str, Any]:
     Raises:
         PipelineError: It is missing, damaged, or belongs to another key.
     """
-    mend = f"rm {weights.with_suffix('.*')} && dvc repro"
+    mend = mend_entry(weights)
     description = storage.read_description(weights, mend)
     if description.get("key") != weights.stem:
         raise PipelineError(f"{weights}: of another model; make it again with `{mend}`")
-    storage.read_weights(weights, description, mend)
     try:
         curve = _CURVES.validate_json(json.dumps(description.get("learning_curve")))
     except ValidationError:
@@ -139,61 +124,47 @@ def read_entry(weights: Path) -> dict[str, Any]:
     return description
 
 
-def keep(
-    description: Mapping[str, Any],
-    recipe: Recipe,
-    device: torch.device,
-    n_threads: int,
-    seed_names: tuple[int | str, ...],
-    images_sha256: str | None = None,
-    natural_sha256: str | None = None,
-) -> Kept:
-    """Where the model is kept that all this decides.
+def mend_entry(weights: Path) -> str:
+    """The command that makes a damaged model of the cache again."""
+    return f"rm {weights.with_suffix('.*')} && dvc repro"
 
-    Args:
-        description: All of params that decides it and its learning curve, as JSON values.
-        recipe: By which it is trained.
-        device: Where it is computed.
-        n_threads: Threads that compute it.
-        seed_names: Decide initial weights, order and dropout.
-        images_sha256: Digest of the perturbed training images, if it sees any.
-        natural_sha256: Digest of the natural model's weights, if it starts from them.
+
+def find_entry(job: TrainingJob) -> CacheEntry:
+    """Where the cache has the model of a job, or would have it.
+
+    Raises:
+        PipelineError: A store or the natural model that decides the model is missing, damaged, or made with other
+            params.
     """
-    height, width, channels = description["shape"]
+    recipe, device = job.plan.recipe, select_device(job.device)
+    height, width, channels = job.dataset.shape
     computed_in = str(select_precision(recipe.precision, device)).removeprefix("torch.")
+    start = (
+        None if job.start is None else storage.read_checked(job.start.path, job.start.made_by, job.start.description)
+    )
     names = {
-        "description": dict(description),
-        "seed_names": seed_names,
-        "images": images_sha256,
-        "natural": natural_sha256,
+        "description": dict(job.description),
+        "seed_names": job.seed_names,
+        "images": None if job.trained_on is None else job.trained_on.open().sha256,
+        "natural": None if start is None else start["weights_sha256"],
         "code": _digest_own_code(),
         "native_code": classifier.native_code(recipe.network, (height, width, channels), device),
         "torch": torch.__version__,
         "processor": _processor(device),
         "environment": {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith(_ENVIRONMENT) and name not in _IN_OTHER_WORDS
+            name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT) and name not in _THREADS
         },
         "precision": computed_in,
-        "threads": n_threads,
+        "threads": (job.n_threads or torch.get_num_threads()) if device.type == "cpu" else 0,
     }
     key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
-    return Kept(key, description, computed_in)
-
-
-def keep_natural(params: Params, dataset: Dataset) -> Kept:
-    """Where the natural model of a data set is kept; all threads of torch compute it."""
-    plan, device = params.plan(NATURAL, dataset.name), select_device(params.device)
-    n_threads = torch.get_num_threads() if device.type == "cpu" else 0
-    description = params.describe_model(NATURAL, dataset, plan, None)
-    return keep(description, plan.recipe, device, n_threads, (params.train.seed,))
+    return CacheEntry(key, job.description, computed_in)
 
 
 def cached_files() -> dict[str, list[Path]]:
     """All files of the cache by the key that they are named by; what others have put there is left out."""
     files: dict[str, list[Path]] = {}
-    for path in sorted(layout.finished_models().glob("*")):
+    for path in sorted(layout.cached_models().glob("*")):
         if named := re.match(r"\.?([0-9a-f]{64})\.", path.name):
             files.setdefault(named[1], []).append(path)
     return files
@@ -202,7 +173,7 @@ def cached_files() -> dict[str, list[Path]]:
 def name_entry(key: str) -> str:
     """Which model it is, in words: `mnist constant noise 0.05`."""
     try:
-        described = storage.read_description(layout.finished_models() / f"{key}.safetensors", "")
+        described = storage.read_description(layout.cached_models() / f"{key}.safetensors", "")
     except PipelineError:
         return "not finished, damaged, or of an earlier version"
     trained_on = described.get("trained_on") or {}

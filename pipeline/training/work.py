@@ -1,0 +1,115 @@
+"""Many models of one stage: finished ones come from the model cache, the others are trained side by side."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline.data import store
+from pipeline.data.datasets import Dataset
+from pipeline.models import storage
+from pipeline.models.devices import select_device
+from pipeline.recipes.plan import ModelKey
+from pipeline.runtime.engine import Engine
+from pipeline.runtime.files import replacing_folder, taking_turns
+from pipeline.training.cache import find_entry
+from pipeline.training.job import TrainingJob
+from pipeline.training.loop import Epoch, Examples, train_model
+
+# The images of the models trained last: a worker trains many on the same ones.
+_examples: dict[tuple[Path, str, str, int], Examples] = {}
+
+
+def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[TrainingJob, bool]]:
+    """Train what is not finished yet, and yield every job when it is, with whether it was before.
+
+    A killed run loses at most the epoch under way: the next one goes on from there, to the same weights.
+
+    Args:
+        jobs: Models; results do not depend on their order.
+        engine: What trains them, several at the same time.
+
+    Raises:
+        PipelineError: A store or the natural model is missing, damaged, or made with other params; a worker was killed.
+    """
+    waiting = []
+    for job in jobs:
+        if find_entry(job).is_finished():
+            yield job, True
+        else:
+            waiting.append(job)
+    for job, _ in engine.run(train, waiting):
+        yield job, False
+
+
+def train(
+    job: TrainingJob,
+    report: Callable[[Epoch], Any] = lambda epoch: None,
+    progress: Callable[[int], Any] = lambda n_images: None,
+) -> None:
+    """Train one model, if nobody else has, and put it into the cache.
+
+    Args:
+        job: Which model.
+        report: Called after every epoch.
+        progress: Called with the number of training images seen since the last call.
+    """
+    device = select_device(job.device)
+    if job.n_threads and device.type == "cpu":
+        torch.set_num_threads(job.n_threads)
+    entry = find_entry(job)
+    with taking_turns(entry.lock, f"{job.dataset.name} {job.key}"):
+        if entry.is_finished():
+            return
+        start = None if job.start is None else storage.load(job.start.path, job.start.made_by, job.start.description)
+        trained = train_model(
+            job.plan,
+            _read_examples(job.dataset, "train", job.n_train),
+            None if job.trained_on is None else job.trained_on.open().read(),
+            start,
+            _read_examples(job.dataset, "test", job.n_test),
+            job.seed_names,
+            device,
+            entry.checkpoint,
+            report,
+            progress,
+        )
+        entry.finish(*trained)
+
+
+def _read_examples(dataset: Dataset, split: str, n: int) -> Examples:
+    key = Path.cwd(), split, dataset.digests[split, "images"], n
+    if key not in _examples:
+        if len(_examples) > 1:
+            _examples.clear()
+        images, labels = (store.read_clean(dataset, split, kind)[:n] for kind in ("images", "labels"))
+        _examples[key] = Examples(images, labels, len(dataset.classes))
+    return _examples[key]
+
+
+def collect(jobs: Sequence[TrainingJob], folder: Path) -> list[dict[str, Any]]:
+    """Copy finished models out of the cache to their paths, all in `folder`, and return their learning curves.
+
+    Args:
+        jobs: All models of the folder; whatever else was in it goes.
+        folder: It appears whole or not at all.
+
+    Returns:
+        A row per model and epoch: `strategy`, `label`, `seed` and the fields of `Epoch`.
+    """
+    rows = []
+    with replacing_folder(folder) as staged:
+        for job in jobs:
+            path = staged / job.path.relative_to(folder)
+            path.parent.mkdir(exist_ok=True)
+            rows += [{**vars(job.key), **row} for row in find_entry(job).copy_to(path)]
+    return rows
+
+
+def curves_to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Learning curves from `collect` as CSV, numbers rounded to 6 decimals."""
+    columns = [field.name for kind in (ModelKey, Epoch) for field in fields(kind)]
+    return pd.DataFrame(rows, columns=columns).round(6).to_csv(index=False)
