@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from pipeline.data import datasets, sources, store
 from pipeline.data.arrays import Images
-from pipeline.data.datasets import Dataset
+from pipeline.data.datasets import Dataset, Prepare
 from pipeline.data.sources import Arrays
 from pipeline.runtime.errors import PipelineError
-from pipeline.study.params import Prepare
 from tests.conftest import tiny_dataset
 
 IDX_FILES = {

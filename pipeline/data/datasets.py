@@ -1,7 +1,12 @@
-"""What the two data sets are: shapes, sizes, class names and the digests that their decoded arrays must have."""
+"""What the two data sets are: shapes, sizes, class names, digests of their decoded arrays, and where to get them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.runtime.values import Values
 
 SPLITS = ("train", "test")
 
@@ -52,3 +57,11 @@ CIFAR10 = Dataset(
 )
 
 DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in (MNIST, CIFAR10)}
+
+
+class Prepare(Values):
+    """Where the original data come from."""
+
+    sources: Annotated[tuple[Literal["local", "torchvision", "npm"], ...], Field(strict=False)]
+    local_folder: str | None
+    download_folder: str

@@ -24,11 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import store
-from pipeline.data.datasets import SPLITS, Dataset
+from pipeline.data.datasets import SPLITS, Dataset, Prepare
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_folder, taking_turns
 from pipeline.runtime.stopping import run_command
-from pipeline.study.params import Prepare
 
 # ("train" or "test", "images" or "labels") -> uint8 (N, H, W, C) or (N,).
 Arrays = Mapping[tuple[str, str], NDArray[np.uint8]]

@@ -1,7 +1,7 @@
 """Models on clean and perturbed images; every store is read once for all of them."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +14,15 @@ from torch import Tensor
 
 from pipeline.data.arrays import Images
 from pipeline.evaluation.metrics import Cell, Confusion, Example
+from pipeline.models import storage
 from pipeline.models.classifier import Classifier
-from pipeline.models.devices import images_per_pass, select_precision, worker_threads
-from pipeline.perturbations.variants import StoredArray
+from pipeline.models.devices import images_per_pass, select_device, select_precision, worker_threads
 from pipeline.recipes.plan import CLEAN, ModelKey
 from pipeline.runtime.errors import PipelineError
-from pipeline.study.planning import PlannedCell
+from pipeline.study.opening import StudyData
+from pipeline.study.planning import PlannedCell, Study
+
+Classes = Mapping[ModelKey, NDArray[np.int64]]
 
 
 class Predictor:
@@ -37,6 +40,7 @@ class Predictor:
             device: Where to compute.
             precision: Of its recipe: `float32`, `bfloat16` or `auto`.
         """
+        self.device = device
         self._classifier = classifier.eval().to(device)
         self._precision = select_precision(precision, device)
         self.preparation: object = self._classifier.packing(device) or self
@@ -85,91 +89,94 @@ class Predictions:
     """What models say of one set of images.
 
     Attributes:
-        cells: The planned measurements, one for each model.
         images: uint8 (N, H, W, C).
         classes: Model → predicted classes, int64 (N,).
     """
 
-    cells: Sequence[PlannedCell]
     images: Images
-    classes: Mapping[ModelKey, NDArray[np.int64]]
+    classes: Classes
 
 
-def predict_all(
-    cells: Iterable[PlannedCell],
+def load_models(study: Study, stage: str) -> dict[ModelKey, Predictor]:
+    """The models that stage `impact`, `evaluate` or `ablations` measures, on the device of the study.
+
+    Raises:
+        PipelineError: One is missing, damaged, or made with other params.
+    """
+    device = select_device(study.device)
+    return {
+        job.key: Predictor(storage.load(job.path, job.made_by, job.description), device, job.plan.recipe.precision)
+        for job in study.models(stage)
+    }
+
+
+def measure(
+    study: Study,
+    stage: str,
     models: Mapping[ModelKey, Predictor],
-    clean: Mapping[str, Images],
-    perturbed: Mapping[tuple[str, float], StoredArray],
-    device: torch.device,
-    batch_size: int,
-) -> Iterator[Predictions]:
-    """What models say of clean images and of every level and trial; every stored array is read once, for all of them.
+    data: StudyData,
+    progress: Callable[[int], object] = lambda n_images: None,
+) -> Iterator[tuple[Predictions, list[Cell]]]:
+    """What models say of clean images and of every level and trial, and how often they are right.
 
-    Batches are spread over the cores, one thread each, all models on a batch one after the other, while the next trial
-    is read.
+    Every stored array is read once, for all models. Batches are spread over the cores, one thread each, all models on a
+    batch one after the other, while the next trial is read.
 
     Args:
-        cells: What to measure, those of the same images one after the other.
-        models: The model of every cell.
-        clean: Split → uint8 (N, H, W, C).
-        perturbed: (perturbation, level) → the perturbed test images.
-        device: Where the models are.
-        batch_size: CIFAR-10 images per pass, more of smaller ones and fewer of larger; results do not depend on it.
+        study: The study of a data set.
+        stage: Whose cells to measure.
+        models: From `load_models`.
+        data: From `open_study`.
+        progress: Called with the number of images finished since the last call.
+
+    Raises:
+        PipelineError: A store is damaged; an answer of a model is not a finite number.
 
     Source: paper sections V and VI.
     """
-    ahead: deque[tuple[list[PlannedCell], Images, list[Future[dict[ModelKey, NDArray[np.int64]]]]]] = deque()
+    device, batch_size = select_device(study.device), study.batch_sizes[stage]
+    ahead: deque[tuple[list[PlannedCell], Images, list[Future[Classes]]]] = deque()
+
+    def wait() -> tuple[Predictions, list[Cell]]:
+        cells, images, futures = ahead.popleft()
+        parts = [future.result() for future in futures]
+        classes = {model: np.concatenate([part[model] for part in parts]) for model in parts[0]}
+        labels = data.labels[cells[0].split]
+        progress(len(images))
+        counted = [Cell(**vars(cell), n_correct=int((classes[cell.model] == labels).sum())) for cell in cells]
+        return Predictions(images, classes), counted
+
     with worker_threads(device) as pool:
         try:
-            for group, images in _each_set(cells, clean, perturbed):
-                wanted = {cell.model: models[cell.model] for cell in group}
+            for cells, images in _each_set(study.cells(stage), data):
+                wanted = {cell.model: models[cell.model] for cell in cells}
                 n_per_pass = images_per_pass(batch_size, images[0].size)
                 batches = torch.split(torch.from_numpy(images).to(device), n_per_pass)
-                ahead.append((group, images, [pool.submit(_predict, wanted, batch) for batch in batches]))
+                ahead.append((cells, images, [pool.submit(_predict, wanted, batch) for batch in batches]))
                 if len(ahead) == 2:
-                    yield _wait(*ahead.popleft())
+                    yield wait()
             while ahead:
-                yield _wait(*ahead.popleft())
+                yield wait()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def count_correct(predictions: Predictions, labels: NDArray[np.uint8]) -> list[Cell]:
-    """How many images every model classifies correctly.
-
-    Args:
-        predictions: On N images.
-        labels: uint8 (N,).
-    """
-    return [
-        Cell(**vars(cell), n_correct=int((predictions.classes[cell.model] == labels).sum()))
-        for cell in predictions.cells
-    ]
-
-
 def describe_examples(
-    predictor: Predictor,
-    perturbation: str,
-    level: float,
-    images: Images,
-    labels: NDArray[np.uint8],
-    device: torch.device,
+    predictor: Predictor, cell: PlannedCell, images: Images, labels: NDArray[np.uint8]
 ) -> list[Example]:
     """What a model says of a few test images.
 
     Args:
         predictor: The model.
-        perturbation: What was done to them.
-        level: How much.
+        cell: What was done to them.
         images: uint8 (n, H, W, C), the first of the test set.
         labels: uint8 (n,).
-        device: Where the model is.
 
     Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
     """
-    probabilities = predictor(torch.from_numpy(images).to(device)).softmax(1).cpu().numpy()
+    probabilities = predictor(torch.from_numpy(images).to(predictor.device)).softmax(1).cpu().numpy()
     return [
-        Example(perturbation, level, index, int(labels[index]), int(row.argmax()), round(float(row.max()), 4))
+        Example(cell.perturbation, cell.level, index, int(labels[index]), int(row.argmax()), round(float(row.max()), 4))
         for index, row in enumerate(probabilities)
     ]
 
@@ -184,12 +191,11 @@ class ConfusionCounter:
         self._n_classes = n_classes
         self._counts: dict[tuple[ModelKey, str, float], NDArray[np.int64]] = {}
 
-    def add(self, predictions: Predictions, labels: NDArray[np.uint8]) -> None:
-        """Count predictions on N images, labels uint8 (N,)."""
-        for cell in predictions.cells:
-            # One number per pair of classes.
-            pairs = labels.astype(np.int64) * self._n_classes + predictions.classes[cell.model]
-            key = cell.model, cell.perturbation, cell.level
+    def add(self, perturbation: str, level: float, predictions: Predictions, labels: NDArray[np.uint8]) -> None:
+        """Count predictions on N images of a perturbation and level, labels uint8 (N,)."""
+        for model, classes in predictions.classes.items():
+            pairs = labels.astype(np.int64) * self._n_classes + classes  # one number per pair of classes
+            key = model, perturbation, level
             self._counts[key] = self._counts.get(key, 0) + np.bincount(pairs, minlength=self._n_classes**2)
 
     def rows(self, model: ModelKey, perturbation: str, level: float) -> list[Confusion]:
@@ -209,7 +215,7 @@ class ConfusionCounter:
         ]
 
 
-def _predict(models: Mapping[ModelKey, Predictor], images: Tensor) -> dict[ModelKey, NDArray[np.int64]]:
+def _predict(models: Mapping[ModelKey, Predictor], images: Tensor) -> Classes:
     predicted: dict[ModelKey, NDArray[np.int64]] = {}
     preparation: object = None
     for name, model in models.items():
@@ -219,18 +225,9 @@ def _predict(models: Mapping[ModelKey, Predictor], images: Tensor) -> dict[Model
     return predicted
 
 
-def _wait(
-    cells: list[PlannedCell], images: Images, futures: list[Future[dict[ModelKey, NDArray[np.int64]]]]
-) -> Predictions:
-    parts = [future.result() for future in futures]
-    return Predictions(cells, images, {model: np.concatenate([part[model] for part in parts]) for model in parts[0]})
-
-
-def _each_set(
-    cells: Iterable[PlannedCell], clean: Mapping[str, Images], perturbed: Mapping[tuple[str, float], StoredArray]
-) -> Iterator[tuple[list[PlannedCell], Images]]:
+def _each_set(cells: Iterable[PlannedCell], data: StudyData) -> Iterator[tuple[list[PlannedCell], Images]]:
     """The cells of the same images, and these, in the order of the cells."""
     for (split, perturbation, level), of_level in groupby(cells, key=lambda cell: cell.images[:3]):
         by_trial = [list(group) for _, group in groupby(of_level, key=lambda cell: cell.trial)]
-        trials = [clean[split]] if perturbation == CLEAN else perturbed[perturbation, level].trials()
+        trials = [data.clean[split]] if perturbation == CLEAN else data.perturbed[perturbation, level].trials()
         yield from zip(by_trial, trials, strict=True)

@@ -21,11 +21,12 @@ from pipeline.evaluation.metrics import (
     summarize_ablation,
     summarize_strategy,
     to_csv,
+    to_frame,
 )
 from pipeline.recipes.plan import CLEAN, ModelKey
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file
+from pipeline.runtime.files import read_file, replacing_folder, write_text, write_texts
 from pipeline.study.planning import PlannedCell, Study
 
 # Ten times the largest table of profile paper.
@@ -165,6 +166,35 @@ def summarize_stage(study: Study, stage: str, cells: pd.DataFrame) -> dict[Path,
 def summary_to_json(summary: Mapping[str, Any]) -> str:
     """The content of a file that `dvc metrics` shows."""
     return json.dumps(summary, indent=2) + "\n"
+
+
+def write_cells(
+    study: Study,
+    stage: str,
+    cells: Sequence[Cell],
+    examples: Sequence[Example] | None = None,
+    confusions: Sequence[Confusion] | None = None,
+) -> list[str]:
+    """Write what a stage has measured, and its summaries, and return these in words."""
+    name, table = study.dataset.name, to_frame(cells)
+    texts = {layout.cells(stage, name): to_csv(table)}
+    if examples is not None:
+        texts[layout.examples(name)] = to_csv(to_frame(examples, Example))
+    if confusions is not None:
+        texts[layout.confusion(name)] = to_csv(to_frame(confusions, Confusion))
+    summaries, folder = summarize_stage(study, stage, table), layout.summary(stage, name)
+    if folder in summaries:
+        texts[folder] = summary_to_json(summaries[folder])
+    else:  # out of a folder, what is no longer asked for must go
+        with replacing_folder(folder) as staged:
+            for path, summary in summaries.items():
+                write_text(staged / path.relative_to(folder), summary_to_json(summary))
+    write_texts(texts)
+    names = {path: " ".join((name, *path.with_suffix("").parts[4:])) for path in summaries}
+    return [
+        f"{names[path]}: " + ", ".join(f"{key} {value}" for key, value in summary.items())
+        for path, summary in summaries.items()
+    ]
 
 
 def _made_by(stage: str, study: Study) -> str:

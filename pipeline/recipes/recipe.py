@@ -2,16 +2,12 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
+
+from pipeline.runtime.values import Values
 
 
-class Block(BaseModel):
-    """A block of params.yaml: no key more, no key less, no value converted, none changed later."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Convolution(Block):
+class Convolution(Values):
     """One convolution and what follows it; sizes in pixels."""
 
     filters: Annotated[int, Field(ge=1, le=8192)]
@@ -28,7 +24,7 @@ class Convolution(Block):
 Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(strict=False)]
 
 
-class Network(Block):
+class Network(Values):
     """A network in the manner of the paper: convolutions, each with what follows it, then fully connected layers."""
 
     convolutions: Annotated[tuple[Convolution, ...], Field(strict=False)]
@@ -52,7 +48,7 @@ class Network(Block):
         return height * width * channels
 
 
-class FastNetwork(Block):
+class FastNetwork(Values):
     """A network that learns in few epochs: filters for 2×2 patches, then groups of two 3×3 convolutions.
 
     The filters whiten what the training set shows, or, without `whiten`, are learned like all others.
@@ -78,7 +74,7 @@ class FastNetwork(Block):
         return self.widths[-1]
 
 
-class Adam(Block):
+class Adam(Values):
     """The paper's optimizer."""
 
     learning_rate: Annotated[float, Field(gt=0)]
@@ -86,7 +82,7 @@ class Adam(Block):
     beta2: Annotated[float, Field(ge=0, lt=1)]
 
 
-class Sgd(Block):
+class Sgd(Values):
     """Stochastic gradient descent with Nesterov momentum, its rate rising and then falling linearly."""
 
     learning_rate: Annotated[float, Field(gt=0)]
@@ -96,14 +92,14 @@ class Sgd(Block):
     warm_up: Annotated[float, Field(ge=0, lt=1)]
 
 
-class SmallImages(Block):
+class SmallImages(Values):
     """Images scaled to `side` pixels for the first `share` of all steps."""
 
     side: Annotated[int, Field(ge=2, le=64)]
     share: Annotated[float, Field(ge=0, le=1)]
 
 
-class Recipe(Block):
+class Recipe(Values):
     """How a model of one data set is trained: what all recipes have."""
 
     network: Network | FastNetwork

@@ -11,23 +11,24 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipeline.recipes.plan import Plan
-from pipeline.recipes.recipe import Block, Recipe, Widths
+from pipeline.recipes.recipe import Recipe, Widths
+from pipeline.runtime.values import Values
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class NoSettings(Block):
+class NoSettings(Values):
     """A strategy without settings."""
 
 
-class Ramp(Block):
+class Ramp(Values):
     """Share of perturbed images before the first epoch and after the last."""
 
     start: Share
     end: Share
 
 
-class FineTuning(Block):
+class FineTuning(Values):
     """The second training of one data set."""
 
     fully_connected: Widths
@@ -36,7 +37,7 @@ class FineTuning(Block):
     epochs: Annotated[int, Field(ge=1, le=100_000)]
 
 
-class Transfer(Block):
+class Transfer(Values):
     """Fine-tuning of the natural model."""
 
     freeze: bool
@@ -86,7 +87,7 @@ class Strategy:
         plan: `(settings, recipe of the natural model, data set) -> Plan`.
     """
 
-    settings: type[Block]
+    settings: type[Values]
     plan: Callable[[Any, Recipe, str], Plan]
 
 

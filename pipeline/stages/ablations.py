@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, train_side_by_side, workers_option
+from pipeline.stages.options import (
+    Stage,
+    dataset_argument,
+    params_option,
+    progress_bar,
+    show_training,
+    workers_option,
+)
 
 
 @click.command(cls=Stage, short_help="Train the natural model by changed recipes and measure it.")
@@ -19,21 +26,24 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     itself.
     """
     from pipeline.runtime import layout
-    from pipeline.study.opening import open_tested, read_examples
+    from pipeline.runtime.engine import LocalProcesses
+    from pipeline.study.opening import open_study
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
 
     study = plan_study(load(params_path), dataset)
-    jobs = study.jobs("ablations")
-    open_tested(study, study.cells("ablations"))
-    for split in ("train", "test"):
-        read_examples(study, split)
+    jobs, data = study.jobs("ablations"), open_study(study, "ablations")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.stages.measuring import measure, write_cells
+    from pipeline.evaluation.measuring import load_models, measure
+    from pipeline.evaluation.results import write_cells
     from pipeline.training import work
 
-    train_side_by_side(jobs, f"{dataset} ablations", workers)
+    show_training(work.train_all(jobs, LocalProcesses(workers)), f"{dataset} ablations", len(jobs))
     work.collect(jobs, layout.ablation_models(dataset))
-    cells = [cell for _, counted in measure(study, "ablations") for cell in counted]
-    write_cells(study, "ablations", cells, {})
+    models = load_models(study, "ablations")
+    with progress_bar(f"{dataset} ablations, {len(models)} models", data.n_images) as bar:
+        measured = measure(study, "ablations", models, data, bar.update)
+        cells = [cell for _, counted in measured for cell in counted]
+    for line in write_cells(study, "ablations", cells):
+        click.echo(line)

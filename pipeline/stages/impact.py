@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar
 
 
 @click.command(cls=Stage, short_help="Measure how far the natural model falls.")
@@ -16,31 +16,26 @@ def impact(dataset: str, params_path: Path) -> None:
     Writes summary/DATASET.json (what `dvc metrics` shows), cells/DATASET.csv and examples/DATASET.csv in
     metrics/impact/.
     """
-    from pipeline.runtime import layout
-    from pipeline.study.opening import open_tested, read_examples, remove_stale_stores
+    from pipeline.study.opening import open_study, remove_stale_stores
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
 
     study = plan_study(load(params_path), dataset)
     for path in remove_stale_stores(study):
         click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
-    open_tested(study, study.cells("impact"))
-    _, labels = read_examples(study, "test")
+    data = open_study(study, "impact")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.evaluation import metrics
-    from pipeline.evaluation.measuring import describe_examples
-    from pipeline.models.devices import select_device
-    from pipeline.stages.measuring import load_models, measure, write_cells
+    from pipeline.evaluation.measuring import describe_examples, load_models, measure
+    from pipeline.evaluation.results import write_cells
 
-    models, device = load_models(study, "impact"), select_device(study.device)
-    natural, shown = models[study.natural[0].key], study.n_pictured
+    models, n = load_models(study, "impact"), study.n_pictured
+    natural, labels = models[study.natural[0].key], data.labels["test"][:n]
     cells, examples = [], []
-    for predictions, counted in measure(study, "impact", models):
-        cells += counted
-        first = predictions.cells[0]
-        if first.trial == 0:
-            images = predictions.images[:shown]
-            examples += describe_examples(natural, first.perturbation, first.level, images, labels[:shown], device)
-    pictured = metrics.to_csv(metrics.to_frame(examples, metrics.Example))
-    write_cells(study, "impact", cells, {layout.examples(dataset): pictured})
+    with progress_bar(f"{dataset} impact", data.n_images) as bar:
+        for predictions, counted in measure(study, "impact", models, data, bar.update):
+            cells += counted
+            if counted[0].trial == 0:
+                examples += describe_examples(natural, counted[0], predictions.images[:n], labels)
+    for line in write_cells(study, "impact", cells, examples=examples):
+        click.echo(line)

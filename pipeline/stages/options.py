@@ -1,7 +1,7 @@
 """What the commands share: arguments, options, and progress bars."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -53,12 +53,9 @@ def progress_bar(description: str, total: int, unit: str = " images") -> Iterato
         yield bar
 
 
-def train_side_by_side(jobs: Sequence["TrainingJob"], description: str, n_workers: int) -> None:
-    """Train models, or find them in the cache, with a progress bar and a line for each."""
-    from pipeline.runtime.engine import LocalProcesses
-    from pipeline.training.work import train_all
-
-    with progress_bar(description, len(jobs), unit=" models") as bar:
-        for job, was_finished in train_all(jobs, LocalProcesses(min(n_workers, max(1, len(jobs))))):
+def show_training(trained: Iterable[tuple["TrainingJob", bool]], description: str, n_models: int) -> None:
+    """Go through models as they get finished (`training.work.train_all`), with a progress bar and a line for each."""
+    with progress_bar(description, n_models, unit=" models") as bar:
+        for job, was_finished in trained:
             bar.update(1)
             bar.write(f"{job.dataset.name} {job.key}: {'kept from an earlier run' if was_finished else 'trained'}")

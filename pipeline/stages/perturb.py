@@ -22,13 +22,14 @@ def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) ->
     from pipeline.perturbations.generation import write_perturbed
     from pipeline.runtime import layout
     from pipeline.runtime.engine import LocalThreads
+    from pipeline.study.arrays import plan_arrays
     from pipeline.study.params import load
-    from pipeline.study.planning import plan_study
 
-    study = plan_study(load(params_path), dataset)
-    arrays = study.arrays_of(perturbation)
+    params = load(params_path)
+    spec = params.dataset(dataset)
+    arrays = plan_arrays(params, spec, perturbation)
     splits = sorted({array.variant.split for array in arrays})
-    clean = {split: read_clean(study.dataset, split, "images") for split in splits}
+    clean = {split: read_clean(spec, split, "images") for split in splits}
     n_images = sum(array.n_images for array in arrays)
     path = layout.perturbed_store(dataset, perturbation)
     with progress_bar(f"{dataset} {perturbation}", n_images) as bar:

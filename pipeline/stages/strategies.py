@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, train_side_by_side, workers_option
+from pipeline.stages.options import Stage, dataset_argument, params_option, show_training, workers_option
 
 
 @click.command(cls=Stage, short_help="Train against every perturbation by every strategy.")
@@ -19,6 +19,7 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     what is missing.
     """
     from pipeline.runtime import layout
+    from pipeline.runtime.engine import LocalProcesses
     from pipeline.runtime.files import write_text
     from pipeline.study.opening import remove_stale_stores
     from pipeline.study.params import load
@@ -35,7 +36,7 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     # torch takes seconds to import: only once params and data are right.
     from pipeline.training import work
 
-    train_side_by_side(jobs, f"{dataset} strategies", workers)
+    show_training(work.train_all(jobs, LocalProcesses(workers)), f"{dataset} strategies", len(jobs))
     rows = work.collect(jobs, layout.strategy_models(dataset))
     write_text(layout.strategy_curves(dataset), work.curves_to_csv(rows))
     click.echo(f"{layout.strategy_models(dataset)}: {len(jobs)} models")

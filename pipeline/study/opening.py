@@ -1,8 +1,9 @@
 """Opening what a study has planned: its stores and models, checked against the plan, and removing what it has not."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,7 +12,7 @@ from pipeline.data.store import read_clean
 from pipeline.perturbations.variants import StoredArray
 from pipeline.runtime import layout
 from pipeline.runtime.files import PARTIAL_SUFFIX
-from pipeline.study.planning import PlannedCell, Study
+from pipeline.study.planning import Study
 
 # Of stores that are being removed; they end like half-made ones, which DVC and git do not look at.
 _STALE_SUFFIX = f".stale{PARTIAL_SUFFIX}"
@@ -28,19 +29,35 @@ def read_examples(study: Study, split: str) -> tuple[Images, Labels]:
     return images, labels
 
 
-def open_tested(study: Study, cells: Iterable[PlannedCell]) -> dict[tuple[str, float], StoredArray]:
-    """The perturbed test images that cells are measured on: (perturbation, level) → array (trials, N, H, W, C).
+@dataclass(frozen=True)
+class StudyData:
+    """The images that a stage measures models on.
+
+    Attributes:
+        clean: Split → uint8 (N, H, W, C).
+        labels: Split → uint8 (N,).
+        perturbed: (perturbation, level) → the perturbed test images, (trials, N, H, W, C).
+        n_images: All of them, trials included.
+    """
+
+    clean: Mapping[str, Images]
+    labels: Mapping[str, Labels]
+    perturbed: Mapping[tuple[str, float], StoredArray]
+    n_images: int
+
+
+def open_study(study: Study, stage: str) -> StudyData:
+    """The images that stage `impact`, `evaluate` or `ablations` measures models on; perturbed ones are not read yet.
 
     Raises:
         PipelineError: A store is missing, damaged, or made with other params.
     """
-    wanted = {(cell.perturbation, cell.level) for cell in cells}
-    return {
-        (array.variant.perturbation, array.variant.level): array.open()
-        for arrays in study.arrays.values()
-        for array in arrays
-        if array.variant.split == "test" and (array.variant.perturbation, array.variant.level) in wanted
-    }
+    tested = study.tested(stage)
+    perturbed = {(array.variant.perturbation, array.variant.level): array.open() for array in tested}
+    examples = {split: read_examples(study, split) for split in study.splits(stage)}
+    clean, labels = ({split: values[i] for split, values in examples.items()} for i in (0, 1))
+    n_images = sum(len(images) for images in clean.values()) + sum(array.n_images for array in tested)
+    return StudyData(clean, labels, perturbed, n_images)
 
 
 def remove_stale_stores(study: Study) -> list[Path]:

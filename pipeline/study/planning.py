@@ -11,13 +11,13 @@ from typing import Any
 
 from pipeline.data.datasets import Dataset
 from pipeline.data.seeding import level_name
-from pipeline.perturbations import PERTURBATIONS
-from pipeline.perturbations.variants import PlannedArray, Variant
+from pipeline.perturbations.variants import PlannedArray
 from pipeline.recipes.plan import CLEAN, NATURAL, ModelKey, Plan, plan_natural
 from pipeline.recipes.recipe import Recipe
 from pipeline.recipes.strategies import STRATEGIES
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
+from pipeline.study.arrays import plan_arrays
 from pipeline.study.params import Params, change_recipe
 from pipeline.training.job import TrainingJob
 
@@ -133,7 +133,7 @@ class Study:
     def _plan_cells(self, stage: str) -> Iterator[PlannedCell]:
         models = self.models(stage)
         new = partial(PlannedCell, dataset=self.dataset.name)
-        for split in ("train", "test") if stage == "ablations" else ("test",):
+        for split in self.splits(stage):
             for job in models:
                 yield new(
                     **vars(job.key),
@@ -159,6 +159,10 @@ class Study:
                             trial=trial,
                             n_examples=self.n_examples["test"],
                         )
+
+    def splits(self, stage: str) -> tuple[str, ...]:
+        """Of which splits a stage that measures models takes the clean images."""
+        return ("train", "test") if stage == "ablations" else ("test",)
 
     def tested(self, stage: str) -> list[PlannedArray]:
         """The perturbed test images of a stage that measures models."""
@@ -190,7 +194,7 @@ def plan_study(params: Params, name: str) -> Study:
     """
     dataset = params.dataset(name)
     recipe = params.train.recipes[name]
-    arrays = {perturbation: list(_plan_arrays(params, dataset, perturbation)) for perturbation in params.perturbations}
+    arrays = {perturbation: plan_arrays(params, dataset, perturbation) for perturbation in params.perturbations}
     new = partial(_plan_model, params, dataset)
     natural = {seed: new(ModelKey(NATURAL, CLEAN, seed), plan_natural(recipe)) for seed in params.train.seeds}
     strategies = {
@@ -235,17 +239,6 @@ def plan_study(params: Params, name: str) -> Study:
         cross_trials=params.evaluate.cross_trials,
         n_pictured=min(params.impact.n_examples, params.datasets[name].n_test),
     )
-
-
-def _plan_arrays(params: Params, dataset: Dataset, perturbation: str) -> Iterator[PlannedArray]:
-    levels, subset = params.perturbations[perturbation], params.datasets[dataset.name]
-    trials = params.perturb.trials if PERTURBATIONS[perturbation].is_random else 1
-    number = int if PERTURBATIONS[perturbation].unit == "n_pixels" else float  # YAML may say 1 for 1.0
-    new = partial(Variant, perturbation, seed=params.perturb.seed, options=levels.options)
-    for level in sorted(levels.train_levels):
-        yield PlannedArray(dataset, new(level=number(level), split="train"), (subset.n_train,))
-    for level in sorted({*levels.test_levels, *params.evaluate.levels[perturbation]}):
-        yield PlannedArray(dataset, new(level=number(level), split="test"), (trials, subset.n_test))
 
 
 def _plan_model(
