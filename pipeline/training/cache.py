@@ -23,8 +23,13 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import Epoch
 
-# Modules and packages whose code decides weights or learning curves. tests/test_kept.py holds that nothing is left out.
-TRAINING_CODE = ("data.seeding", "models", "recipes", "training.loop", "training.schedules")
+# Modules whose code decides weights or learning curves. tests/test_cache.py holds that nothing is left out.
+TRAINING_CODE = (
+    "data.seeding",
+    *(f"models.accelerated.{name}" for name in ("compiled", "windows", "winograd")),
+    *(f"models.{name}" for name in ("classifier", "devices", "layers")),
+    *("recipes.plan", "recipes.recipe", "training.loop", "training.schedules"),
+)
 # By these, users tell the libraries that torch computes with how to compute.
 _ENVIRONMENT = (
     "ATEN_",
@@ -192,10 +197,8 @@ def _digest_own_code() -> str:
 
 
 def training_code() -> dict[str, Path]:
-    """The modules that decide weights and learning curves, as they were imported: name in this package → file."""
-    names = (name.removeprefix("pipeline.") for name in sys.modules if name.startswith("pipeline."))
-    chosen = sorted(name for name in names if f"{name}.".startswith(tuple(f"{code}." for code in TRAINING_CODE)))
-    return {name: Path(str(sys.modules[f"pipeline.{name}"].__file__)) for name in chosen}
+    """The files of the modules that decide weights and learning curves, all imported by this one: name → file."""
+    return {name: Path(str(sys.modules[f"pipeline.{name}"].__file__)) for name in TRAINING_CODE}
 
 
 def digest_code(modules: Mapping[str, Path]) -> str:
