@@ -1,0 +1,240 @@
+"""The tables of docs/reproduction.md, made from the cells under results/.
+
+python -m benchmarks.reproduction collect NAME DATASET   # after dvc repro: keep its cells as results/NAME-DATASET/
+python -m benchmarks.reproduction write                  # put every table into docs/reproduction.md
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import torch
+
+from pipeline.data.datasets import DATASETS
+from pipeline.data.seeding import level_name
+from pipeline.evaluation import results
+from pipeline.evaluation.metrics import aggregate_trials, of_strategy, summarize, summarize_strategy, to_csv
+from pipeline.models.devices import select_device, select_precision
+from pipeline.perturbations import PERTURBATIONS
+from pipeline.perturbations.variants import split_label
+from pipeline.recipes.plan import CLEAN, NATURAL
+from pipeline.reporting import published
+from pipeline.runtime import layout
+from pipeline.runtime.files import read_file, write_text
+from pipeline.study.params import load
+from pipeline.study.planning import MEASURING, plan_study
+from pipeline.study.reading import MAX_BYTES
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "results", ROOT / "docs/reproduction.md"
+_BLOCK = re.compile(r"(<!-- table: ([a-z-]+) of ([a-z0-9-]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+
+
+@click.group()
+def main() -> None:
+    """Keep the results of a study in the repository, and make the page from them."""
+
+
+@main.command()
+@click.argument("name")
+@click.argument("dataset")
+@click.option("--seconds", type=float, help="What `dvc repro` took, if it ran as a whole.")
+def collect(name: str, dataset: str, seconds: float | None) -> None:
+    """Copy params.yaml, cells and learning curves of DATASET, checked against params, to results/NAME-DATASET/."""
+    study, folder = plan_study(load(), dataset), RESULTS / f"{name}-{dataset}"
+    tables = {stage: results.read_cells(study, stage) for stage in MEASURING}
+    tables |= {f"curves-{stage}": results.read_curves(study, stage) for stage in ("train", "strategies")}
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage, table in tables.items():
+        write_text(folder / f"{stage}.csv", to_csv(table))
+    write_text(folder / "params.yaml", read_file(layout.PARAMS, MAX_BYTES).decode())
+    device = select_device(study.device)
+    machine = {
+        "processor": _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "device": str(device),
+        "precision": str(select_precision(study.precision, device)).removeprefix("torch."),
+        "python": platform.python_version(),
+        **{library: importlib.metadata.version(library) for library in ("torch", "numpy", "opencv-python-headless")},
+        "seconds": seconds,
+    }
+    write_text(folder / "machine.json", json.dumps(machine, indent=2) + "\n")
+    click.echo(f"{folder.relative_to(ROOT)}: {sum(map(len, tables.values())):,} rows")
+
+
+@main.command()
+def write() -> None:
+    """Put every table into docs/reproduction.md."""
+    write_text(PAGE, render(PAGE.read_text(encoding="utf-8")))
+
+
+def render(page: str) -> str:
+    """The page with every table made anew from results/."""
+    return _BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]](found[3])}{found[4]}", page)
+
+
+@cache
+def _cells(name: str, stage: str) -> pd.DataFrame:
+    return pd.read_csv(RESULTS / name / f"{stage}.csv")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f}"
+
+
+def machine(name: str) -> str:
+    """Where and how a study ran."""
+    facts = json.loads((RESULTS / name / "machine.json").read_text(encoding="utf-8"))
+    seeds = ", ".join(map(str, sorted(_cells(name, "impact")["seed"].unique())))
+    took = f", {facts['seconds'] / 60:.0f} minutes" if facts["seconds"] else ""
+    return (
+        f"Seeds {seeds}; {facts['processor']} ({facts['capability']}), {facts['cores']} cores, {facts['device']}, "
+        f"{facts['precision']}, torch {facts['torch']}{took}.\n"
+    )
+
+
+def impact(name: str) -> str:
+    """Every cell of the impact study beside the authors' value."""
+    cells, authors = _cells(name, "impact"), published.read_impact(DATASETS[name.split("-")[1]])
+    by_seed = pd.concat(aggregate_trials(rows).assign(seed=seed) for seed, rows in cells.groupby("seed"))
+    n_seeds, rows = cells["seed"].nunique(), []
+    for (perturbation, level), group in by_seed.groupby(["perturbation", "level"], sort=False):
+        is_own = (authors["kind"] == perturbation) & (authors["level"] == level)
+        theirs = authors["natural"].iloc[:1] if perturbation == CLEAN else authors.loc[is_own, "mean"]
+        ours, spread = 100 * group["mean"].mean(), 100 * group["mean"].std()
+        label = perturbation if perturbation == CLEAN else f"{perturbation} {level_name(float(str(level)))}"
+        row = [label, f"{theirs.iloc[0]:.2f}" if len(theirs) else "", f"{ours:.2f}"]
+        row += [f"{spread:.2f}"] if n_seeds > 1 else []
+        row += [f"{100 * group['std'].mean():.2f}", f"{theirs.iloc[0] - ours:+.2f}" if len(theirs) else ""]
+        row += [f"{(theirs.iloc[0] - ours) / spread:+.1f}" if len(theirs) else ""] if n_seeds > 1 else []
+        rows.append(row)
+    spreads, distance = (["sd over seeds"], ["in sd over seeds"]) if n_seeds > 1 else ([], [])
+    ours_is = f"ours, mean of {n_seeds} seeds" if n_seeds > 1 else "ours"
+    header = ["cell, accuracy in %", "authors", ours_is, *spreads, "sd over trials", "authors - ours", *distance]
+    return _table(header, rows)
+
+
+def _ablation(name: str, ablation: str) -> str:
+    cells = _cells(name, "ablations")
+    cells = cells[(cells["strategy"] == ablation) & (cells["split"] == "test")]
+    rows, columns = [], list(PERTURBATIONS)
+    for variant, of_variant in cells.groupby("label", sort=False):
+        numbers = summarize(of_variant)
+        shown = ["clean_accuracy", *(f"{column}_accuracy" for column in columns), "robust_accuracy", "worst_accuracy"]
+        rows.append([str(variant), *(_percent(numbers[key]) for key in shown)])
+    return _table([ablation, "clean images", *columns, "all damage", "lowest cell"], rows)
+
+
+def distances(name: str) -> str:
+    """How far the strategies' models are from the authors': mean of ours minus theirs, mean distance, in points."""
+    joined = pd.concat(_beside_authors(name))
+    rows = []
+    for trained_on in joined["trained"].unique():
+        for tested in ("damage", "clean images"):
+            row = [f"{trained_on}; {tested}"]
+            for strategy in joined["strategy"].unique():
+                part = joined[
+                    (joined["strategy"] == strategy)
+                    & (joined["trained"] == trained_on)
+                    & ((joined["perturbation"] == CLEAN) == (tested == "clean images"))
+                ]["difference"]
+                row.append(f"{part.mean():+.2f}, {part.abs().mean():.2f}")
+            rows.append(row)
+    return _table(["trained on; tested on", *joined["strategy"].unique()], rows)
+
+
+def agreement(name: str) -> str:
+    """How many of the authors' cells we meet, in words."""
+    difference = pd.concat(_beside_authors(name))["difference"].abs()
+    return (
+        f"{len(difference)} cells: {100 * (difference <= 0.5).mean():.0f} % within half a point of accuracy, "
+        f"{100 * (difference <= 1).mean():.0f} % within one; the median distance is {difference.median():.2f} points, "
+        f"the largest {difference.max():.1f}.\n"
+    )
+
+
+def _beside_authors(name: str) -> list[pd.DataFrame]:
+    cells, dataset = _cells(name, "evaluate"), DATASETS[name.split("-")[1]]
+    cells = cells.assign(mean=100 * cells["n_correct"] / cells["n_examples"])
+    tables = []
+    for strategy in cells.loc[cells["strategy"] != NATURAL, "strategy"].unique():
+        of_models = cells[cells["strategy"] == strategy].groupby(["label", "perturbation", "level"], as_index=False)
+        ours = of_models["mean"].mean()
+        theirs = published.read_strategies(dataset, strategy)
+        labels = zip(theirs["train_perturbation"], theirs["train_level"], strict=True)
+        theirs = theirs.assign(
+            label=[f"{perturbation}-{level_name(level)}" for perturbation, level in labels],
+            perturbation=theirs["perturbation"].replace(NATURAL, CLEAN),
+            theirs=100 * theirs["mean"],
+        )
+        columns = ["label", "perturbation", "level"]
+        both = ours.merge(theirs[[*columns, "theirs"]], on=columns)
+        trained = [split_label(label)[0] for label in both["label"]]
+        tables.append(both.assign(strategy=strategy, trained=trained, difference=both["mean"] - both["theirs"]))
+    return tables
+
+
+def strategies(name: str) -> str:
+    """What every strategy reaches, beside the natural model on the same images."""
+    cells, rows = _cells(name, "evaluate"), []
+    for strategy in cells.loc[cells["strategy"] != NATURAL, "strategy"].unique():
+        numbers = summarize_strategy(of_strategy(cells, strategy))
+        pairs = [(numbers[f"{key}_accuracy"], numbers[f"baseline_{key}_accuracy"]) for key in _SHOWN]
+        rows.append([strategy, *(f"{_percent(own)} ({_percent(natural)})" for own, natural in pairs)])
+    return _table(["strategy (natural model)", *_SHOWN.values()], rows)
+
+
+_SHOWN = {"clean": "clean images", "robust": "damage trained on", "worst": "lowest cell", "cross": "other damage"}
+
+
+def cross(name: str) -> str:
+    """Damage of every kind by what models were trained on, mean over training and test levels."""
+    cells = _cells(name, "evaluate")
+    cells = cells.assign(
+        accuracy=cells["n_correct"] / cells["n_examples"],
+        trained=["nothing" if label == CLEAN else split_label(label)[0] for label in cells["label"]],
+    )
+    rows, columns = [], [CLEAN, *PERTURBATIONS]
+    for (strategy, trained), group in cells.groupby(["strategy", "trained"], sort=False):
+        levels = group.groupby(["label", "perturbation", "level"])["accuracy"].mean()
+        means, seen = levels.groupby("perturbation").mean(), group.groupby("perturbation")["seen"].any()
+        shown = [f"**{_percent(means[c])}**" if seen[c] else _percent(means[c]) for c in columns]
+        label = "nothing (natural)" if strategy == NATURAL else f"{trained}, {strategy}"
+        rows.append([label, *shown])
+    return _table(["trained on", *columns], rows)
+
+
+TABLES: Mapping[str, Callable[[str], str]] = {
+    "machine": machine,
+    "impact": impact,
+    "standardization": lambda name: _ablation(name, "standardization"),
+    "components": lambda name: _ablation(name, "components"),
+    "distances": distances,
+    "agreement": agreement,
+    "strategies": strategies,
+    "cross": cross,
+}
+
+
+def _processor() -> Any:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    named = re.search(r"model name\s*: (.*)", text)
+    return named[1] if named else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
