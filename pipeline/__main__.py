@@ -13,9 +13,11 @@ def start() -> None:
 
     stop_on_signals("Stopped by {signal}: no output is half written; run again to go on.")
     from pipeline.commands import main
+    from pipeline.runtime.memory import keep_freed_memory
     from pipeline.runtime.streams import outlive_readers
 
     outlive_readers()
+    keep_freed_memory()
     main(prog_name="python -m pipeline")
 
 

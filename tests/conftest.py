@@ -6,11 +6,10 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,8 @@ from ruamel.yaml import YAML
 from pipeline.data import datasets, sources, store
 from pipeline.data.datasets import Dataset
 from pipeline.data.sources import Arrays
-from pipeline.runtime import layout, workers
+from pipeline.runtime import layout
+from pipeline.runtime.engine import LocalProcesses
 
 ROOT = Path(__file__).resolve().parent.parent
 # Fetched once, for all test runs.
@@ -178,33 +178,15 @@ def study(
     return tmp_path
 
 
-class InProcess:
-    """A pool whose only worker is this process, which alone knows the tiny data sets."""
-
-    def __init__(self, max_workers: int, mp_context: Any, initializer: Any) -> None:
-        assert max_workers >= 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a pool is given is done in this process."""
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", InProcess)
-    monkeypatch.setattr(workers, "forkserver", None)  # nobody waits for what it would import
-    monkeypatch.setattr(workers, "forkserver", None)
+    """What processes are given is done in this one, which alone knows the tiny data sets."""
+
+    def run(self: LocalProcesses, work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        for job in jobs:
+            yield job, work(job)
+
+    monkeypatch.setattr(LocalProcesses, "run", run)
 
 
 @pytest.fixture(scope="module")

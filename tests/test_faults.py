@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 from pipeline.data.sources import Arrays
 from pipeline.runtime import layout
-from pipeline.runtime.files import taking_turns
+from pipeline.runtime.files import locked
 from tests.children import Child
 from tests.conftest import FAULTS_SEED, ROOT, WriteParams, differing, tree, write_originals
 
@@ -347,7 +347,7 @@ def test_a_second_run_waits_for_the_first_and_says_so(stage: str, finished: Path
     new = {path: state(path) for path in OUTPUTS[stage]}
     words = COMMANDS[stage].partition(" --")[0]
     with ExitStack() as stack:
-        with taking_turns(layout.running(*words.split()), "this test"):
+        with locked(layout.running(*words.split()), "this test"):
             child = stack.enter_context(Child(*COMMANDS[stage].split()))
             expected = f"{words}: process {os.getpid()} is doing this; waiting for it to end\n"
             for _ in range(1000):

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.runtime import files
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file, replacing_file, replacing_folder, taking_turns, write_text, write_texts
+from pipeline.runtime.files import read_file, replacing_file, replacing_folder, locked, write_text, write_texts
 from tests.conftest import tree
 from tests.test_graph import MODULES
 
@@ -245,14 +245,14 @@ def test_where_there_are_no_locks_nobody_waits(
     spoil: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch)
-    with taking_turns(tmp_path / "a.running", "this"), taking_turns(tmp_path / "a.running", "this"):
+    with locked(tmp_path / "a.running", "this"), locked(tmp_path / "a.running", "this"):
         assert tree(tmp_path) == {}
 
 
 def test_a_lock_is_there_for_as_long_as_its_block_runs(tmp_path: Path) -> None:
     path = tmp_path / "a.running"
     path.write_text("process 1 that was killed long ago, and holds no lock")
-    with taking_turns(path, "this"):
+    with locked(path, "this"):
         assert path.read_text() == f"process {os.getpid()}"
     assert tree(tmp_path) == {}
 
@@ -409,7 +409,7 @@ def test_what_is_no_file_in_a_locks_place_is_refused_and_left_alone(
     entered = False
     with (
         pytest.raises(PipelineError, match=r"a\.running: not a file, as a lock is; remove it"),
-        taking_turns(path, "x"),
+        locked(path, "x"),
     ):
         entered = True
     assert not entered

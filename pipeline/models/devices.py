@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.memory import keep_freed_memory
 
 _CIFAR10_VALUES = 32 * 32 * 3
 
@@ -20,7 +19,6 @@ def select_device(name: str) -> torch.device:
     Raises:
         PipelineError: A CUDA device is asked for that is not there.
     """
-    keep_freed_memory()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     # Tensors in pages of 2 MiB where the kernel gives them: MNIST training takes 7 % less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,37 +1,132 @@
-"""Temporary."""
+"""What does many jobs side by side: threads or processes of this machine, behind one method.
+
+A cluster is one more class with that method.
+"""
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+import multiprocessing.util
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from itertools import islice
+from typing import Protocol, TypeVar
 
-J = TypeVar("J")
-R = TypeVar("R")
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.stopping import begun_deaf, ended_when_stopped, stop_on_signals
+from pipeline.runtime.streams import outlive_readers
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_KILLED = "a process was killed, perhaps because memory ran out; run again, with fewer --workers: finished work is kept"
 
 
 class Engine(Protocol):
-    def run(self, work: Callable[[J], R], jobs: Sequence[J]) -> Iterator[tuple[J, R]]: ...
+    """Does jobs side by side."""
+
+    def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
+        """Every job with its result, as they get finished; the first error ends all.
+
+        Args:
+            work: A function of a module, which other processes can import.
+            jobs: Taken one after the other, a few ahead of those under way: results that nobody has fetched yet do not
+                fill memory.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class LocalThreads:
-    n_workers: int
-    initializer: Any = None
+    """Threads of this process, for work that leaves Python's lock alone, such as numpy's.
 
-    def run(self, work: Callable[[J], R], jobs: Sequence[J]) -> Iterator[tuple[J, R]]:
-        with ThreadPoolExecutor(self.n_workers, initializer=self.initializer) as pool:
-            futures = {pool.submit(work, job): job for job in jobs}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+    Attributes:
+        n_workers: How many.
+    """
+
+    n_workers: int
+
+    def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
+        """As `Engine.run`."""
+        with ThreadPoolExecutor(self.n_workers) as pool:
+            yield from _run(pool, work, jobs, self.n_workers + 2)
 
 
 @dataclass(frozen=True)
 class LocalProcesses:
+    """Processes of this machine; they are gone when `run` ends, however it does.
+
+    Attributes:
+        n_workers: How many at most.
+    """
+
     n_workers: int
 
-    def run(self, work: Callable[[J], R], jobs: Sequence[J]) -> Iterator[tuple[J, R]]:
-        with ProcessPoolExecutor(self.n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(work, job): job for job in jobs}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+    def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
+        """As `Engine.run`.
+
+        Raises:
+            PipelineError: A process was killed.
+        """
+        jobs = list(jobs)
+        if not jobs:
+            return
+        # Not forked: they would have this process's locks, but not the threads that hold them.
+        context = multiprocessing.get_context("spawn")
+        n_workers = min(self.n_workers, len(jobs))
+        with ended_when_stopped(_stop), ProcessPoolExecutor(n_workers, context, _begin_worker) as pool:
+            try:
+                yield from _run(pool, work, jobs, n_workers + 2)
+            except BrokenProcessPool:
+                raise PipelineError(_KILLED) from None
+            except BaseException:
+                _end_workers()  # or they would do what is under way to its end first
+                raise
+
+
+def _run(
+    pool: Executor, work: Callable[[Job], Result], jobs: Iterable[Job], n_ahead: int
+) -> Iterator[tuple[Job, Result]]:
+    under_way: dict[Future[Result], Job] = {}
+    waiting = iter(jobs)
+    try:
+        while True:
+            with begun_deaf():  # the pool begins its processes with the first job
+                for job in islice(waiting, n_ahead - len(under_way)):
+                    under_way[pool.submit(work, job)] = job
+            if not under_way:
+                return
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                yield under_way.pop(future), future.result()
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+def _end_workers() -> None:
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def _stop() -> None:
+    _end_workers()
+    # Removes semaphores, which no process that a signal ends does.
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+
+
+def _begin_worker() -> None:
+    """End this worker as soon as its parent is gone; or it would work on, beside the next run."""
+    stop_on_signals()
+    outlive_readers()
+    keep_freed_memory()
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -1,23 +1,14 @@
 """Files and folders that appear whole or not at all, are written by one process at a time, and read within bounds."""
 
-import errno
 import os
 import shutil
 import stat
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial as bind
 from pathlib import Path
 
 from pipeline.runtime.errors import PipelineError, is_exhausted
-from pipeline.runtime.stopping import signals_delayed, taken_back_when_stopped
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 # Half-made outputs carry this suffix; .dvcignore and .gitignore name it too.
 PARTIAL_SUFFIX = ".partial"
@@ -37,15 +28,14 @@ def replacing_file(path: Path) -> Iterator[Path]:
         OSError: The folder cannot be written; an existing `path` is left as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
+    staged = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     try:
-        with taken_back_when_stopped(bind(remove, partial)):
-            try:
-                remove(partial)  # it may be a link to another file, or a pipe
-                yield partial
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        try:
+            remove(staged)  # of a run that was stopped; or a link to another file, or a pipe
+            yield staged
+            staged.replace(path)
+        finally:
+            staged.unlink(missing_ok=True)
     except OSError as error:
         raise _named(error, path) from None
 
@@ -54,7 +44,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends without an error.
 
-    Leftovers of earlier runs that were killed are removed first.
+    Leftovers of earlier runs that were stopped or killed are removed first.
 
     Args:
         path: The folder to write; missing parent folders are made.
@@ -63,32 +53,27 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         OSError: The folder cannot be written; an existing `path` is left as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
+    staged = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     previous = path.parent / f".{path.name}.previous{PARTIAL_SUFFIX}"
 
     def clean_up() -> None:
-        remove(partial)
+        remove(staged)
         if os.path.lexists(previous):
             # Out of the way in one step, so that nobody puts back one of which half is removed; or back, if nothing
             # has taken its place.
-            previous.rename(partial if os.path.lexists(path) else path)
-            remove(partial)
-
-    def take_back() -> None:
-        _shut_out_writers(partial)
-        clean_up()
+            previous.rename(staged if os.path.lexists(path) else path)
+            remove(staged)
 
     try:
-        with taken_back_when_stopped(take_back):
-            try:
-                clean_up()
-                partial.mkdir()
-                yield partial
-                if os.path.lexists(path):
-                    path.rename(previous)
-                partial.rename(path)
-            finally:
-                clean_up()
+        try:
+            clean_up()
+            staged.mkdir()
+            yield staged
+            if os.path.lexists(path):
+                path.rename(previous)
+            staged.rename(path)
+        finally:
+            clean_up()
     except OSError as error:
         raise _named(error, path) from None
 
@@ -157,102 +142,48 @@ def _named_reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def taking_turns(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str) -> Iterator[None]:
     """Let one process at a time into the block; the others wait, and say for what.
 
-    The kernel forgets the lock when its process ends, however it does. Where there are no locks (Windows, some network
-    file systems, a folder that cannot be written) nobody waits.
+    The kernel forgets the lock when its process ends, however it does. Where there are no locks (some network file
+    systems, a folder that cannot be written) nobody waits.
 
     Args:
-        path: A file that is there for as long as the block runs and holds the number of the process.
+        path: A file that is there for as long as the block runs.
         what: What the block does, for the line on standard error that those who wait write.
 
     Raises:
         PipelineError: Something else than a file has its place.
     """
+    from filelock import FileLock, Timeout  # a twentieth of a second
+
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise PipelineError(f"{path}: not a file, as a lock is; remove it")
+    lock = FileLock(path, fallback_to_soft=False)
     with ExitStack() as held:
-        is_told = False
-        while fcntl is not None:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                if _lock(path, held):
-                    break
-                is_told = _wait(path, what, is_told)
-            except OSError:
-                break
+                lock.acquire(blocking=False)
+            except Timeout:
+                sys.stderr.write(f"{what}: another process is doing this; waiting for it to end\n")
+                lock.acquire()
+            held.callback(lock.release)
+            held.callback(path.unlink, missing_ok=True)  # first: then it is nobody else's yet
         yield
 
 
-def is_taken(path: Path) -> bool:
-    """Whether a process is in a block of `taking_turns` with this file."""
-    if fcntl is None:
-        return False
+def is_locked(path: Path) -> bool:
+    """Whether a process is in a block of `locked` with this file, which is there."""
+    from filelock import FileLock, Timeout
+
     try:
-        lock = os.open(path, os.O_RDWR)
+        with FileLock(path, blocking=False, fallback_to_soft=False):
+            return False
+    except Timeout:
+        return True
     except OSError:
         return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
-
-
-def _lock(path: Path, held: ExitStack) -> bool:
-    """Whether nobody else has it; then it is taken until `held` ends."""
-    with signals_delayed(), ExitStack() as opened:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        opened.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            path.unlink()
-            raise
-        try:
-            is_removed = not os.path.samestat(os.fstat(lock), path.stat())
-        except FileNotFoundError:
-            is_removed = True
-        if is_removed:  # by the one before
-            return False
-        with suppress(OSError):  # the disk is full: the number is for people only
-            os.ftruncate(lock, 0)
-            os.write(lock, f"process {os.getpid()}".encode())
-        remove = bind(path.unlink, missing_ok=True)
-        opened.callback(remove)  # while it is locked: then it is nobody else's yet
-        opened.enter_context(taken_back_when_stopped(remove))
-        held.push(opened.pop_all())
-        return True
-
-
-def _wait(path: Path, what: str, is_told: bool) -> bool:
-    """Until whoever has the lock lets go of it; whether it has been said."""
-    with suppress(FileNotFoundError), ExitStack() as opened:
-        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        opened.callback(os.close, lock)
-        if not is_told:
-            holder = os.read(lock, 30).decode(errors="replace")
-            who = holder if holder.isprintable() and holder else "another process"
-            sys.stderr.write(f"{what}: {who} is doing this; waiting for it to end\n")
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        return True
-    return is_told
-
-
-def _shut_out_writers(folder: Path) -> None:
-    """Remove a folder that other threads of this process, which is about to end, still write into."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(errno.ECANCELED, "the process ends")
-
-    os.mkdir = refuse  # or they would make the folder anew, the moment that it is gone
-    remove(folder)
-    time.sleep(0.05)  # for those that were within a call
 
 
 def remove(path: Path) -> None:

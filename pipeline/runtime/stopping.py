@@ -1,9 +1,9 @@
-"""An end on request: stopped by a signal, the process takes back what is half done and is gone within moments."""
+"""An end on request: stopped by a signal, the process and all that it has begun are gone within moments."""
 
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial as bind
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -11,41 +11,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import subprocess
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
-# What to take back, the last first.
-_half_done: list[Callable[[], object]] = []
-# How many blocks delay signals, and those that came meanwhile: masks are of one thread, and another may get the signal.
-_delaying: list[None] = []
-_delayed: list[int] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_delaying.clear)  # which never comes to the end of such a block
+_STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+# How to end what this process has begun.
+_ends: list[Callable[[], object]] = []
 
 
 @contextmanager
-def taken_back_when_stopped(take_back: Callable[[], object]) -> Iterator[None]:
-    """Call `take_back` if a signal stops the process within this block; then neither `except` nor `finally` runs."""
-    _half_done.append(take_back)
+def ended_when_stopped(end: Callable[[], object]) -> Iterator[None]:
+    """Call `end` if a signal stops the process within this block; then neither `except` nor `finally` runs."""
+    _ends.append(end)
     try:
         yield
     finally:
-        _half_done.remove(take_back)
+        _ends.remove(end)
 
 
 @contextmanager
-def signals_delayed(*names: str) -> Iterator[None]:
-    """Signals that stop wait for the end of the block; processes begun in it never see those of these names, or all."""
+def begun_deaf() -> Iterator[None]:
+    """Processes begun in this block never see SIGINT and SIGHUP, which a terminal sends to all: their parent ends them.
+
+    Signals that stop this process itself wait for the end of the block.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.Signals[name] for name in names] or _known())
-    _delaying.append(None)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         yield
     finally:
-        _delaying.pop()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if _delayed and not _delaying:
-            signal.raise_signal(_delayed.pop())
 
 
 def run_command(command: list[str], timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
@@ -65,18 +59,15 @@ def run_command(command: list[str], timeout: float | None = None) -> "subprocess
     """
     import subprocess  # not before a command can be stopped: this module is the first of its process
 
-    with ExitStack() as stack:
-        with signals_delayed():  # until it is known how to end it
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                process_group=0,  # a terminal sends signals to its own group: neither half ends before the other
-            )
-            stack.enter_context(taken_back_when_stopped(bind(_end, process.pid)))
-        stack.enter_context(process)  # closes its pipes
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,  # a terminal sends signals to its own group: neither half ends before the other
+    )
+    with ended_when_stopped(bind(_end, process.pid)), process:  # closes its pipes
         try:
             said, problem = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -94,22 +85,19 @@ def stop_on_signals(message: str = "") -> None:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if _delaying:
-            _delayed.append(number)
-            return
-        for known in _known():
+        for known in _STOPS:
             signal.signal(known, signal.SIG_DFL)  # a second one ends the process at once
         if message:
             # Not through a buffer, which a thread may hold. Before it an end of line: there may be a progress bar.
             text = f"{message.format(signal=signal.Signals(number).name)}\n"
             with suppress(OSError):
                 os.write(2, (f"\n{text}" if os.isatty(2) else text).encode())
-        for take_back in reversed(_half_done):
+        for end in reversed(_ends):
             with suppress(Exception):
-                take_back()
+                end()
         signal.raise_signal(number)  # so that a shell, or DVC, sees what ended it
 
-    for known in _known():
+    for known in _STOPS:
         if signal.getsignal(known) is not signal.SIG_IGN:  # as under nohup
             signal.signal(known, stop)
 
@@ -118,7 +106,3 @@ def _end(group: int) -> None:
     os.killpg(group, signal.SIGKILL)
     with suppress(ChildProcessError):
         os.waitpid(group, 0)
-
-
-def _known() -> list[signal.Signals]:
-    return [signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__]

@@ -22,13 +22,13 @@ def clean(params_path: Path, is_meant: bool) -> None:
     """
     from pipeline.runtime import layout
     from pipeline.runtime.errors import PipelineError
-    from pipeline.runtime.files import PARTIAL_SUFFIX, is_taken, remove
+    from pipeline.runtime.files import PARTIAL_SUFFIX, is_locked, remove
     from pipeline.study.params import load
     from pipeline.study.planning import plan_studies
 
     params = load(params_path)
     for lock in sorted(Path().glob(".*.running")):
-        if is_taken(lock):
+        if is_locked(lock):
             raise PipelineError(f"{lock}: this stage is running; clean up when it has ended")
 
     # torch takes seconds to import: only once params are right.

@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 
 from pipeline.runtime import layout
-from pipeline.runtime.files import taking_turns
+from pipeline.runtime.files import locked
 
 if TYPE_CHECKING:
     from pipeline.training.job import TrainingJob
@@ -22,7 +22,7 @@ class Stage(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, alone."""
         words = [self.name or "", *(ctx.params[item.name] for item in self.params if isinstance(item, click.Argument))]
-        with taking_turns(layout.running(*words), " ".join(words)):
+        with locked(layout.running(*words), " ".join(words)):
             return super().invoke(ctx)
 
 

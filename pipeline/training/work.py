@@ -14,7 +14,7 @@ from pipeline.models import storage
 from pipeline.models.devices import select_device
 from pipeline.recipes.plan import ModelKey
 from pipeline.runtime.engine import Engine
-from pipeline.runtime.files import replacing_folder, taking_turns
+from pipeline.runtime.files import locked, replacing_folder
 from pipeline.training.cache import find_entry
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import Epoch, Examples, train_model
@@ -61,7 +61,7 @@ def train(
     if job.n_threads and device.type == "cpu":
         torch.set_num_threads(job.n_threads)
     entry = find_entry(job)
-    with taking_turns(entry.lock, f"{job.dataset.name} {job.key}"):
+    with locked(entry.lock, f"{job.dataset.name} {job.key}"):
         if entry.is_finished():
             return
         start = None if job.start is None else storage.load(job.start.path, job.start.made_by, job.start.description)

@@ -8,14 +8,13 @@ import subprocess
 import warnings
 from contextlib import suppress
 from functools import cache
-from functools import partial as bind
 from pathlib import Path
 
 import torch
 
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
-from pipeline.runtime.stopping import run_command, taken_back_when_stopped
+from pipeline.runtime.stopping import run_command
 
 # Fused multiplication and addition come with the processor; nothing else may change a result: no -ffast-math.
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-trapping-math", "-fPIC", "-shared")
@@ -82,9 +81,8 @@ def _compile(source: Path, arguments: list[str], stem: str) -> Path:
     folder.mkdir(exist_ok=True)
     partial = folder / f"{stem}.{os.getpid()}.partial"
     try:
-        with taken_back_when_stopped(bind(partial.unlink, missing_ok=True)):
-            run_command([*_compiler(), *arguments, str(source), "-o", str(partial)])
-            return partial.replace(folder / _named(stem, read_file(partial, _MAX_BYTES)))
+        run_command([*_compiler(), *arguments, str(source), "-o", str(partial)])
+        return partial.replace(folder / _named(stem, read_file(partial, _MAX_BYTES)))
     finally:
         partial.unlink(missing_ok=True)
 
