@@ -12,7 +12,6 @@ from pipeline.stages.ablations import ablations
 from pipeline.stages.check import check
 from pipeline.stages.clean import clean
 from pipeline.stages.evaluate import evaluate
-from pipeline.stages.figures import figures
 from pipeline.stages.impact import impact
 from pipeline.stages.perturb import perturb
 from pipeline.stages.plan import plan
@@ -114,7 +113,7 @@ def main() -> None:
         raise PipelineError("PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it, leave out -O")
 
 
-for command in (check, prepare, perturb, train, impact, figures, strategies, evaluate, ablations, report):
+for command in (check, prepare, perturb, train, impact, strategies, evaluate, ablations, report):
     main.add_command(command)
 main.add_command(plan)
 main.add_command(verify)

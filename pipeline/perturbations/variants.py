@@ -139,3 +139,7 @@ class StoredArray:
     def trials(self) -> Iterator[Images]:
         """One trial after the other, digest checked after the last; errors as `store.read_trials`."""
         return store.read_trials(self.array, self.made_by)
+
+    def first(self, n: int) -> Images:
+        """The first n images of trial 0, of an array with trials; errors as `store.read_part`."""
+        return store.read_part(self.array, (0, slice(0, n)), self.made_by)

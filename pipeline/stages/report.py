@@ -1,26 +1,23 @@
-"""Stage report: the whole study on one page, and its figures."""
+"""Stage report: the whole study on one page."""
 
 from pathlib import Path
 
 import click
 
-from pipeline.runtime.workers import imported_ahead
-from pipeline.stages.options import Stage, params_option, workers_option
+from pipeline.stages.options import Stage, params_option
 
 
 @click.command(cls=Stage, short_help="Put the whole study on one page.")
 @params_option
-@workers_option
-def report(params_path: Path, workers: int) -> None:
-    """Write metrics/report/index.html, one page that needs no network, and its figures as PNG beside it.
+def report(params_path: Path) -> None:
+    """Write metrics/report/index.html, one page with its figures that needs no network.
 
     Every number on it comes from the metric files of this run.
     """
-    with imported_ahead("pipeline.reporting.page"):
-        from pipeline.reporting import page
-        from pipeline.runtime import layout
-        from pipeline.study.params import load
+    from pipeline.reporting.page import write_report
+    from pipeline.runtime import layout
+    from pipeline.study.params import load
 
-        folder = layout.report()
-        n_figures = page.write_report(load(params_path), params_path, folder, workers)
-    click.echo(f"{folder / 'index.html'}: open it in a browser; {n_figures} figures beside it")
+    folder = layout.report()
+    n_charts = write_report(load(params_path), params_path, folder)
+    click.echo(f"{folder / 'index.html'}: open it in a browser; {n_charts} charts")

@@ -1,0 +1,187 @@
+"""Charts as SVG and images as PNG, to stand inside the page; the same numbers give the same bytes."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import cv2
+import numpy as np
+from markupsafe import Markup
+
+from pipeline.data.arrays import Images
+from pipeline.data.seeding import level_name
+from pipeline.perturbations import PERTURBATIONS
+from pipeline.recipes.plan import CLEAN
+
+# Size of a chart, and of its margins, in units of about a pixel; the page scales it to the width that there is.
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 250, 38, 10, 12, 44
+# Closer to each other than this, labels of the x axis would overlap.
+_LABEL_WIDTH = 34
+# Colours of the page's style sheet: s0 to s7.
+N_COLORS = 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mean and its spread; accuracies in [0, 1]."""
+
+    x: float
+    mean: float
+    std: float = 0.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart.
+
+    Attributes:
+        name: For the legend.
+        points: From left to right.
+        color: Number of its colour.
+        is_dashed: Whether the line is dashed, as the authors' values are.
+    """
+
+    name: str
+    points: Sequence[Point]
+    color: int
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart and what stands below it.
+
+    Attributes:
+        title: What it shows.
+        svg: The chart.
+        legend: (name, colour, dashed) of every line or kind of bar.
+    """
+
+    title: str
+    svg: Markup
+    legend: Sequence[tuple[str, int, bool]]
+
+
+def name_level(perturbation: str, level: float) -> str:
+    """A level in words: `noise 0.05`, `hot 2`, `clean`."""
+    return CLEAN if perturbation == CLEAN else f"{perturbation} {level_name(level)}"
+
+
+def explain_level(perturbation: str, level: float) -> str:
+    """As `name_level`, with the unit: `noise σ = 0.05`, `hot 2 pixels`."""
+    if perturbation == CLEAN:
+        return CLEAN
+    name, unit = level_name(level), PERTURBATIONS[perturbation].unit
+    if unit == "n_pixels":
+        return f"{perturbation} {name} pixel{'' if name == '1' else 's'}"
+    return f"{perturbation} {'σ' if unit == 'sigma' else unit} = {name}"
+
+
+def draw_lines(title: str, x_label: str, series: Sequence[Series], reference: float | None = None) -> Chart:
+    """Accuracy against a number, from 0 to 100 %, bars of one standard deviation.
+
+    Args:
+        title: What the chart shows.
+        x_label: What the number is.
+        series: The lines; all points together have at least one x.
+        reference: An accuracy in [0, 1] to draw a dotted line at: that on clean images.
+    """
+    xs = sorted({point.x for one in series for point in one.points})
+    low, high = (xs[0], xs[-1]) if len(xs) > 1 else (xs[0] - 1, xs[0] + 1)
+
+    def place(x: float) -> float:
+        return _LEFT + 12 + (x - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT - 24)
+
+    marks = [_frame(x_label)]
+    last = -np.inf
+    for x in xs:
+        if place(x) - last >= _LABEL_WIDTH:
+            last = place(x)
+            marks.append(_text(last, _HEIGHT - _BOTTOM + 16, level_name(x), "middle"))
+            marks.append(f'<path class="grid" d="M{last:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
+    if reference is not None:
+        marks.append(f'<path class="reference" d="M{_LEFT} {_height(reference):.1f}H{_WIDTH - _RIGHT}"/>')
+    for one in series:
+        where = [(place(point.x), _height(point.mean)) for point in one.points]
+        line = "L".join(f"{x:.1f} {y:.1f}" for x, y in where)
+        marks.append(f'<g class="s{one.color}{" dashed" if one.is_dashed else ""}"><path class="line" d="M{line}"/>')
+        for point, (x, y) in zip(one.points, where, strict=True):
+            if point.std > 0:
+                top, bottom = _height(min(1, point.mean + point.std)), _height(max(0, point.mean - point.std))
+                marks.append(f'<path class="spread" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
+            said = f"{one.name}, {level_name(point.x)}: {100 * point.mean:.1f} %"
+            marks.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{escape(said)}</title></circle>')
+        marks.append("</g>")
+    said = "; ".join(
+        f"{one.name}: " + ", ".join(f"{level_name(point.x)} {100 * point.mean:.0f} %" for point in one.points)
+        for one in series
+    )
+    return Chart(title, _svg(f"{title}. {said}.", marks), [(one.name, one.color, one.is_dashed) for one in series])
+
+
+def draw_bars(title: str, groups: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> Chart:
+    """Accuracies as groups of bars, from 0 to 100 %.
+
+    Args:
+        title: What the chart shows.
+        groups: Name of a group → accuracies in [0, 1], one for each name; None where there is none.
+        names: Of the bars of every group.
+    """
+    marks = [_frame("")]
+    width = (_WIDTH - _LEFT - _RIGHT) / len(groups)
+    bar = 0.84 * width / len(names)
+    for number, (group, values) in enumerate(groups.items()):
+        left = _LEFT + (number + 0.08) * width
+        for color, (name, value) in enumerate(zip(names, values, strict=True)):
+            if value is None:
+                continue
+            x, y = left + color * bar, _height(value)
+            marks.append(
+                f'<g class="s{color % N_COLORS}"><rect x="{x:.1f}" y="{y:.1f}" width="{max(bar - 1, 1):.1f}" '
+                f'height="{_HEIGHT - _BOTTOM - y:.1f}"><title>{escape(f"{name}, {group}: {100 * value:.1f} %")}'
+                "</title></rect></g>"
+            )
+            if bar >= 15:
+                marks.append(_text(x + bar / 2 - 0.5, y - 3, f"{100 * value:.0f}", "middle", "small"))
+        words = group.split()
+        for line, text in enumerate(words if len(words) <= 2 else [words[0], " ".join(words[1:])]):
+            marks.append(_text(left + 0.42 * width, _HEIGHT - _BOTTOM + 15 + 13 * line, text, "middle", "small"))
+    said = "; ".join(
+        f"{group}: " + ", ".join(f"{n} {100 * v:.0f} %" for n, v in zip(names, values, strict=True) if v is not None)
+        for group, values in groups.items()
+    )
+    legend = [(name, color % N_COLORS, False) for color, name in enumerate(names)]
+    return Chart(title, _svg(f"{title}. {said}.", marks), legend)
+
+
+def encode_image(image: Images) -> str:
+    """An image as the address of a PNG in the page.
+
+    Args:
+        image: uint8 (H, W, C), grey or RGB.
+    """
+    _, content = cv2.imencode(".png", image[..., ::-1] if image.shape[2] == 3 else image)
+    return f"data:image/png;base64,{base64.b64encode(content.tobytes()).decode()}"
+
+
+def _height(share: float) -> float:
+    return _TOP + (1 - share) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _frame(x_label: str) -> str:
+    lines = [
+        f'<path class="{"axis" if share == 0 else "grid"}" d="M{_LEFT} {_height(share):.1f}H{_WIDTH - _RIGHT}"/>'
+        + _text(_LEFT - 5, _height(share) + 4, f"{100 * share:.0f}", "end")
+        for share in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    return "".join(lines) + (_text((_LEFT + _WIDTH) / 2, _HEIGHT - 8, x_label, "middle") if x_label else "")
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(said: str, marks: Sequence[str]) -> Markup:
+    head = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(said, quote=True)}">'
+    return Markup(f"{head}{''.join(marks)}</svg>")

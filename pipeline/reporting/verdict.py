@@ -1,0 +1,108 @@
+"""What the numbers of a data set say, in sentences: the finding, under which condition it holds, and how sure it is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.evaluation.metrics import Comparison, needed_accuracy
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """An accuracy in [0, 1] as percent; a dash where there is none."""
+    return "–" if share is None or share != share else f"{100 * share:.{digits}f}"
+
+
+def describe_verdict(
+    clean: float,
+    worst: tuple[str, float] | None,
+    comparisons: Sequence[Comparison],
+    ablations: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    n_classes: int,
+) -> list[str]:
+    """The finding of a data set, the first sentence the one that matters most.
+
+    Args:
+        clean: Clean accuracy of the natural model, in [0, 1].
+        worst: The damage that costs the natural model most, in words, and its accuracy there; None without damage.
+        comparisons: From `compare_strategies`, the best first.
+        ablations: Ablation → variant → summary of its cells.
+        n_classes: Classes of the data set.
+    """
+    said = []
+    needed = needed_accuracy(n_classes)
+    if clean < needed:
+        said.append(
+            f"Too weak to conclude from: the natural model is right on {percent(clean)} % of clean images, less than "
+            f"{percent(needed)} %, two thirds of the way from guessing to no error."
+        )
+    if worst is not None:
+        said.append(
+            f"The natural model, trained on clean images, is right on {percent(clean)} % of them, and on "
+            f"{percent(worst[1])} % under {worst[0]}, the damage that costs it most."
+        )
+    else:
+        said.append(f"The natural model is right on {percent(clean)} % of clean images; no damage was tested.")
+    if comparisons:
+        said += _describe_strategies(*comparisons)
+    else:
+        said.append("No model was trained on damage and tested on it.")
+    return said + _describe_ablations(ablations)
+
+
+def _describe_strategies(best: Comparison, *others: Comparison) -> list[str]:
+    natural = f"the natural model's {percent(best.baseline_robust_accuracy)} % on the same images"
+    size = f"{_size(best.gain)} {'above' if best.gain > 0 else 'below'}" if best.gain else "as much as"
+    found = f"{percent(best.robust_accuracy)} % on the damage that its models were trained on, {size} {natural}"
+    if not best.beats_natural:
+        chance = (
+            f"; with {best.n_examples:,} test images up to {_size(best.chance)} may be chance" if best.gain > 0 else ""
+        )
+        which = f"the best, {best.strategy}," if others else best.strategy
+        return [f"No training on damage clearly beats it: {which} reaches {found}{chance}."]
+    cost = (
+        f"{'loses' if best.clean_cost > 0 else 'gains'} {_size(best.clean_cost)}"
+        if best.clean_cost
+        else "loses nothing"
+    )
+    said = [
+        f"Training on damage repairs this: {best.strategy} reaches {found}.",
+        f"On clean images {best.strategy} {cost}.",
+    ]
+    if best.relative_error is not None:
+        said.append(
+            f"Its error relative to the natural model's, every perturbation alike, is {best.relative_error:.2f}."
+        )
+    also = [other.strategy for other in others if other.beats_natural]
+    if also:
+        said.append(f"{_listed(also)} {'beats' if len(also) == 1 else 'beat'} the natural model too.")
+    return said
+
+
+def _describe_ablations(ablations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """For every ablation, the variant that keeps most without having seen damage, if it keeps clearly more."""
+    said = []
+    for ablation, variants in ablations.items():
+        robust = {name: summary.get("robust_accuracy") for name, summary in variants.items()}
+        known = {name: value for name, value in robust.items() if value is not None}
+        if len(known) < 2:
+            continue
+        best, least = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
+        if known[best] - known[least] >= 0.05:
+            how = (
+                f"Standardizing by {best}" if ablation == "standardization" and best != "none"
+                else "Not standardizing" if ablation == "standardization"
+                else f"Variant {best} of ablation {ablation}"
+            )  # fmt: skip
+            said.append(
+                f"{how} alone, without training on damage, keeps {percent(known[best])} % under all damage on average, "
+                f"where {least} keeps {percent(known[least])} %."
+            )
+    return said
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
+
+
+def _size(difference: float) -> str:
+    size = f"{100 * abs(difference):.1f}"
+    return "less than 0.1 points" if float(size) == 0 else f"{size} points"
