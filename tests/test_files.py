@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.runtime import files
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file, replacing_file, replacing_folder, locked, write_text, write_texts
+from pipeline.runtime.files import locked, read_file, replacing_file, replacing_folder, write_text, write_texts
 from tests.conftest import tree
 from tests.test_graph import MODULES
 

@@ -13,8 +13,8 @@ from pipeline.data.arrays import Images
 from pipeline.data.datasets import MNIST, Dataset
 from pipeline.data.seeding import BLOCK_SIZE, block_generator, block_size, level_name
 from pipeline.perturbations import PERTURBATIONS, generation
-from pipeline.perturbations.variants import Variant
-from pipeline.study.opening import open_variant
+from pipeline.perturbations.variants import PlannedArray, Variant
+from pipeline.runtime.engine import LocalThreads
 from tests.conftest import tree
 
 N = 2 * BLOCK_SIZE + 130
@@ -40,6 +40,13 @@ def clean() -> Images:
 def dataset(clean: Images) -> Dataset:
     digests = {(split, "images"): store.sha256(clean) for split in ("train", "test")}
     return replace(MNIST, n_examples={"train": N, "test": N}, digests=digests)
+
+
+def write(
+    path: Path, dataset: Dataset, variants: list[tuple[Variant, tuple[int, ...]]], clean: dict[str, Images], n: int
+) -> None:
+    arrays = [PlannedArray(dataset, variant, leading) for variant, leading in variants]
+    generation.write_perturbed(path, arrays, clean, LocalThreads(n))
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
@@ -75,7 +82,7 @@ class TestContract:
         contents = []
         for n_workers in (1, 2, 7):
             path = tmp_path / f"{n_workers}.zarr"
-            generation.write_perturbed(path, dataset, name, variants, {"train": clean, "test": clean}, n_workers)
+            write(path, dataset, variants, {"train": clean, "test": clean}, n_workers)
             files = sorted(file for file in path.rglob("*") if file.is_file())
             contents.append({str(file.relative_to(path)): file.read_bytes() for file in files})
         assert contents[0] == contents[1] == contents[2]
@@ -94,7 +101,7 @@ class TestContract:
             monkeypatch.setattr(store, "images_per_chunk", lambda image_bytes, chunk=chunk: chunk)
             monkeypatch.setattr(store, "SHARD_BYTES", shard_images * 28 * 28)
             path = tmp_path / f"{chunk}.zarr"
-            generation.write_perturbed(path, dataset, name, [(v, (2, 900)) for v in variants], {"test": clean}, 2)
+            write(path, dataset, [(v, (2, 900)) for v in variants], {"test": clean}, 2)
             array = zarr.open_group(path, mode="r")[f"{level_name(some_level(name))}/test"]
             assert isinstance(array, zarr.Array)
             assert array.chunks[1] == chunk
@@ -126,10 +133,11 @@ def test_images_of_every_size_have_the_same_bytes_for_any_number_of_workers(
         written = []
         for n_workers in (1, 3):
             path = tmp_path / f"{name}-{n_workers}.zarr"
-            generation.write_perturbed(path, dataset, name, [(variant, (n_trials, n))], {"test": images}, n_workers)
+            write(path, dataset, [(variant, (n_trials, n))], {"test": images}, n_workers)
             written.append(tree(path))
         assert written[0] == written[1]
-        array = open_variant(store.open_store(path, "x"), dataset, variant, (n_trials, n), "x")
+        group = store.open_store(path, "x")
+        array = store.get_array(group, f"{level_name(variant.level)}/test", "x")
         assert array.attrs["block_size"] == (size if PERTURBATIONS[name].is_random else None)
         for trial, found in enumerate(store.read_trials(array, "x")):
             for start in range(0, n, size):  # every block by itself, from its own generator
@@ -155,7 +163,7 @@ def test_the_first_image_of_two_blocks_is_damaged_differently(clean: Images) -> 
 
 def test_attributes_say_what_is_needed_to_regenerate(clean: Images, dataset: Dataset, tmp_path: Path) -> None:
     variant = make_variant("stuck")
-    generation.write_perturbed(tmp_path / "stuck.zarr", dataset, "stuck", [(variant, (2, 700))], {"test": clean}, 2)
+    write(tmp_path / "stuck.zarr", dataset, [(variant, (2, 700))], {"test": clean}, 2)
     array = zarr.open_group(tmp_path / "stuck.zarr", mode="r")["49/test"]
     assert isinstance(array, zarr.Array)
     attributes = dict(array.attrs)
@@ -175,11 +183,9 @@ def test_attributes_say_what_is_needed_to_regenerate(clean: Images, dataset: Dat
 
 def test_an_error_in_a_worker_leaves_the_previous_store(clean: Images, dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "hot.zarr"
-    generation.write_perturbed(path, dataset, "hot", [(make_variant("hot"), (1, 600))], {"test": clean}, 2)
+    write(path, dataset, [(make_variant("hot"), (1, 600))], {"test": clean}, 2)
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     with pytest.raises(ValueError, match="n_pixels"):
-        generation.write_perturbed(
-            path, dataset, "hot", [(make_variant("hot", level=10_000), (1, 600))], {"test": clean}, 2
-        )
+        write(path, dataset, [(make_variant("hot", level=10_000), (1, 600))], {"test": clean}, 2)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["hot.zarr"]

@@ -8,10 +8,8 @@ import pandas as pd
 import pytest
 
 from pipeline.evaluation.metrics import (
-    NATURAL,
     Cell,
     Comparison,
-    ModelCell,
     aggregate_trials,
     compare_strategies,
     needed_accuracy,
@@ -20,17 +18,27 @@ from pipeline.evaluation.metrics import (
     summarize_strategy,
     to_frame,
 )
+from pipeline.perturbations import PERTURBATIONS
+from pipeline.recipes.plan import CLEAN, NATURAL
+
+
+def make_cell(
+    strategy: str, label: str, perturbation: str, level: float, trial: int, n_correct: int, n: int, seed: int = 1
+) -> Cell:
+    trained = PERTURBATIONS[label.split("-")[0]].family if label != CLEAN else None
+    seen = perturbation != CLEAN and PERTURBATIONS[perturbation].family == trained
+    return Cell("mnist", strategy, label, seed, seen, "test", perturbation, level, trial, n, n_correct)
 
 
 def make_cells() -> pd.DataFrame:
     return to_frame(
         [
-            Cell("mnist", NATURAL, 0, 0, 95, 100),
-            Cell("mnist", "noise", 0.05, 0, 20, 100),
-            Cell("mnist", "noise", 0.05, 1, 30, 100),
-            Cell("mnist", "noise", 0.01, 0, 70, 100),
-            Cell("mnist", "noise", 0.01, 1, 70, 100),
-            Cell("mnist", "blur", 1.0, 0, 90, 100),
+            make_cell(NATURAL, CLEAN, CLEAN, 0, 0, 95, 100),
+            make_cell(NATURAL, CLEAN, "noise", 0.05, 0, 20, 100),
+            make_cell(NATURAL, CLEAN, "noise", 0.05, 1, 30, 100),
+            make_cell(NATURAL, CLEAN, "noise", 0.01, 0, 70, 100),
+            make_cell(NATURAL, CLEAN, "noise", 0.01, 1, 70, 100),
+            make_cell(NATURAL, CLEAN, "blur", 1.0, 0, 90, 100),
         ]
     )
 
@@ -44,7 +52,7 @@ def test_trials_become_mean_and_population_standard_deviation() -> None:
 
 
 def test_the_order_of_the_cells_is_kept() -> None:
-    assert list(aggregate_trials(make_cells())["perturbation"]) == [NATURAL, "noise", "noise", "blur"]
+    assert list(aggregate_trials(make_cells())["perturbation"]) == [CLEAN, "noise", "noise", "blur"]
 
 
 def test_robust_accuracy_weighs_every_level_alike_whatever_its_trials() -> None:
@@ -59,31 +67,31 @@ def test_robust_accuracy_weighs_every_level_alike_whatever_its_trials() -> None:
 
 
 def test_a_study_without_perturbations_has_a_clean_accuracy_only() -> None:
-    assert summarize(to_frame([Cell("mnist", NATURAL, 0, 0, 1, 2)])) == {"clean_accuracy": 0.5}
+    assert summarize(to_frame([make_cell(NATURAL, CLEAN, CLEAN, 0, 0, 1, 2)])) == {"clean_accuracy": 0.5}
 
 
 # A strategy beside the natural model. Two pixel models and one noise model, so that what is weighed by models and what
 # is not differ; noise has two trials, of which pixel models were shown the first only.
 N = 1000
 TESTED = {  # (perturbation, level, trial) -> right answers of the natural model
-    (NATURAL, 0, 0): 900,
+    (CLEAN, 0, 0): 900,
     ("hot", 2, 0): 600,
     ("noise", 0.1, 0): 300,
     ("noise", 0.1, 1): 500,
 }
 ANSWERS = {
-    ("hot", 1): {(NATURAL, 0, 0): 850, ("hot", 2, 0): 700, ("noise", 0.1, 0): 350},
-    ("dead", 1): {(NATURAL, 0, 0): 870, ("hot", 2, 0): 650, ("noise", 0.1, 0): 250},
-    ("noise", 0.1): {(NATURAL, 0, 0): 800, ("hot", 2, 0): 500, ("noise", 0.1, 0): 700, ("noise", 0.1, 1): 740},
+    ("hot", 1): {(CLEAN, 0, 0): 850, ("hot", 2, 0): 700, ("noise", 0.1, 0): 350},
+    ("dead", 1): {(CLEAN, 0, 0): 870, ("hot", 2, 0): 650, ("noise", 0.1, 0): 250},
+    ("noise", 0.1): {(CLEAN, 0, 0): 800, ("hot", 2, 0): 500, ("noise", 0.1, 0): 700, ("noise", 0.1, 1): 740},
 }
 
 
 def make_models(strategy: str = "constant", shift: int = 0) -> pd.DataFrame:
     """Cells of the natural model and of the three above, each with `shift` more right answers under damage."""
-    rows = [ModelCell(NATURAL, NATURAL, 0, "mnist", *key, n, N) for key, n in TESTED.items()]
+    rows = [make_cell(NATURAL, CLEAN, *key, n, N) for key, n in TESTED.items()]
     for (perturbation, level), answers in ANSWERS.items():
         rows += [
-            ModelCell(strategy, perturbation, level, "mnist", *key, n + shift * (key[0] != NATURAL), N)
+            make_cell(strategy, f"{perturbation}-{level}", *key, n + shift * (key[0] != CLEAN), N)
             for key, n in answers.items()
         ]
     return to_frame(rows)
@@ -97,7 +105,7 @@ def test_the_natural_model_is_measured_on_the_same_images_with_the_same_weights(
         "robust_accuracy": round((0.70 + 0.65 + 0.72) / 3, 6),
         "worst_accuracy": 0.65,
         "cross_accuracy": round((0.35 + 0.25 + 0.50) / 3, 6),
-        "mce": round((0.325 / 0.4 + 0.28 / 0.6) / 2, 6),
+        "relative_error": round((0.325 / 0.4 + 0.28 / 0.6) / 2, 6),
         "baseline_clean_accuracy": 0.9,
         "baseline_robust_accuracy": round((0.6 + 0.6 + 0.4) / 3, 6),  # hot twice: two pixel models
         "baseline_worst_accuracy": 0.4,
@@ -106,25 +114,39 @@ def test_the_natural_model_is_measured_on_the_same_images_with_the_same_weights(
 
 
 def test_the_rows_of_a_pairing_are_the_cells_of_the_strategy() -> None:
-    table = pair_with_natural(make_models()).set_index(["train_perturbation", "perturbation"])
+    table = pair_with_natural(make_models()).set_index(["label", "perturbation"])
     assert len(table) == 9
-    pair = ["accuracy", "baseline_accuracy", "is_own"]
-    assert list(table.loc[("noise", "noise"), pair]) == [0.72, 0.4, True]
-    assert list(table.loc[("dead", "noise"), pair]) == [0.25, 0.3, False]
-    assert table.loc[("dead", "hot"), "is_own"]  # of the same family
-    assert not table.loc[("hot", NATURAL), "is_own"]
+    pair = ["accuracy", "baseline_accuracy", "seen"]
+    assert list(table.loc[("noise-0.1", "noise"), pair]) == [0.72, 0.4, True]
+    assert list(table.loc[("dead-1", "noise"), pair]) == [0.25, 0.3, False]
+    assert table.loc[("dead-1", "hot"), "seen"]  # of the same family
+    assert not table.loc[("hot-1", CLEAN), "seen"]
+
+
+def test_a_model_is_paired_with_the_natural_one_of_its_seed() -> None:
+    keys = (NATURAL, CLEAN, "noise", 0.1, 0), ("constant", "noise-0.1", "noise", 0.1, 0)
+    rows = [
+        make_cell(*key, n, 10, seed)
+        for seed, counts in ((1, (2, 7)), (2, (4, 9)))
+        for key, n in zip(keys, counts, strict=True)
+    ]
+    table = pair_with_natural(to_frame(rows))
+    assert table[["seed", "accuracy", "baseline_accuracy"]].to_numpy().tolist() == [[1, 0.7, 0.2], [2, 0.9, 0.4]]
+    assert summarize_strategy(to_frame(rows))["robust_accuracy"] == 0.8
 
 
 def test_a_model_without_a_natural_one_beside_it_is_not_compared() -> None:
     cells = make_models()
-    assert compare_strategies({"constant": cells[cells["strategy"] == "constant"]}) == []
-    assert compare_strategies({"constant": cells[cells["strategy"] == NATURAL]}) == []
-    assert compare_strategies({}) == []
+    assert compare_strategies(cells[cells["strategy"] == "constant"]) == []
+    assert compare_strategies(cells[cells["strategy"] == NATURAL]) == []
+    assert compare_strategies(to_frame([])) == []
 
 
 def test_strategies_stand_in_the_order_of_their_gain() -> None:
     shifts = {"constant": -200, "incremental": 50, "transfer": 0, "other": 50}
-    compared = compare_strategies({name: make_models(name, shift) for name, shift in shifts.items()})
+    models = [make_models(name, shift) for name, shift in shifts.items()]
+    others = [cells[cells["strategy"] != NATURAL] for cells in models[1:]]
+    compared = compare_strategies(pd.concat([models[0], *others]))
     assert [comparison.strategy for comparison in compared] == ["incremental", "other", "transfer", "constant"]
     gains = [0.69 + shift - 1.6 / 3 for shift in (0.05, 0.05, 0, -0.2)]
     assert [comparison.gain for comparison in compared] == pytest.approx(gains, abs=1e-5)

@@ -15,7 +15,6 @@ from statistics import fmean
 from types import ModuleType
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -30,10 +29,9 @@ from pipeline.data import store
 from pipeline.data.sources import Arrays
 from pipeline.evaluation import measuring
 from pipeline.models import storage
-from pipeline.perturbations import PERTURBATIONS, generation
-from pipeline.reporting import drawing
+from pipeline.perturbations import generation
 from pipeline.runtime import layout
-from pipeline.study import params
+from pipeline.study.reading import changed_keys, read
 from pipeline.training import loop
 from tests.conftest import ROOT, WriteParams, differing, tree, write_originals
 
@@ -53,12 +51,10 @@ COMMANDS = [
     *(["perturb", "mnist", name] for name in TEST_LEVELS),
     ["train", "mnist"],
     ["impact", "mnist"],
-    ["figures", "mnist"],
 ]
-FAMILIES = {PERTURBATIONS[name].family for name in TEST_LEVELS}
-CELLS, EXAMPLES = layout.impact_cells("mnist"), layout.impact_examples("mnist")
-METRICS, CURVE = layout.impact_metrics("mnist"), layout.learning_curve("mnist")
-MODEL = layout.natural_model("mnist")
+CELLS, EXAMPLES = layout.cells("impact", "mnist"), layout.examples("mnist")
+METRICS, CURVE = layout.summary("impact", "mnist"), layout.natural_curves("mnist")
+MODEL = layout.model("mnist", "natural", "clean", 1)
 NOISE, CLEAN = layout.perturbed_store("mnist", "noise"), layout.clean_store("mnist")
 
 
@@ -145,21 +141,16 @@ def read_cells() -> list[dict[str, str]]:
 
 def test_the_stages_write_the_files_that_layout_names_and_no_others(finished: Path) -> None:
     expected = {layout.PARAMS, CELLS, EXAMPLES, METRICS, CURVE, MODEL, MODEL.with_suffix(".json")}
-    pictures = {
-        layout.figures("mnist") / f"{kind}_{family}.png"
-        for kind in ("accuracy", "examples", "levels")
-        for family in FAMILIES
-    }
     stores = {CLEAN, *(layout.perturbed_store("mnist", name) for name in TEST_LEVELS)}
     assert all(path.is_dir() for path in stores)
     found = {path.relative_to(finished) for path in finished.rglob("*") if path.is_file()}
-    elsewhere = {*stores, layout.finished_models(), Path("originals")}
+    elsewhere = {*stores, layout.cached_models(), Path("originals")}
     outside = {path for path in found if not elsewhere & set(path.parents)}
-    assert outside == expected | pictures
+    assert outside == expected
 
 
 def test_there_is_a_cell_for_every_level_and_trial(finished: Path) -> None:
-    expected = {("natural", 0.0, 0)}
+    expected = {("clean", 0.0, 0)}
     for name, levels in TEST_LEVELS.items():
         expected |= {(name, level, trial) for level in levels for trial in range(1 if name == "blur" else 2)}
     cells = read_cells()
@@ -184,14 +175,14 @@ def stored(path: Path, name: str) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize(
     ("perturbation", "level", "trial"),
-    [("natural", 0, 0), ("stuck", 300, 1), ("noise", 0.05, 0), ("noise", 0.8, 1), ("blur", 4, 0)],
+    [("clean", 0, 0), ("stuck", 300, 1), ("noise", 0.05, 0), ("noise", 0.8, 1), ("blur", 4, 0)],
     ids=str,
 )
 def test_cells_are_what_the_saved_model_says_of_the_stored_images(
     perturbation: str, level: float, trial: int, finished: Path
 ) -> None:
     labels = stored(CLEAN, "test/labels")[:N_TEST]
-    if perturbation == "natural":
+    if perturbation == "clean":
         images = stored(CLEAN, "test/images")[:N_TEST]
     else:
         images = stored(layout.perturbed_store("mnist", perturbation), f"{level:g}/test")[trial]
@@ -210,7 +201,7 @@ def test_metrics_are_means_over_trials_then_over_levels(finished: Path) -> None:
     for cell in read_cells():
         accuracies[cell["perturbation"]][cell["level"]].append(int(cell["n_correct"]) / int(cell["n_examples"]))
     by_level = {name: [fmean(trials) for trials in levels.values()] for name, levels in accuracies.items()}
-    (clean,) = by_level.pop("natural")
+    (clean,) = by_level.pop("clean")
     every = [accuracy for levels in by_level.values() for accuracy in levels]
     expected = {
         "clean_accuracy": clean,
@@ -231,7 +222,7 @@ def test_examples_are_the_first_test_images_at_every_level(finished: Path, tiny_
     labels = tiny_datasets["mnist"]["test", "labels"]
     assert [(row["perturbation"], row["level"]) for row in rows] == [key for key in shown for _ in range(N_EXAMPLES)]
     expected = list(enumerate(labels[:N_EXAMPLES].tolist()))
-    assert [(int(row["index"]), int(row["label"])) for row in rows] == expected * len(shown)
+    assert [(int(row["index"]), int(row["actual"])) for row in rows] == expected * len(shown)
     assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
 
 
@@ -241,17 +232,6 @@ def test_the_learning_curve_ends_with_the_accuracy_of_the_saved_model(finished: 
     assert [row["epoch"] for row in rows] == ["1", "2"]
     natural = read_cells()[0]
     assert float(rows[-1]["test_accuracy"]) == pytest.approx(int(natural["n_correct"]) / N_TEST, abs=1e-6)
-
-
-def test_figures_are_pictures_with_something_on_them(finished: Path) -> None:
-    pictures = sorted(layout.figures("mnist").glob("*.png"))
-    assert len(pictures) == 9
-    for path in pictures:
-        picture = cv2.imread(str(path))
-        assert picture is not None
-        assert min(picture.shape[:2]) > 200
-        assert (picture < 128).any(axis=2).mean() > 0.002  # ink
-        assert (picture > 250).all(axis=2).mean() > 0.1  # paper
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids="-".join)
@@ -376,7 +356,6 @@ BAD = [
     ("perturb-unknown-data-set", None, "perturb svhn noise", "data set: unknown 'svhn'"),
     ("train-unknown-data-set", None, "train svhn", "data set: unknown 'svhn'"),
     ("impact-unknown-data-set", None, "impact svhn", "data set: unknown 'svhn'"),
-    ("figures-unknown-data-set", None, "figures svhn", "data set: unknown 'svhn'"),
     (
         "unknown-perturbation",
         None,
@@ -386,7 +365,7 @@ BAD = [
     ("no-params", without(layout.PARAMS), "prepare mnist", "params.yaml: no such file"),
     ("other-params-missing", None, "train mnist --params mine.yaml", "mine.yaml: no such file"),
     ("bad-params", with_params(perturb__trials=0), "impact mnist", "perturb.trials: 0"),
-    ("params-no-yaml", with_bytes(layout.PARAMS, b"a: [1"), "figures mnist", "params.yaml: not valid YAML"),
+    ("params-no-yaml", with_bytes(layout.PARAMS, b"a: [1"), "evaluate mnist", "params.yaml: not valid YAML"),
     ("no-source", with_params(prepare__local_folder=None), "prepare mnist", "mnist: no source gave the data set"),
     (
         "bad-originals",
@@ -398,10 +377,7 @@ BAD = [
     ("train-before-prepare", without(CLEAN), "train mnist", "python -m pipeline prepare mnist"),
     ("impact-before-prepare", without(CLEAN), "impact mnist", "python -m pipeline prepare mnist"),
     ("impact-before-perturb", without(NOISE), "impact mnist", "python -m pipeline perturb mnist noise"),
-    ("figures-before-perturb", without(NOISE), "figures mnist", "python -m pipeline perturb mnist noise"),
     ("impact-before-train", without(MODEL), "impact mnist", f"{MODEL}: no such model; make it with"),
-    ("figures-before-impact", without(CELLS), "figures mnist", f"{CELLS}: no such file; make it with"),
-    ("figures-without-examples", without(EXAMPLES), "figures mnist", f"{EXAMPLES}: no such file; make it with"),
     ("flipped-byte-in-images", with_flipped_byte(shard(CLEAN, "train/images")), "perturb mnist noise", "damaged data"),
     ("flipped-byte-in-labels", with_flipped_byte(shard(CLEAN, "train/labels")), "train mnist", "damaged data"),
     ("flipped-byte-in-perturbed", with_flipped_byte(shard(NOISE, "0.05/test")), "impact mnist", "damaged data"),
@@ -431,7 +407,7 @@ BAD = [
     (
         "perturbed-from-other-images",
         with_attribute(NOISE / "0.05/test", "source_sha256", "0" * 64),
-        "figures mnist",
+        "impact mnist",
         "0.05/test: made with other params (source_sha256 is",
     ),
     ("root-metadata-damaged", with_bytes(CLEAN / "zarr.json", b"{"), "perturb mnist noise", "damaged metadata"),
@@ -440,7 +416,7 @@ BAD = [
     ("metadata-missing", without(CLEAN / "zarr.json"), "train mnist", "damaged metadata"),
     ("other-seed", with_params(perturb__seed=5), "impact mnist", "made with other params (seed is 2004"),
     ("other-trials", with_params(perturb__trials=3), "impact mnist", "made with other params (shape is [2, 600, 28"),
-    ("other-n-test", with_params(datasets__mnist__n_test=500), "figures mnist", "made with other params (shape is"),
+    ("other-n-test", with_params(datasets__mnist__n_test=500), "impact mnist", "made with other params (shape is"),
     (
         "other-scope",
         with_params(perturbations__hot__scope="sensor"),
@@ -453,17 +429,17 @@ BAD = [
         "impact mnist",
         "0.03/test: not in the store; make it again with `python -m pipeline perturb mnist noise`",
     ),
-    ("description-missing", without(MODEL.with_suffix(".json")), "impact mnist", "natural.json: no such model"),
+    ("description-missing", without(MODEL.with_suffix(".json")), "impact mnist", "clean-seed1.json: no such model"),
     ("description-damaged", with_bytes(MODEL.with_suffix(".json"), b"{"), "impact mnist", "damaged model"),
     ("description-of-nothing", with_bytes(MODEL.with_suffix(".json"), b"[]"), "impact mnist", "damaged model"),
     ("weights-damaged", with_flipped_byte(MODEL), "impact mnist", "damaged model"),
     ("weights-empty", with_bytes(MODEL, b""), "impact mnist", "damaged model"),
-    ("weights-swapped", with_other_weights, "impact mnist", "not the weights that natural.json describes"),
+    ("weights-swapped", with_other_weights, "impact mnist", "not the weights that clean-seed1.json describes"),
     (
         "model-of-another-seed",
-        with_params(train__seed=9),
+        with_params(train__seeds=[9]),
         "impact mnist",
-        "made with other params (seed is 1, params.yaml asks",
+        "natural/clean-seed9.json: no such model; make it with `python -m pipeline train mnist`",
     ),
     (
         "model-of-another-recipe",
@@ -472,17 +448,6 @@ BAD = [
         "made with other params (perturbed_share is [0.0, 0.0], params.yaml asks for [0.0, 0.0, 0.0]); make it again "
         "with `python -m pipeline train mnist`",
     ),
-    (
-        "examples-of-other-levels",
-        with_params(perturbations__noise__test_levels=[0.05]),
-        "figures mnist",
-        f"{CELLS}: made with other params; make it again with `python -m pipeline impact mnist`",
-    ),
-    ("other-n-examples", with_params(impact__n_examples=5), "figures mnist", f"{EXAMPLES}: made with other params"),
-    ("cells-empty", with_bytes(CELLS, b""), "figures mnist", f"{CELLS}: damaged"),
-    ("cells-binary", with_bytes(CELLS, bytes(range(256))), "figures mnist", f"{CELLS}: damaged"),
-    ("cells-without-a-column", with_header(CELLS, "n_correct", "right"), "figures mnist", f"{CELLS}: damaged"),
-    ("examples-without-a-column", with_header(EXAMPLES, "level", "x"), "figures mnist", f"{EXAMPLES}: damaged"),
     (
         "profile-unknown",
         lambda _: shutil.copytree(ROOT / "profiles", "profiles"),
@@ -516,11 +481,17 @@ def test_bad_input_is_one_error_and_changes_nothing(
 FULL = OSError(errno.ENOSPC, "No space left on device")
 STEPS = {
     # id: command, the step that fails, after how many, with what, and what is said of it
-    "perturb": ("perturb mnist noise", generation, "_write_shard", 2, KeyboardInterrupt(), "Aborted!"),
-    "perturb-disk-full": ("perturb mnist noise", generation, "_write_shard", 2, FULL, f"Error: {NOISE}: No space left"),
+    "perturb": ("perturb mnist noise", generation, "perturb_images", 2, KeyboardInterrupt(), "Aborted!"),
+    "perturb-disk-full": (
+        "perturb mnist noise",
+        generation,
+        "perturb_images",
+        2,
+        FULL,
+        f"Error: {NOISE}: No space left",
+    ),
     "train": ("train mnist", loop, "cross_entropy", 1, KeyboardInterrupt(), "Aborted!"),
     "impact": ("impact mnist", measuring, "_predict", 5, KeyboardInterrupt(), "Aborted!"),
-    "figures": ("figures mnist", drawing, "draw_levels", 1, KeyboardInterrupt(), "Aborted!"),
 }
 
 
@@ -543,14 +514,14 @@ def test_a_stage_stopped_half_way_leaves_the_previous_outputs_whole(
         return function(*arguments, **options)
 
     monkeypatch.setattr(module, name, stop_half_way)
-    shutil.rmtree(layout.finished_models())
+    shutil.rmtree(layout.cached_models())
     before = tree(finished)
     result = run(*command.split())
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
     assert expected in result.output
     assert next(calls) > n_done
-    kept = layout.finished_models().as_posix()
+    kept = layout.cached_models().as_posix()
     assert [path for path in differing(before, tree(finished)) if not path.startswith(kept)] == []
 
 
@@ -569,7 +540,7 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_profile_takes_the_place_of_params_and_shows_what_changes(profiles: Path) -> None:
     output = succeed("profile", "paper")
     assert layout.PARAMS.read_bytes() == (layout.PROFILES / "paper.yaml").read_bytes()
-    changes = params.changed_keys(params.read(layout.PROFILES / "quick.yaml"), params.read(layout.PARAMS))
+    changes = changed_keys(read(layout.PROFILES / "quick.yaml"), read(layout.PARAMS))
     assert output.splitlines() == [
         *(f"{key}: {old} -> {new}" for key, old, new in changes),
         f"params.yaml: profile paper, {len(changes)} value(s) changed",
@@ -633,12 +604,11 @@ def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
         "perturb",
         "train",
         "impact",
-        "figures",
         "strategies",
         "evaluate",
         "ablations",
-        "confusion",
         "report",
+        "plan",
         "verify",
         "profile",
         "clean",
@@ -660,9 +630,9 @@ def test_every_command_explains_itself(command: str) -> None:
         ["perturb", "mnist"],
         ["perturb", "mnist", "noise", "--workers", "0"],
         ["train", "mnist", "cifar10"],
-        ["strategies", "mnist"],
-        ["evaluate", "mnist"],
-        ["evaluate", "mnist", "constant", "--workers", "2"],
+        ["strategies", "mnist", "constant"],
+        ["evaluate", "mnist", "--workers", "2"],
+        ["plan", "prepare"],
     ],
     ids="-".join,
 )
@@ -680,5 +650,5 @@ def test_help_imports_none_of_the_slow_libraries() -> None:
     imported = {
         line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")
     }
-    assert "pipeline.stages.figures" in imported
+    assert "pipeline.stages.evaluate" in imported
     assert imported & {"torch", "torchvision", "zarr", "cv2", "pandas", "matplotlib", "numpy", "pydantic"} == set()

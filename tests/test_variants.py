@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.datasets import MNIST
 from pipeline.runtime import layout
 from pipeline.study import params
 from pipeline.study.opening import remove_stale_stores
+from pipeline.study.planning import plan_study
 from tests.conftest import WriteParams, command_environment, tree
 
 FOLDER = layout.perturbed_store("mnist", "any").parent
@@ -42,16 +42,16 @@ def test_what_params_do_not_name_is_removed_and_nothing_else(folder: Path) -> No
     removed = [make_stale(name, 20) for name in ("impulse", "speckle")]
     (folder / "file.zarr").write_bytes(b"x")
     (folder / "link.zarr").symlink_to(folder / "noise.zarr")
-    stale = remove_stale_stores(params.load(), MNIST)
+    stale = remove_stale_stores(plan_study(params.load(), "mnist"))
     assert stale == sorted([*removed, folder / "file.zarr", folder / "link.zarr"])
     assert tree(folder) == before
-    assert remove_stale_stores(params.load(), MNIST) == []
+    assert remove_stale_stores(plan_study(params.load(), "mnist")) == []
 
 
 def test_what_a_killed_one_left_is_removed_by_the_next(folder: Path) -> None:
     before = tree(folder)
     make_stale("impulse", 20).rename(folder / ".impulse.zarr.0123.stale.partial")
-    assert remove_stale_stores(params.load(), MNIST) == []
+    assert remove_stale_stores(plan_study(params.load(), "mnist")) == []
     assert tree(folder) == before
 
 
@@ -65,19 +65,19 @@ def test_a_store_that_another_one_takes_first_is_no_error(folder: Path, monkeypa
 
     make_stale("impulse", 20)
     monkeypatch.setattr(Path, "rename", too_late)
-    assert remove_stale_stores(params.load(), MNIST) == []
+    assert remove_stale_stores(plan_study(params.load(), "mnist")) == []
     assert tree(folder) == before
 
 
 CODE = """
 import sys
 from pipeline.study import params
-from pipeline.data.datasets import MNIST
 from pipeline.study.opening import remove_stale_stores
-study = params.load()
+from pipeline.study.planning import plan_study
+study = plan_study(params.load(), "mnist")
 print("ready", flush=True)
 sys.stdin.readline()
-print(len(remove_stale_stores(study, MNIST)))
+print(len(remove_stale_stores(study)))
 """
 
 

@@ -39,7 +39,7 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     from pipeline.evaluation.results import write_cells
     from pipeline.training import work
 
-    show_training(work.train_all(jobs, LocalProcesses(workers)), f"{dataset} ablations", len(jobs))
+    show_training(work.train_all(jobs, LocalProcesses(workers, work.PRELOAD)), f"{dataset} ablations", len(jobs))
     work.collect(jobs, layout.ablation_models(dataset))
     models = load_models(study, "ablations")
     with progress_bar(f"{dataset} ablations, {len(models)} models", data.n_images) as bar:

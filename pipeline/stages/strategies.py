@@ -36,7 +36,7 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     # torch takes seconds to import: only once params and data are right.
     from pipeline.training import work
 
-    show_training(work.train_all(jobs, LocalProcesses(workers)), f"{dataset} strategies", len(jobs))
+    show_training(work.train_all(jobs, LocalProcesses(workers, work.PRELOAD)), f"{dataset} strategies", len(jobs))
     rows = work.collect(jobs, layout.strategy_models(dataset))
     write_text(layout.strategy_curves(dataset), work.curves_to_csv(rows))
     click.echo(f"{layout.strategy_models(dataset)}: {len(jobs)} models")

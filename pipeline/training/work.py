@@ -19,6 +19,8 @@ from pipeline.training.cache import find_entry
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import Epoch, Examples, train_model
 
+# The compiler is not used, but imported by the first optimizer of a process, for two seconds.
+PRELOAD = ("torch._dynamo",)
 # The images of the models trained last: a worker trains many on the same ones.
 _examples: dict[tuple[Path, str, str, int], Examples] = {}
 
@@ -35,6 +37,8 @@ def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[Tra
     Raises:
         PipelineError: A store or the natural model is missing, damaged, or made with other params; a worker was killed.
     """
+    for start in {job.start.path: job.start for job in jobs if job.start is not None}.values():
+        storage.load(start.path, start.made_by, start.description)
     waiting = []
     for job in jobs:
         if find_entry(job).is_finished():

@@ -7,19 +7,24 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pipeline.data.datasets import MNIST
 from pipeline.models import classifier, storage
 from pipeline.models.accelerated import windows
+from pipeline.recipes.plan import ModelKey, plan_natural
 from pipeline.recipes.recipe import Recipe
 from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import locked
 from pipeline.training import cache
-from pipeline.training.cache import TRAINING_CODE, digest_code, keep, read_entry, training_code
+from pipeline.training.cache import TRAINING_CODE, digest_code, find_entry, read_entry, training_code
+from pipeline.training.job import TrainingJob
 from pipeline.training.loop import Epoch
 from tests.conftest import ROOT, WriteParams, tree
 from tests.test_graph import MODULES, closure
@@ -28,37 +33,82 @@ from tests.test_stages import run, succeed
 from tests.test_training import make_recipe
 
 CPU = torch.device("cpu")
+NATURAL = layout.model("mnist", "natural", "clean", 1)
+Entries = tuple[cache.CacheEntry, cache.CacheEntry]
 DESCRIPTION = {"network": make_network().model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10}
 CURVE = [Epoch(1, 2.5, 0.1, 0.1), Epoch(2, 1.5, 0.5, 0.4)]
 # Used by training, and without effect on weights.
-WITHOUT_EFFECT = {
-    "data",
-    "data.arrays",
-    "models.accelerated",
-    "runtime",
-    "runtime.errors",
-    "runtime.files",
-    "runtime.memory",
-    "runtime.stopping",
-    "training",
-    "",
-}
+WITHOUT_EFFECT = {"", "data", "data.arrays", "models", "models.accelerated", "recipes", "training"}
+
+
+def make_job(recipe: Recipe | None = None, **changes: Any) -> TrainingJob:
+    """A natural model, or with `changes` another one."""
+    recipe = recipe or make_recipe()
+    key = ModelKey("natural", "clean", 1)
+    job = TrainingJob(
+        key,
+        MNIST,
+        n_train=10,
+        n_test=10,
+        plan=plan_natural(recipe),
+        seed_names=(1,),
+        trained_on=None,
+        start=None,
+        device="cpu",
+        n_threads=1,
+        path=Path("models/a.safetensors"),
+        made_by="make it",
+        description={"shape": [28, 28, 1], "n_test": 10},
+    )
+    return replace(job, **changes)
 
 
 def key_of(recipe: Recipe | None = None, **changes: Any) -> str:
-    arguments: dict[str, Any] = {"n_threads": 1, "seed_names": (1, "noise"), "images_sha256": "a", **changes}
-    return keep({"shape": [28, 28, 1], "n_test": 10}, recipe or make_recipe(), CPU, **arguments).key
+    return find_entry(make_job(recipe, **changes)).key
+
+
+class Images:
+    """The perturbed images of a job, of which a key holds the digest."""
+
+    def __init__(self, sha256: str) -> None:
+        self.sha256 = sha256
+
+    def open(self) -> "Images":
+        return self
 
 
 # What a key holds.
 
 
 @pytest.mark.parametrize(
-    "changes", [{"n_threads": 2}, {"seed_names": (1, "hot")}, {"images_sha256": "b"}, {"natural_sha256": "a"}], ids=str
+    "changes",
+    [
+        {"n_threads": 2},
+        {"seed_names": (1, "hot")},
+        {"description": {"shape": [28, 28, 1], "n_test": 20}},
+        {"trained_on": Images("a")},
+    ],
+    ids=["threads", "seed", "description", "images"],
 )
 def test_a_key_holds_what_training_is_given(changes: dict[str, Any]) -> None:
     assert key_of() == key_of()
     assert key_of(**changes) != key_of()
+
+
+def test_a_key_holds_the_images_and_the_model_that_training_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert key_of(trained_on=Images("a")) != key_of(trained_on=Images("b"))
+    keys = set()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        start = make_job(description=DESCRIPTION)
+        storage.save(make_classifier(make_network()), start.path, DESCRIPTION)
+        keys.add(key_of(start=start))
+    assert len(keys) == 2
+    with pytest.raises(PipelineError, match=r"made with other params \(n_classes is 10, params.yaml asks for 7\)"):
+        key_of(start=make_job(description={**DESCRIPTION, "n_classes": 7}))
 
 
 @pytest.mark.parametrize(
@@ -110,11 +160,10 @@ def test_the_compiled_code_of_a_key_is_what_was_loaded(monkeypatch: pytest.Monke
 
 
 def test_no_code_that_training_uses_is_left_out() -> None:
-    used = closure("training.loop", WITHOUT_EFFECT)
-    assert {module for module in used if not module.startswith(tuple(f"{code}." for code in TRAINING_CODE))} <= {
-        *TRAINING_CODE
-    }
-    assert training_code().items() >= {module: MODULES[module] for module in used}.items()
+    without_effect = WITHOUT_EFFECT | {module for module in MODULES if module.split(".")[0] == "runtime"}
+    used = closure("training.loop", without_effect)
+    assert used == set(TRAINING_CODE)
+    assert training_code() == {module: MODULES[module] for module in TRAINING_CODE}
 
 
 CODE = '''"""Words."""
@@ -189,10 +238,10 @@ def test_strays_among_training_code_change_no_key_and_stop_nothing(tmp_path: Pat
 
 
 @pytest.fixture
-def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[cache.Kept, cache.Kept]:
+def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entries:
     """Two finished models that differ in nothing but their keys and curves."""
     monkeypatch.chdir(tmp_path)
-    one, other = (cache.Kept(key, DESCRIPTION, "float32") for key in ("a" * 64, "b" * 64))
+    one, other = (cache.CacheEntry(key, DESCRIPTION, "float32") for key in ("a" * 64, "b" * 64))
     one.finish(make_classifier(make_network()), CURVE)
     other.finish(make_classifier(make_network()), CURVE[:1])
     assert one.is_finished()
@@ -201,9 +250,7 @@ def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[cache.Kept
 
 
 @pytest.mark.parametrize("suffixes", [[".json"], [".safetensors", ".json"]], ids=["descriptions", "both files"])
-def test_entries_that_have_changed_places_are_not_taken(
-    suffixes: list[str], entries: tuple[cache.Kept, cache.Kept], tmp_path: Path
-) -> None:
+def test_entries_that_have_changed_places_are_not_taken(suffixes: list[str], entries: Entries, tmp_path: Path) -> None:
     one, other = (entry.weights for entry in entries)
     for suffix in suffixes:
         one.with_suffix(suffix).rename(tmp_path / "x")
@@ -212,7 +259,7 @@ def test_entries_that_have_changed_places_are_not_taken(
     assert [entry.is_finished() for entry in entries] == [False, False]
 
 
-def test_a_copy_says_nothing_of_the_cache(entries: tuple[cache.Kept, cache.Kept]) -> None:
+def test_a_copy_says_nothing_of_the_cache(entries: Entries) -> None:
     rows = entries[0].copy_to(Path("models/a.safetensors"))
     assert [Epoch(**row) for row in rows] == CURVE
     described = json.loads(Path("models/a.json").read_text())
@@ -233,7 +280,7 @@ def test_a_copy_says_nothing_of_the_cache(entries: tuple[cache.Kept, cache.Kept]
         None,
     ],
 )
-def test_an_entry_without_a_right_curve_is_not_finished(curve: Any, entries: tuple[cache.Kept, cache.Kept]) -> None:
+def test_an_entry_without_a_right_curve_is_not_finished(curve: Any, entries: Entries) -> None:
     path = entries[0].weights
     description = {**read_entry(path), "learning_curve": curve}
     storage.write(path, path.read_bytes(), description)
@@ -257,18 +304,18 @@ def natural(study: Path, tiny_values: dict[str, Any], write_params: WriteParams)
 def test_a_curve_is_always_of_the_test_set_that_params_ask_for(
     n_test: int, natural: dict[str, Any], write_params: WriteParams
 ) -> None:
-    weights = layout.natural_model("mnist").read_bytes()
+    weights = NATURAL.read_bytes()
     natural["datasets"]["mnist"]["n_test"] = n_test
     write_params(natural)
     assert "kept from an earlier run" not in succeed("train", "mnist")
-    found = layout.learning_curve("mnist").read_bytes(), layout.natural_model("mnist").with_suffix(".json").read_bytes()
-    assert layout.natural_model("mnist").read_bytes() == weights
+    found = layout.natural_curves("mnist").read_bytes(), NATURAL.with_suffix(".json").read_bytes()
+    assert NATURAL.read_bytes() == weights
     for folder in ("models", "metrics"):
         shutil.rmtree(folder)
     succeed("train", "mnist")
     assert found == (
-        layout.learning_curve("mnist").read_bytes(),
-        layout.natural_model("mnist").with_suffix(".json").read_bytes(),
+        layout.natural_curves("mnist").read_bytes(),
+        NATURAL.with_suffix(".json").read_bytes(),
     )
 
 
@@ -295,18 +342,18 @@ def test_a_step_that_ruins_the_weights_is_an_error_and_leaves_no_model(
 def test_clean_shows_and_then_removes_what_the_study_does_not_use(
     natural: dict[str, Any], write_params: WriteParams
 ) -> None:
-    (used,) = layout.finished_models().glob("*.json")
-    natural["train"]["seed"] = 2
+    (used,) = layout.cached_models().glob("*.json")
+    natural["train"]["seeds"] = [2]
     write_params(natural)
     succeed("train", "mnist")
-    checkpoint = layout.finished_models() / f"{'c' * 64}.checkpoint"
+    checkpoint = layout.cached_models() / f"{'c' * 64}.checkpoint"
     checkpoint.write_bytes(b"half")
     Path("data/clean/.x.zarr.partial").mkdir()
     Path("elsewhere").mkdir()
     Path("elsewhere/mine").write_text("mine")
     Path("data/clean/.y.zarr.partial").symlink_to(Path("elsewhere").absolute())
-    (layout.finished_models() / "README").write_text("mine")
-    (layout.finished_models() / "notes").mkdir()
+    (layout.cached_models() / "README").write_text("mine")
+    (layout.cached_models() / "notes").mkdir()
     before = tree(Path())
     shown = succeed("clean")
     assert tree(Path()) == before

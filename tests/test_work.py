@@ -1,0 +1,524 @@
+"""Stages strategies and evaluate: what they write, keep, train again, and say of bad input."""
+
+import csv
+import itertools
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline.evaluation import metrics
+from pipeline.models import storage
+from pipeline.perturbations import PERTURBATIONS
+from pipeline.runtime import layout
+from pipeline.training import loop, work
+from pipeline.training.job import TrainingJob
+from tests.conftest import WriteParams, differing, tree
+from tests.test_stages import run, stored, succeed, with_params
+
+N_TRAIN, N_TEST, TRIALS, CROSS_TRIALS = 300, 200, 3, 2
+TRAIN_LEVELS: dict[str, list[float]] = {"stuck": [200], "dead": [], "noise": [0.05, 0.8], "blur": [2.0]}
+EVALUATE_LEVELS: dict[str, list[float]] = {"stuck": [200], "dead": [150], "noise": [0.3, 0.8], "blur": [2.0, 4.0]}
+LABELS = ["blur-2", "noise-0.05", "noise-0.8", "stuck-200"]
+# In this order: transfer needs the natural model.
+STRATEGIES = ["constant", "incremental", "transfer"]
+CELLS, CURVES, MODELS = (
+    layout.cells("evaluate", "mnist"),
+    layout.strategy_curves("mnist"),
+    layout.strategy_models("mnist"),
+)
+NATURAL = layout.model("mnist", "natural", "clean", 1)
+ALL = sorted((strategy, label) for strategy in STRATEGIES for label in LABELS)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def done_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("done") / "study"
+
+
+@pytest.fixture
+def done(
+    study: Path,
+    done_once: Path,
+    tiny_values: dict[str, Any],
+    write_params: WriteParams,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
+) -> Path:
+    """The current folder, with all strategies of the tiny MNIST trained and evaluated."""
+    if not done_once.exists():
+        tiny_values["datasets"]["mnist"].update(n_train=N_TRAIN, n_test=N_TEST)
+        tiny_values["perturb"]["trials"] = TRIALS
+        tiny_values["evaluate"].update(levels=EVALUATE_LEVELS, cross_trials=CROSS_TRIALS)
+        del tiny_values["perturbations"]["hot"]
+        for name, block in tiny_values["perturbations"].items():
+            block.update(train_levels=TRAIN_LEVELS[name], test_levels=[1])
+        for block in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
+            block["mnist"]["batch_size"] = 20  # more steps, so that the few images teach something
+        write_params(tiny_values)
+        for name in tiny_values["perturbations"]:
+            succeed("perturb", "mnist", name)
+        succeed("train", "mnist")
+        succeed("strategies", "mnist")
+        succeed("evaluate", "mnist")
+        shutil.copytree(study, done_once)
+    else:
+        shutil.rmtree(study / "data")
+        shutil.copytree(done_once, study, dirs_exist_ok=True)
+    return study
+
+
+def model_path(strategy: str, label: str) -> Path:
+    return layout.model("mnist", strategy, label, 1)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Strategy and label of the models that are trained from now on."""
+    names: list[tuple[str, str]] = []
+    train = work.train
+
+    def count(job: TrainingJob, *others: Any) -> None:
+        names.append((job.key.strategy, job.key.label))
+        train(job, *others)
+
+    monkeypatch.setattr(work, "train", count)
+    return names
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def is_own(trained_on: str, tested_on: str) -> bool:
+    if "clean" in (trained_on, tested_on):
+        return True
+    return PERTURBATIONS[trained_on].family == PERTURBATIONS[tested_on].family
+
+
+# What they write.
+
+
+def test_every_training_level_has_a_model_with_a_description_and_a_curve(done: Path) -> None:
+    files = {path for path in MODELS.rglob("*") if path.is_file()}
+    expected = [model_path(*names) for names in ALL]
+    assert files == {path.with_suffix(suffix) for path in expected for suffix in (".json", ".safetensors")}
+    rows = read_rows(CURVES)
+    assert list(rows[0]) == ["strategy", "label", "seed", "epoch", "train_loss", "train_accuracy", "test_accuracy"]
+    shown = [(row["strategy"], row["label"], row["epoch"]) for row in rows]
+    assert sorted(shown) == [(*names, epoch) for names in ALL for epoch in ("1", "2")]
+    finished = [path.name.split(".", 1)[1] for path in layout.cached_models().iterdir()]
+    assert sorted(finished) == sorted(["safetensors", "json"] * (len(ALL) + 1))
+
+
+def test_curves_end_with_the_accuracy_of_the_saved_models_on_clean_images(done: Path) -> None:
+    clean = {
+        (cell["strategy"], cell["label"]): int(cell["n_correct"]) / N_TEST
+        for cell in read_rows(CELLS)
+        if cell["perturbation"] == "clean"
+    }
+    for row in read_rows(CURVES):
+        if row["epoch"] == "2":
+            assert float(row["test_accuracy"]) == pytest.approx(clean[row["strategy"], row["label"]], abs=1e-6)
+
+
+def test_the_models_of_all_strategies_and_levels_differ(done: Path) -> None:
+    assert len({path.read_bytes() for path in MODELS.rglob("*.safetensors")}) == len(ALL)
+
+
+def test_own_family_is_tested_on_all_trials_and_others_on_fewer(done: Path) -> None:
+    models = [("natural", "clean"), *ALL]
+    expected = set()
+    for strategy, label in models:
+        expected.add((strategy, label, "False", "clean", 0.0, 0))
+        trained_on = label.split("-")[0]
+        for name, levels in EVALUATE_LEVELS.items():
+            stored_trials = 1 if name == "blur" else TRIALS
+            n_trials = stored_trials if is_own(trained_on, name) else min(CROSS_TRIALS, stored_trials)
+            seen = str(label != "clean" and is_own(trained_on, name))
+            expected |= {(strategy, label, seen, name, level, trial) for level in levels for trial in range(n_trials)}
+    rows = read_rows(CELLS)
+    names = ("strategy", "label", "seen", "perturbation")
+    found = {(*(row[name] for name in names), float(row["level"]), int(row["trial"])) for row in rows}
+    assert found == expected
+    assert len(rows) == len(expected)
+    shared = {(row["dataset"], row["seed"], row["split"], row["n_examples"]) for row in rows}
+    assert shared == {("mnist", "1", "test", str(N_TEST))}
+
+
+@pytest.mark.parametrize("names", [("natural", "clean"), *ALL], ids=" ".join)
+def test_cells_are_what_the_saved_model_says_of_the_stored_images(names: tuple[str, str], done: Path) -> None:
+    classifier = storage.load(model_path(*names), "train it")
+    labels = stored(layout.clean_store("mnist"), "test/labels")[:N_TEST]
+    cells = [cell for cell in read_rows(CELLS) if (cell["strategy"], cell["label"]) == names]
+    for cell in (cells[0], cells[1], cells[len(cells) // 2], cells[-1]):
+        if cell["perturbation"] == "clean":
+            images = stored(layout.clean_store("mnist"), "test/images")[:N_TEST]
+        else:
+            perturbed = layout.perturbed_store("mnist", cell["perturbation"])
+            images = stored(perturbed, f"{cell['level']}/test")[int(cell["trial"])]
+        with torch.no_grad():
+            predicted = classifier(torch.from_numpy(images)).argmax(1).numpy()
+        assert int(cell["n_correct"]) == int(np.sum(predicted == labels)), cell
+
+
+KEY = ("label", "perturbation", "level", "trial")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_metrics_are_what_plain_arithmetic_makes_of_the_cells(strategy: str, done: Path) -> None:
+    rows = [row for row in read_rows(CELLS) if row["strategy"] in ("natural", strategy)]
+    trials: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        trials[row["label"], row["perturbation"], row["level"]].append(int(row["n_correct"]) / int(row["n_examples"]))
+    means = {key: fmean(values) for key, values in trials.items()}
+    ours = {key: mean for key, mean in means.items() if key[0] != "clean" and key[1] != "clean"}
+    own = {key: mean for key, mean in ours.items() if is_own(key[0].split("-")[0], key[1])}
+    baseline = {key: mean for key, mean in means.items() if key[0] == "clean" and key[1] != "clean"}
+    ratios = [
+        (1 - fmean(mean for key, mean in own.items() if key[1] == name))
+        / (1 - fmean(mean for key, mean in baseline.items() if key[1] == name))
+        for name in EVALUATE_LEVELS
+    ]
+    # Of the natural model, the trials that the other models were measured on.
+    by_key = {tuple(row[name] for name in KEY): row for row in rows}
+    beside: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for label, tested, level, trial in by_key:
+        row = by_key["clean", tested, level, trial]
+        beside[label, tested, level].append(int(row["n_correct"]) / int(row["n_examples"]))
+    paired = {key: fmean(values) for key, values in beside.items() if key in ours}
+    expected = {
+        "clean_accuracy": fmean(mean for key, mean in means.items() if key[0] != "clean" and key[1] == "clean"),
+        "robust_accuracy": fmean(own.values()),
+        "worst_accuracy": min(own.values()),
+        "cross_accuracy": fmean(mean for key, mean in ours.items() if key not in own),
+        "relative_error": fmean(ratios),
+        "baseline_clean_accuracy": means["clean", "clean", "0"],
+        "baseline_robust_accuracy": fmean(paired[key] for key in own),
+        "baseline_worst_accuracy": min(paired[key] for key in own),
+        "baseline_cross_accuracy": fmean(mean for key, mean in paired.items() if key not in own),
+    }
+    found = json.loads(layout.summary("evaluate", "mnist", strategy).read_text())
+    assert found.pop("baseline") == "natural"
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert expected["baseline_clean_accuracy"] > 0.5  # it has learned, so that the numbers above mean something
+    assert len(set(expected.values())) > 5
+
+
+def test_a_baseline_without_errors_gives_metrics_that_json_knows() -> None:
+    shared: dict[str, Any] = {
+        "dataset": "mnist",
+        "seed": 1,
+        "split": "test",
+        "perturbation": "noise",
+        "level": 0.1,
+        "trial": 0,
+    }
+    cells = [
+        metrics.Cell(strategy="natural", label="clean", seen=False, n_examples=10, n_correct=10, **shared),
+        metrics.Cell(strategy="constant", label="noise-0.1", seen=True, n_examples=10, n_correct=9, **shared),
+    ]
+    json.dumps(metrics.summarize_strategy(metrics.to_frame(cells)), allow_nan=False)
+
+
+# What is trained again, and what is not.
+
+Trained = list[tuple[str, str]]
+
+
+def test_run_again_nothing_is_trained_and_nothing_changes(done: Path, trained: Trained) -> None:
+    before = tree(done)
+    output = succeed("strategies", "mnist")
+    succeed("evaluate", "mnist")
+    assert trained == []
+    assert output.count("kept from an earlier run") == len(ALL)
+    assert differing(before, tree(done)) == []
+
+
+def test_trained_again_from_nothing_the_bytes_are_the_same(done: Path, trained: Trained) -> None:
+    folders = [MODELS, Path("metrics")]
+    before = [tree(folder) for folder in folders]
+    shutil.rmtree(layout.cached_models())
+    shutil.rmtree(MODELS)
+    succeed("strategies", "mnist", "--workers", "3")
+    succeed("evaluate", "mnist")
+    assert sorted(trained) == ALL
+    assert [differing(old, tree(folder)) for old, folder in zip(before, folders, strict=True)] == [[], []]
+
+
+def test_one_training_level_more_trains_one_model_more(done: Path, trained: Trained) -> None:
+    before = tree(MODELS)
+    with_params(perturbations__noise__train_levels=[0.05, 0.4, 0.8])(done)
+    succeed("perturb", "mnist", "noise")
+    succeed("strategies", "mnist")
+    assert sorted(trained) == [(strategy, "noise-0.4") for strategy in STRATEGIES]
+    new = {model_path(strategy, "noise-0.4").relative_to(MODELS) for strategy in STRATEGIES}
+    files = {path.with_suffix(suffix).as_posix() for path in new for suffix in (".json", ".safetensors")}
+    assert set(differing(before, tree(MODELS))) == files
+
+
+def test_one_training_level_fewer_removes_its_model_from_the_output(done: Path, trained: Trained) -> None:
+    with_params(perturbations__noise__train_levels=[0.8])(done)
+    succeed("perturb", "mnist", "noise")
+    succeed("strategies", "mnist")
+    assert trained == []
+    assert not model_path("constant", "noise-0.05").exists()
+    succeed("evaluate", "mnist")
+    assert {row["label"] for row in read_rows(CELLS)} == {"clean", "stuck-200", "noise-0.8", "blur-2"}
+
+
+def test_a_second_seed_trains_every_model_once_more_and_changes_none(done: Path, trained: Trained) -> None:
+    before, rows = tree(MODELS), read_rows(CELLS)
+    with_params(train__seeds=[1, 2])(done)
+    succeed("train", "mnist")
+    succeed("strategies", "mnist")
+    succeed("evaluate", "mnist")
+    assert sorted(trained) == sorted([("natural", "clean"), *ALL])
+    after = tree(MODELS)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 2 * len(before) - len(STRATEGIES)
+    found = read_rows(CELLS)
+    assert [row for row in found if row["seed"] == "1"] == rows
+    assert len(found) == 2 * len(rows)
+    one, other = (
+        [row["n_correct"] for row in found if (row["seed"], row["strategy"]) == (seed, "transfer")] for seed in "12"
+    )
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("changes", "strategies"),
+    [
+        ({"train__recipes__mnist__epochs": 1}, ["constant", "incremental"]),
+        ({"strategies__incremental__end": 0.5}, ["incremental"]),
+    ],
+    ids=str,
+)
+def test_what_decides_the_weights_trains_all_anew(
+    changes: dict[str, Any], strategies: list[str], done: Path, trained: Trained
+) -> None:
+    with_params(**changes)(done)
+    succeed("train", "mnist")
+    trained.clear()
+    succeed("strategies", "mnist")
+    assert {names for names in trained if names[0] != "transfer"} == {names for names in ALL if names[0] in strategies}
+
+
+def test_another_natural_model_trains_transfer_anew(done: Path, trained: Trained) -> None:
+    with_params(train__recipes__mnist__standardize="channel")(done)
+    succeed("train", "mnist")
+    trained.clear()
+    succeed("strategies", "mnist")
+    assert sorted(trained) == ALL
+
+
+def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in layout.cached_models().iterdir():
+        if described_by(path.with_suffix(".json"))["strategy"] == "constant":
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+    before = tree(Path("models/mnist")), tree(Path("metrics"))
+    train, calls = work.train, itertools.count()
+
+    def stop_half_way(job: TrainingJob) -> None:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        train(job)
+
+    monkeypatch.setattr(work, "train", stop_half_way)
+    result = run("strategies", "mnist")
+    assert result.exit_code == 1
+    assert "Aborted!" in result.output
+    assert len(list(layout.cached_models().glob("*.safetensors"))) == len(ALL) + 1 - 2
+    assert (tree(Path("models/mnist")), tree(Path("metrics"))) == before
+
+    monkeypatch.setattr(work, "train", train)
+    assert succeed("strategies", "mnist").count(": trained") == 2
+    assert (tree(Path("models/mnist")), tree(Path("metrics"))) == before
+
+
+def described_by(path: Path) -> dict[str, Any]:
+    described: dict[str, Any] = json.loads(path.read_text())
+    return described
+
+
+def test_the_natural_model_goes_on_from_its_last_epoch_to_the_same_bytes(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = [NATURAL, NATURAL.with_suffix(".json"), layout.natural_curves("mnist")]
+    before = [path.read_bytes() for path in outputs]
+    shutil.rmtree(layout.cached_models())
+    save = loop._save_checkpoint
+
+    def save_and_die(*arguments: Any) -> None:
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_save_checkpoint", save_and_die)
+    assert run("train", "mnist").exit_code == 1
+    assert len(list(layout.cached_models().glob("*.checkpoint"))) == 1
+    monkeypatch.setattr(loop, "_save_checkpoint", save)
+    output = succeed("train", "mnist")
+    assert "kept from an earlier run" not in output
+    assert [path.read_bytes() for path in outputs] == before
+    assert not list(layout.cached_models().glob("*.checkpoint"))
+    assert "kept from an earlier run" in succeed("train", "mnist")
+    assert [path.read_bytes() for path in outputs] == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100])
+def test_a_damaged_checkpoint_is_trained_anew(done: Path, content: bytes) -> None:
+    before = NATURAL.read_bytes()
+    (described,) = (
+        path for path in layout.cached_models().glob("*.json") if described_by(path)["strategy"] == "natural"
+    )
+    described.with_suffix(".checkpoint").write_bytes(content)
+    described.unlink()
+    succeed("train", "mnist")
+    assert NATURAL.read_bytes() == before
+
+
+def test_a_checkpoint_left_by_a_run_killed_as_a_model_was_finished_is_removed(done: Path, trained: Trained) -> None:
+    for path in list(layout.cached_models().glob("*.safetensors")):
+        path.with_suffix(".checkpoint").write_bytes(b"")
+    succeed("train", "mnist")
+    succeed("strategies", "mnist")
+    assert trained == []
+    assert list(layout.cached_models().glob("*.checkpoint")) == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "description"])
+def test_a_kept_model_that_is_damaged_is_trained_again(damage: str, done: Path, trained: Trained) -> None:
+    before = tree(MODELS)
+    content = model_path("constant", "stuck-200").read_bytes()
+    (kept,) = [path for path in layout.cached_models().glob("*.safetensors") if path.read_bytes() == content]
+    if damage == "missing":
+        kept.unlink()
+    elif damage == "description":
+        kept.with_suffix(".json").write_bytes(b"")
+    else:
+        kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    succeed("strategies", "mnist")
+    assert trained == [("constant", "stuck-200")]
+    assert differing(before, tree(MODELS)) == []
+
+
+# What they say of bad input.
+
+
+def with_edited_description(folder: Path) -> None:
+    path = model_path("constant", "noise-0.8").with_suffix(".json")
+    described = json.loads(path.read_text())
+    described["trained_on"]["level"] = 0.7
+    storage.write(path.with_suffix(".safetensors"), path.with_suffix(".safetensors").read_bytes(), described)
+
+
+def with_swapped_weights(folder: Path) -> None:
+    one, other = (model_path("constant", f"noise-{level}") for level in ("0.05", "0.8"))
+    one.write_bytes(other.read_bytes())
+
+
+def with_swapped_models(folder: Path) -> None:
+    one, other = (model_path("constant", f"noise-{level}") for level in ("0.05", "0.8"))
+    for suffix in (".safetensors", ".json"):
+        one.with_suffix(suffix).write_bytes(other.with_suffix(suffix).read_bytes())
+
+
+def with_other_weights(folder: Path) -> None:
+    path = model_path("constant", "blur-2")
+    tensors = safetensors.torch.load(path.read_bytes())
+    tensors["network.output.bias"] += 1
+    path.write_bytes(safetensors.torch.save(tensors))
+
+
+BAD: list[tuple[str, Callable[[Path], Any] | None, str, str]] = [
+    # id, what is wrong, command, expected in the message
+    ("train-unknown-data-set", None, "strategies svhn", "data set: unknown 'svhn'"),
+    ("evaluate-unknown-data-set", None, "evaluate svhn", "data set: unknown 'svhn'"),
+    (
+        "transfer-without-natural",
+        lambda _: NATURAL.unlink(),
+        "strategies mnist",
+        "clean-seed1.safetensors: no such model; make it with `python -m pipeline train mnist`",
+    ),
+    (
+        "evaluate-without-natural",
+        lambda _: NATURAL.unlink(),
+        "evaluate mnist",
+        "clean-seed1.safetensors: no such model; make it with `python -m pipeline train mnist`",
+    ),
+    (
+        "evaluate-before-training",
+        lambda _: shutil.rmtree(MODELS),
+        "evaluate mnist",
+        "no such model; make it with `python -m pipeline strategies mnist`",
+    ),
+    ("description-edited", with_edited_description, "evaluate mnist", "made with other params (trained_on is"),
+    (
+        "weights-swapped",
+        with_swapped_weights,
+        "evaluate mnist",
+        "not the weights that noise-0.05-seed1.json describes",
+    ),
+    ("models-swapped", with_swapped_models, "evaluate mnist", "made with other params (trained_on is"),
+    ("weights-changed", with_other_weights, "evaluate mnist", "not the weights that blur-2-seed1.json describes"),
+    (
+        "train-on-a-store-of-another-seed",
+        with_params(perturb__seed=5),
+        "strategies mnist",
+        "made with other params (seed is 2004, params.yaml asks for 5)",
+    ),
+    (
+        "evaluate-on-a-store-of-another-seed",
+        with_params(perturb__seed=5),
+        "evaluate mnist",
+        "made with other params (seed is 2004, params.yaml asks for 5)",
+    ),
+    (
+        "models-of-another-seed",
+        with_params(strategies__incremental__end=0.5),
+        "evaluate mnist",
+        "made with other params (perturbed_share is",
+    ),
+    (
+        "store-missing",
+        lambda _: shutil.rmtree(layout.perturbed_store("mnist", "blur")),
+        "strategies mnist",
+        "python -m pipeline perturb mnist blur",
+    ),
+    (
+        "evaluate-level-not-generated",
+        with_params(evaluate__levels={**EVALUATE_LEVELS, "noise": [0.31]}),
+        "evaluate mnist",
+        "0.31/test: not in the store; make it again with `python -m pipeline perturb mnist noise`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "command", "expected"), [pytest.param(*case, id=name) for name, *case in BAD])
+def test_bad_input_is_one_error_and_changes_nothing(
+    spoil: Callable[[Path], Any] | None, command: str, expected: str, done: Path, trained: Trained
+) -> None:
+    if spoil is not None:
+        spoil(done)
+    before = tree(done)
+    result = run(*command.split())
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert expected in result.output
+    assert trained == []
+    assert differing(before, tree(done)) == []
