@@ -117,7 +117,7 @@ def verify_perturbed(
     for array in arrays:
         planned[array.name] = array.shape, array.attributes
         with _noted(problems, path / array.name, made_by):
-            stored = array.open()
+            stored = array.opened()
             digests[array.name] = stored.sha256
             n_compared += _compare(array, stored, clean.get(array.variant.split), is_full, progress)
     attributes = {"dataset": study.dataset.name, "perturbation": perturbation}
@@ -192,7 +192,7 @@ def read_recorded() -> tuple[Recorded, list[Finding]]:
         try:
             return lockfile.read_lock(), []
         except FileNotFoundError:
-            text = "there is none; figures and the report have nothing else to be compared with"
+            text = "there is none; the report has nothing else to be compared with"
             return {}, [Finding(f"{layout.LOCK}: {text}", False)]
     return {}, _findings(problems, "")
 

@@ -25,10 +25,9 @@ from pipeline.data.datasets import Dataset
 from pipeline.evaluation import measuring  # noqa: F401
 from pipeline.models.devices import select_device
 from pipeline.perturbations import generation  # noqa: F401
-from pipeline.reporting import drawing, page  # noqa: F401
-from pipeline.runtime import workers
-from pipeline.study import models  # noqa: F401
-from pipeline.training import jobs, loop  # noqa: F401
+from pipeline.reporting import page  # noqa: F401
+from pipeline.runtime import engine
+from pipeline.training import loop, work  # noqa: F401
 from tests.conftest import ROOT
 
 select_device("cpu")  # imports more of torch
@@ -71,9 +70,8 @@ def _be_command(
         after_in_child=_begin_worker,
     )
     multiprocessing.set_start_method("fork", force=True)
-    workers.forkserver = None  # type: ignore
     fork = multiprocessing.get_context("fork")
-    workers.multiprocessing.get_context = lambda method: fork  # type: ignore
+    engine._begin_server = lambda *preload: fork
     sys.argv = ["pipeline", *arguments]
     main = commands.main
 

@@ -21,7 +21,7 @@ import torch
 from click.testing import CliRunner
 
 from pipeline import commands
-from pipeline.runtime import layout, workers
+from pipeline.runtime import engine, layout
 from pipeline.runtime.errors import PipelineError
 from tests.conftest import FAULTS_SEED, ROOT, command_environment
 
@@ -91,8 +91,7 @@ def test_running_out_of_memory_is_one_line_with_advice(run_out: Callable[[], Non
 @pytest.mark.parametrize("run_out", OUT_OF)
 def test_a_worker_that_runs_out_of_memory_is_one_line_with_advice(run_out: Callable[[int], None]) -> None:
     def fail() -> None:
-        with workers.worker_pool(1, uses_cuda=True) as pool:
-            pool.submit(run_out, 1).result()
+        list(engine.LocalProcesses(1).run(run_out, [1]))
 
     assert say(fail).startswith("not enough memory (")
 
@@ -323,13 +322,12 @@ def test_workers_begin_whatever_the_folder_for_temporary_files_is(folder: str, t
     (tmp_path / "file").touch()
     (tmp_path / "closed").mkdir(mode=0)
     (tmp_path / "work.py").write_text(
-        "from pipeline.runtime.workers import imported_ahead, worker_pool\n"
+        "from pipeline.runtime.engine import LocalProcesses\n"
         "if __name__ == '__main__':\n"
-        "    with imported_ahead('pipeline.runtime.layout'), worker_pool(2, uses_cuda=False) as pool:\n"
-        "        print([pool.submit(abs, -n).result() for n in range(3)])\n"
+        "    print(sorted(LocalProcesses(2).run(abs, [0, -1, -2])))\n"
     )
     result = shell(f"{sys.executable} work.py", tmp_path, TMPDIR=str(tmp_path / folder))
-    assert (result.returncode, result.stdout, result.stderr) == (0, "[0, 1, 2]\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "[(-2, 2), (-1, 1), (0, 0)]\n", "")
 
 
 def test_too_few_files_that_may_be_open_are_no_damage(tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from pipeline.data.sources import Arrays
 from pipeline.runtime import layout
-from pipeline.runtime.files import locked
+from pipeline.runtime.files import is_locked, locked
 from tests.children import Child
 from tests.conftest import FAULTS_SEED, ROOT, WriteParams, differing, tree, write_originals
 
@@ -30,21 +29,17 @@ COMMANDS = {
     "perturb": "perturb mnist noise",
     "train": "train mnist",
     "impact": "impact mnist",
-    "strategies": "strategies mnist constant --workers 2",
-    "evaluate": "evaluate mnist constant",
+    "strategies": "strategies mnist --workers 2",
+    "evaluate": "evaluate mnist",
     "report": "report",
 }
 OUTPUTS = {
     "prepare": [layout.clean_store("mnist")],
     "perturb": [layout.perturbed_store("mnist", "noise")],
-    "train": [
-        layout.natural_model("mnist"),
-        layout.natural_model("mnist").with_suffix(".json"),
-        layout.learning_curve("mnist"),
-    ],
-    "impact": [layout.impact_cells("mnist"), layout.impact_examples("mnist"), layout.impact_metrics("mnist")],
-    "strategies": [layout.strategy_models("mnist", "constant"), layout.strategy_curves("mnist", "constant")],
-    "evaluate": [layout.evaluate_cells("mnist", "constant"), layout.evaluate_metrics("mnist", "constant")],
+    "train": [layout.natural_models("mnist"), layout.natural_curves("mnist")],
+    "impact": [layout.cells("impact", "mnist"), layout.examples("mnist"), layout.summary("impact", "mnist")],
+    "strategies": [layout.strategy_models("mnist"), layout.strategy_curves("mnist")],
+    "evaluate": [layout.cells("evaluate", "mnist"), layout.summary("evaluate", "mnist"), layout.confusion("mnist")],
     "report": [layout.report()],
 }
 KILLED = ["prepare", "perturb", "train", "strategies", "evaluate"]
@@ -86,7 +81,7 @@ def finished(
         run("perturb mnist hot")
         for name in ("train", "impact", "strategies", "evaluate"):
             run(COMMANDS[name])
-        for command in ("figures mnist", "ablations mnist inputs", "confusion mnist", "report"):
+        for command in ("ablations mnist", "report"):
             run(command)
         assert leftovers() == []
         shutil.copytree(study, finished_once)
@@ -140,7 +135,7 @@ def measure(stage: str) -> float:
     """Seconds that an undisturbed run takes which has everything to do."""
     seconds = []
     for _ in range(3):
-        shutil.rmtree(layout.finished_models(), ignore_errors=True)
+        shutil.rmtree(layout.cached_models(), ignore_errors=True)
         began = time.monotonic()
         run(COMMANDS[stage])
         seconds.append(time.monotonic() - began)
@@ -183,7 +178,7 @@ def test_a_stage_killed_at_any_moment_leaves_whole_outputs_and_ends_with_the_sam
     moments = Counter({"before": 0, "during": 0, "after": 0})
     while moments.total() < n_kills:
         if rng.random() < 0.5:  # otherwise it goes on from where it was killed
-            shutil.rmtree(layout.finished_models(), ignore_errors=True)
+            shutil.rmtree(layout.cached_models(), ignore_errors=True)
         begin = rng.choice([old, dict.fromkeys(new)])
         for path, content in begin.items():
             put(path, content)
@@ -229,7 +224,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 @pytest.mark.parametrize("stage", COMMANDS)
 @pytest.mark.parametrize("n_stops", [pytest.param(3, id="quick"), pytest.param(100, id="long", marks=pytest.mark.slow)])
-def test_a_stage_that_is_stopped_ends_at_once_with_one_line_and_nothing_behind(
+def test_a_stage_that_is_stopped_ends_at_once_with_one_line_and_no_output_half(
     stage: str, n_stops: int, finished: Path
 ) -> None:
     new = {path: state(path) for path in OUTPUTS[stage]}
@@ -238,7 +233,7 @@ def test_a_stage_that_is_stopped_ends_at_once_with_one_line_and_nothing_behind(
     while stopped < (n_stops // 2 if stage == "report" else n_stops):
         tried += 1
         assert tried < 20 * n_stops, "it ends before it is stopped"
-        shutil.rmtree(layout.finished_models(), ignore_errors=True)
+        shutil.rmtree(layout.cached_models(), ignore_errors=True)
         number = SIGNALS[stopped % len(SIGNALS)]
         with Child(*COMMANDS[stage].split()) as child:
             child.wait_until_begun()
@@ -260,7 +255,6 @@ def test_a_stage_that_is_stopped_ends_at_once_with_one_line_and_nothing_behind(
         assert not [line for line in before if not re.match("mnist |data/|models/|metrics/", line)]
         for path, content in new.items():
             assert state(path) == content, path
-        assert [name for name in leftovers() if not name.endswith(".checkpoint")] == []
     if stage in ("train", "strategies", "impact", "evaluate"):
         run("train mnist")  # made models anew
     run(COMMANDS[stage])
@@ -306,7 +300,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_previous_output_whole(stage: st
     new = {path: state(path) for path in OUTPUTS[stage]}
     n_bytes = sum(file.stat().st_size for path in new for file in (path, *path.rglob("*")) if file.is_file())
     for share in (0, 0.5):
-        shutil.rmtree(layout.finished_models(), ignore_errors=True)
+        shutil.rmtree(layout.cached_models(), ignore_errors=True)
         fill(disk, int(share * n_bytes))
         said = run(COMMANDS[stage], status=1)
         advice = "No space left on device; free some disk space and run again"
@@ -320,7 +314,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_previous_output_whole(stage: st
 
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_a_read_only_file_system_is_one_error_and_changes_nothing(stage: str, disk: Path) -> None:
-    shutil.rmtree(layout.finished_models())
+    shutil.rmtree(layout.cached_models())
     before = tree(disk)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     said = run(COMMANDS[stage], status=1)
@@ -330,13 +324,13 @@ def test_a_read_only_file_system_is_one_error_and_changes_nothing(stage: str, di
 
 @pytest.mark.parametrize("stage", COMMANDS)
 def test_a_limit_on_file_sizes_is_one_error_and_leaves_the_previous_output_whole(stage: str, finished: Path) -> None:
-    shutil.rmtree(layout.finished_models())
+    shutil.rmtree(layout.cached_models())
     before = tree(finished)
     with Child(*COMMANDS[stage].split(), file_bytes=600) as child:
         assert child.end() == 1, child.said()
         said = child.said()
     assert re.fullmatch(ERROR.format(r"File too large; a limit on file sizes is in force \(ulimit -f\)"), said), said
-    assert [path for path in differing(before, tree(finished)) if path != str(layout.finished_models())] == []
+    assert [path for path in differing(before, tree(finished)) if path != str(layout.cached_models())] == []
 
 
 # Two at once.
@@ -349,7 +343,7 @@ def test_a_second_run_waits_for_the_first_and_says_so(stage: str, finished: Path
     with ExitStack() as stack:
         with locked(layout.running(*words.split()), "this test"):
             child = stack.enter_context(Child(*COMMANDS[stage].split()))
-            expected = f"{words}: process {os.getpid()} is doing this; waiting for it to end\n"
+            expected = f"{words}: another process is doing this; waiting for it to end\n"
             for _ in range(1000):
                 if child.said() == expected:
                     break
@@ -369,7 +363,7 @@ def test_a_second_run_waits_for_the_first_and_says_so(stage: str, finished: Path
 @pytest.mark.parametrize("stage", KILLED)
 def test_many_runs_at_once_end_one_after_the_other_with_the_same_bytes(stage: str, finished: Path) -> None:
     new = {path: state(path) for path in OUTPUTS[stage]}
-    shutil.rmtree(layout.finished_models())
+    shutil.rmtree(layout.cached_models())
     with ExitStack() as stack:
         children = [stack.enter_context(Child(*COMMANDS[stage].split())) for _ in range(4)]
         assert [child.end() for child in children] == [0] * 4
@@ -382,38 +376,20 @@ def test_many_runs_at_once_end_one_after_the_other_with_the_same_bytes(stage: st
 @pytest.mark.parametrize("stage", ["perturb", "strategies"])
 def test_a_run_that_waits_for_one_that_is_killed_takes_its_place(stage: str, finished: Path) -> None:
     new = {path: state(path) for path in OUTPUTS[stage]}
-    shutil.rmtree(layout.finished_models())
+    shutil.rmtree(layout.cached_models())
     lock = layout.running(*COMMANDS[stage].partition(" --")[0].split())
     with Child(*COMMANDS[stage].split()) as first:
-        while not (lock.exists() and lock.read_text()):
+        while not is_locked(lock):
             assert first.process.is_alive()
         first.signal(signal.SIGSTOP)  # as slow as can be
         assert lock.exists()
         with Child(*COMMANDS[stage].split()) as second:
-            while f"process {first.pid} is doing this; waiting" not in second.said():
+            while "another process is doing this; waiting" not in second.said():
                 assert second.process.is_alive(), second.said()
                 time.sleep(0.01)
             first.signal(signal.SIGKILL)  # and none of its workers, which end by themselves
             assert second.end() == 0, second.said()
             assert {path: state(path) for path in new} == new
-    assert leftovers() == []
-
-
-def test_two_stages_that_need_the_same_model_train_it_once(
-    finished: Path, tiny_values: dict[str, Any], write_params: WriteParams
-) -> None:
-    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
-    values["ablations"]["again"] = values["ablations"]["inputs"]
-    values["train"]["recipes"]["mnist"]["epochs"] = 60  # long enough for both to want it
-    write_params(values)
-    run("train mnist")
-    n_kept = len(list(layout.finished_models().glob("*.json")))
-    with Child("ablations", "mnist", "inputs") as first, Child("ablations", "mnist", "again") as second:
-        assert (first.end(), second.end()) == (0, 0), first.said() + second.said()
-        assert (first.said() + second.said()).count("mnist channel: process ") == 1
-    assert len(list(layout.finished_models().glob("*.json"))) == n_kept + 1
-    models = [tree(layout.ablation_models("mnist", name)) for name in ("inputs", "again")]
-    assert differing(*models) == []
     assert leftovers() == []
 
 
@@ -465,14 +441,14 @@ def shard(array: Path) -> Path:
 def test_damaged_data_are_found_before_anything_is_made_of_them(
     stage: str, array: Path, damage: Callable[[Path], None], finished: Path
 ) -> None:
-    shutil.rmtree(layout.finished_models())
+    shutil.rmtree(layout.cached_models())
     damage(array)
     before = tree(finished)
     said = run(COMMANDS[stage], status=1)
     found = "(damaged|missing|not the mnist data).*make it again with `python -m pipeline"
     assert re.fullmatch(ERROR.format(found), said), said
-    trained_on_it = [path for path in layout.finished_models().glob("*.json") if "noise" in path.read_text()]
+    trained_on_it = [path for path in layout.cached_models().glob("*.json") if "noise" in path.read_text()]
     assert trained_on_it == []
-    kept = layout.finished_models().as_posix()
+    kept = layout.cached_models().as_posix()
     assert [path for path in differing(before, tree(finished)) if not path.startswith(kept)] == []
     assert [name for name in leftovers() if not name.endswith(".checkpoint")] == []

@@ -24,25 +24,24 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from pipeline.data import datasets, sources, store
-from pipeline.data.datasets import DATASETS, Dataset
+from pipeline.data.datasets import DATASETS, Dataset, Prepare
 from pipeline.data.sources import Arrays
 from pipeline.evaluation import metrics, results
 from pipeline.evaluation.measuring import Predictor
 from pipeline.models import storage
 from pipeline.perturbations import generation
-from pipeline.recipes.plan import NATURAL
-from pipeline.reporting import page
+from pipeline.recipes.plan import CLEAN
 from pipeline.runtime import layout
+from pipeline.runtime.engine import LocalThreads
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
-from pipeline.study.opening import open_perturbed
-from pipeline.study.params import Params, Prepare
-from pipeline.study.planning import planned_variants
+from pipeline.study.arrays import plan_arrays
+from pipeline.study.params import Params
+from pipeline.study.planning import MEASURING, plan_study
 from pipeline.training import cache, loop
 from pipeline.training.loop import Epoch
 from tests import fuzzing
@@ -333,13 +332,12 @@ def clean_store(mini: dict[str, Arrays], is_metadata: bool) -> Reader:
 def perturbed_store(mini: dict[str, Arrays], study: Params, is_metadata: bool) -> Reader:
     dataset, arrays, path = DATASETS["mnist"], mini["mnist"], layout.perturbed_store("mnist", "noise")
     clean = {split: arrays[split, "images"] for split in N_EXAMPLES}
-    generation.write_perturbed(path, dataset, "noise", planned_variants(study, "mnist", "noise"), clean, 1)
+    planned = plan_arrays(study, dataset, "noise")
+    generation.write_perturbed(path, planned, clean, LocalThreads(1))
 
     def read() -> list[Any]:
-        return [
-            (variant, array.attrs["sha256"], [store.sha256(part) for part in store.read_trials(array, made_by)])
-            for variant, array, made_by in open_perturbed(study, dataset, "noise")
-        ]
+        opened = [array.opened() for array in planned]
+        return [(array.sha256, [store.sha256(part) for part in array.trials()]) for array in opened]
 
     expected = read()
     spoil = fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard
@@ -369,7 +367,7 @@ def saved_model(describes: bool) -> Reader:
 def curve() -> Reader:
     network = make_network()
     description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10}
-    finished = cache.Kept("key", description, "float32")
+    finished = cache.CacheEntry("key", description, "float32")
     curve = [Epoch(1, 2.5, 0.1, 0.1), Epoch(2, 1.5, 0.5, 0.4)]
     finished.finish(make_classifier(network), curve)
 
@@ -422,136 +420,73 @@ def params_values(values: dict[str, Any]) -> Reader:
 class Measured:
     """Metric files as the stages would write them, with made-up counts."""
 
-    def __init__(self, study: Params) -> None:
-        self.params, self.dataset = study, DATASETS["mnist"]
-        self.rng = np.random.default_rng(1)
-        tested = results._tested(study, self.dataset, study.impact_levels)
-        cells = metrics.to_frame([self.cell(*key) for key in tested])
-        write(layout.impact_cells("mnist"), metrics.to_csv(cells))
-        write(layout.impact_metrics("mnist"), json.dumps(metrics.summarize(cells), indent=2) + "\n")
-        examples = [
-            metrics.Example(name, level, index, 3, 5, 0.25)
-            for name, level in dict.fromkeys(key[:2] for key in tested)
-            for index in range(min(study.impact.n_examples, N_EXAMPLES["test"]))
-        ]
-        write(layout.impact_examples("mnist"), metrics.to_csv(metrics.to_frame(examples)))
-        ablation = [
-            metrics.AblationCell(**asdict(self.cell(key[0], key[1], key[2], split)), variant=variant, split=split)
-            for split, keys in (("train", [(NATURAL, 0, 0)]), ("test", tested))
-            for key in keys
-            for variant in study.ablations["components"]
-        ]
-        write(layout.ablation_cells("mnist", "components"), metrics.to_csv(metrics.to_frame(ablation)))
-        evaluated = [self.evaluate(strategy) for strategy in study.strategies]
-        confusions = []
-        for name, level in [
-            (NATURAL, 0.0),
-            *((name, level) for name, (level,) in results.hardest_levels(study).items()),
-        ]:
-            best = None if name == NATURAL else metrics.find_best(pd.concat(evaluated), name, level)
-            n_images = N_EXAMPLES["test"] * (1 if name in (NATURAL, "blur") else study.perturb.trials)
-            for model in [metrics.ModelName(NATURAL, NATURAL, 0), *([best] if best else [])]:
-                for actual, predicted in product(range(10), repeat=2):
-                    n = n_images if actual == predicted == 0 else 0
-                    pair = metrics.Confusion(name, level, actual, predicted, n)
-                    confusions.append(metrics.ModelConfusion(**asdict(model), **asdict(pair)))
-        write(layout.confusion("mnist"), metrics.to_csv(metrics.to_frame(confusions)))
-
-    def cell(self, name: str, level: float, trial: int, split: str = "test") -> metrics.Cell:
-        n = N_EXAMPLES[split]
-        return metrics.Cell("mnist", name, level, trial, int(self.rng.integers(0, n + 1)), n)
-
-    def evaluate(self, strategy: str) -> Any:
-        models = [metrics.ModelName(NATURAL, NATURAL, 0), *results.trained_models(self.params, self.dataset, strategy)]
-        frame = metrics.to_frame(
-            [
-                metrics.ModelCell(**asdict(model), **asdict(self.cell(*key)))
-                for key in results._tested(self.params, self.dataset, self.params.evaluate.levels)
-                for model in models
-                if model.is_tested(key[0], key[2], self.params.evaluate.cross_trials)
+    def __init__(self, params: Params) -> None:
+        self.study, rng = plan_study(params, "mnist"), np.random.default_rng(1)
+        tables = {
+            stage: [
+                metrics.Cell(**vars(cell), n_correct=int(rng.integers(0, cell.n_examples + 1)))
+                for cell in self.study.cells(stage)
             ]
-        )
-        write(layout.evaluate_cells("mnist", strategy), metrics.to_csv(frame))
-        write(
-            layout.evaluate_metrics("mnist", strategy), json.dumps(metrics.summarize_strategy(frame), indent=2) + "\n"
-        )
-        return frame
+            for stage in MEASURING
+        }
+        levels = dict.fromkeys((cell.perturbation, cell.level) for cell in tables["impact"])
+        shown = range(self.study.n_pictured)
+        examples = [metrics.Example(*level, index, 3, 5, 0.25) for level in levels for index in shown]
+        confusions = []
+        for model, name, level in results.confused_models(self.study, metrics.to_frame(tables["evaluate"])):
+            n_images = N_EXAMPLES["test"] * (1 if name in (CLEAN, "blur") else params.perturb.trials)
+            confusions += [
+                metrics.Confusion(
+                    model.strategy,
+                    model.label,
+                    model.seed,
+                    name,
+                    level,
+                    actual,
+                    predicted,
+                    n_examples=n_images if actual == predicted == 0 else 0,
+                )
+                for actual, predicted in product(range(10), repeat=2)
+            ]
+        results.write_cells(self.study, "impact", tables["impact"], examples=examples)
+        results.write_cells(self.study, "evaluate", tables["evaluate"], confusions=confusions)
+        results.write_cells(self.study, "ablations", tables["ablations"])
 
 
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def cells(study: Params) -> Reader:
-    measured = Measured(study)
-    files = [
-        layout.impact_cells("mnist"),
-        layout.impact_examples("mnist"),
-        layout.ablation_cells("mnist", "components"),
-    ]
-
-    def read() -> Any:
-        found, examples = results.read_impact(study, measured.dataset)
-        variants = results.read_ablation(study, measured.dataset, "components")
-        return metrics.summarize(found), metrics.summarize_ablation(variants), examples
-
-    def is_right(found: Any) -> bool:
-        summary, variants, examples = found
-        return (
-            summary.keys() == expected[0].keys()
-            and variants.keys() == expected[1].keys()
-            and len(examples) == len(expected[2])
-        )
-
-    expected = read()
-    return Reader(files, fuzzing.spoil_csv, read, is_right)
-
-
-def model_cells(study: Params) -> Reader:
-    measured = Measured(study)
+def cells(params: Params) -> Reader:
+    study = Measured(params).study
+    files = [layout.cells(stage, "mnist") for stage in MEASURING] + [layout.examples("mnist")]
 
     def read() -> Any:
-        return metrics.summarize_strategy(results.read_evaluation(study, measured.dataset, "constant"))
+        return [len(results.read_cells(study, stage)) for stage in MEASURING], len(results.read_examples(study))
 
-    expected = read()
-    return Reader(
-        [layout.evaluate_cells("mnist", "constant")],
-        fuzzing.spoil_csv,
-        read,
-        lambda found: found.keys() == expected.keys(),
-    )
+    return Reader(files, fuzzing.spoil_csv, read, read().__eq__)
 
 
-def confusions(study: Params) -> Reader:
-    measured = Measured(study)
+def confusions(params: Params) -> Reader:
+    study = Measured(params).study
+    cells = results.read_cells(study, "evaluate")
 
     def read() -> int:
-        return len(results.read_confusions(study, measured.dataset))
+        return len(results.read_confusions(study, cells))
 
     n_rows = read()
     return Reader([layout.confusion("mnist")], fuzzing.spoil_csv, read, n_rows.__eq__)
 
 
-def summaries(study: Params) -> Reader:
-    measured = Measured(study)
-    table, _ = results.read_impact(study, measured.dataset)
-    frame = results.read_evaluation(study, measured.dataset, "constant")
+def summaries(params: Params) -> Reader:
+    study = Measured(params).study
     expected = {
-        layout.impact_metrics("mnist"): metrics.summarize(table),
-        layout.evaluate_metrics("mnist", "constant"): metrics.summarize_strategy(frame),
+        path: results.summary_to_json(summary)
+        for stage in MEASURING
+        for path, summary in results.summarize_stage(study, stage, results.read_cells(study, stage)).items()
     }
 
-    def read() -> dict[Path, Any]:
-        return {path: results.read_summary(path, numbers, "make it") for path, numbers in expected.items()}
+    def read() -> None:
+        for path, text in expected.items():
+            results.check_text(path, text, "make it")
 
-    return Reader(list(expected), fuzzing.spoil_json, read, expected.__eq__)
-
-
-def picture(mini: dict[str, Arrays]) -> Reader:
-    path = Path("picture.png")
-    path.write_bytes(png_bytes(mini["cifar10"]["test", "images"].reshape(-1, 1024, 3)))
-    return Reader([path], fuzzing.spoil_png, lambda: page.read_picture(path, "", "make it"))
+    return Reader(list(expected), fuzzing.spoil_json, read)
 
 
 @dataclass(frozen=True)
@@ -583,10 +518,8 @@ READERS: dict[str, Callable[[Mini], Reader]] = {
     "params-file": lambda mini: params_file(mini.values, mini.write_params),
     "params-values": lambda mini: params_values(mini.values),
     "cells": lambda mini: cells(mini.params),
-    "model-cells": lambda mini: model_cells(mini.params),
     "confusions": lambda mini: confusions(mini.params),
     "summaries": lambda mini: summaries(mini.params),
-    "picture": lambda mini: picture(mini.arrays),
 }
 
 
@@ -816,7 +749,7 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
     "cells-with-a-count-beyond-64-bits": (
         "cells",
         "impact/cells",
-        lambda c: c + f"mnist,noise,1,0,{10**30},4\n".encode(),
+        lambda c: c + f"mnist,natural,clean,1,False,test,noise,1,0,4,{10**30}\n".encode(),
         "damaged",
     ),
     "summary-nested": ("summaries", "impact", lambda _: b"[" * 100_000, "damaged"),

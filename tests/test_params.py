@@ -14,8 +14,9 @@ from pipeline.recipes.recipe import Network, PaperRecipe
 from pipeline.recipes.strategies import FineTuning, Ramp, Transfer
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
+from pipeline.study.arrays import plan_arrays
 from pipeline.study.params import Params
-from pipeline.study.planning import planned_variants
+from pipeline.study.reading import changed_keys, read
 from tests.conftest import ROOT
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -59,11 +60,11 @@ def test_the_committed_params_are_profile_quick() -> None:
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_every_profile_is_valid_and_complete(path: Path) -> None:
-    values = params.read(path)
+    values = read(path)
     loaded = params.load(path)
     assert list(loaded.datasets) == list(DATASETS)
     # Nothing was converted, filled in or dropped on the way.
-    assert params.changed_keys(values, loaded.model_dump(mode="json", serialize_as_any=True)) == []
+    assert changed_keys(values, loaded.model_dump(mode="json", serialize_as_any=True)) == []
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_the_paper_ramps_from_0_to_1_and_fine_tunes_all_layers(paper: Params) ->
 
 
 def test_a_store_holds_the_levels_of_impact_and_of_evaluate_once_each(paper: Params) -> None:
-    held = [(variant.split, variant.level) for variant, _ in planned_variants(paper, "mnist", "blur")]
+    held = [(array.variant.split, array.variant.level) for array in plan_arrays(paper, DATASETS["mnist"], "blur")]
     assert [level for split, level in held if split == "train"] == [0.04, 0.28, 0.52, 0.76, 1.0]
     assert [level for split, level in held if split == "test"] == [0.4, 0.5, 0.55, 0.7, 0.75, 0.85, 1.0]
 
@@ -344,7 +345,14 @@ BAD = [
     ("beta-of-one", {"train.recipes.mnist.adam.beta1": 1.0}, "train.recipes.mnist.adam.beta1: 1.0: "),
     ("no-trials", {"perturb.trials": 0}, "perturb.trials: 0: "),
     ("negative-seed", {"perturb.seed": -1}, "perturb.seed: -1: "),
-    ("negative-training-seed", {"train.seed": -1}, "train.seed: -1: "),
+    ("negative-training-seed", {"train.seeds": [-1]}, "train.seeds.0: -1: "),
+    ("no-training-seed", {"train.seeds": []}, "train.seeds: empty; give at least one"),
+    ("a-training-seed-twice", {"train.seeds": [1, 2, 1]}, "train.seeds: a seed stands there twice"),
+    (
+        "ablation-named-as-a-strategy",
+        {"ablations.transfer": {"a": {}}},
+        "ablations.transfer: the name of a way of training; choose another",
+    ),
     ("too-many-examples", {"impact.n_examples": 21}, "impact.n_examples: 21: "),
     ("unknown-device", {"device": "gpu"}, "device: unknown 'gpu'; choose from auto, cpu, cuda, cuda:N"),
     ("device-with-more-behind-it", {"device": "cuda:1\n"}, r"device: unknown 'cuda:1\n'; choose"),
@@ -405,7 +413,7 @@ GOOD = [
     ("one-source", {"prepare.sources": ["local"], "prepare.local_folder": "/somewhere"}),
     ("second-gpu", {"device": "cuda:1"}),
     ("any-gpu", {"device": "cuda"}),
-    ("large-seed", {"perturb.seed": 2**200, "train.seed": 0}),
+    ("large-seed", {"perturb.seed": 2**200, "train.seeds": [0, 2**63 - 1]}),
     ("whole-rate", {"train.recipes.mnist.adam.learning_rate": 1, "train.recipes.mnist.adam.beta1": 0}),
     ("no-convolutions", {"train.recipes.mnist.network.convolutions": []}),
     ("hidden-layers", {"train.recipes.mnist.network.fully_connected": [256, 512]}),
@@ -424,7 +432,7 @@ GOOD = [
 def test_a_good_value_is_taken_as_it_is(changes: dict[str, Any], quick_values: dict[str, Any]) -> None:
     values = changed(quick_values, changes)
     kept = params.validate(values, WHERE).model_dump(mode="json", serialize_as_any=True)
-    assert params.changed_keys(values, kept) == []
+    assert changed_keys(values, kept) == []
 
 
 @pytest.mark.parametrize(
@@ -526,5 +534,5 @@ def test_changed_keys_are_those_whose_values_differ(
     old: dict[str, Any], new: dict[str, Any], expected: list[tuple[str, Any, Any]]
 ) -> None:
     before = copy.deepcopy((old, new))
-    assert params.changed_keys(old, new) == expected
+    assert changed_keys(old, new) == expected
     assert (old, new) == before

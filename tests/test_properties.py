@@ -17,6 +17,7 @@ from pipeline.data.seeding import derive_seed, level_name
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
 from pipeline.study.params import Params
+from pipeline.study.reading import changed_keys, read
 from tests.conftest import ROOT
 from tests.test_params import WHERE, changed
 
@@ -98,7 +99,7 @@ def refused_or_kept(values: dict[str, Any]) -> list[str]:
         assert all(re.match(r"  \S.*: .|  and \d+ more$", problem) for problem in problems), problems
         return [problem.strip().split(": ")[0] for problem in problems]
     kept = loaded.model_dump(mode="json", serialize_as_any=True)
-    assert params.changed_keys(values, kept) == []
+    assert changed_keys(values, kept) == []
     assert Params.model_validate(copy.deepcopy(kept)) == loaded
     return []
 
@@ -135,7 +136,7 @@ def test_an_override_of_dvc_is_taken_as_if_it_stood_in_the_file(change: tuple[st
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "profiles/quick.yaml").read_text())
     apply_overrides(path, [f"{key}={json.dumps(value)}"])
-    assert params.read(path) == changed(QUICK, {key: value})
+    assert read(path) == changed(QUICK, {key: value})
 
 
 trees = st.recursive(
@@ -151,7 +152,7 @@ trees = st.recursive(
 def test_changed_keys_are_none_only_for_the_same_and_turn_old_into_new(
     old: dict[str, Any], new: dict[str, Any]
 ) -> None:
-    found = params.changed_keys(old, new)
+    found = changed_keys(old, new)
     assert (found == []) == (old == new)
     leaves = dict(place for place in places_of(old) if not isinstance(place[1], dict))
     wanted = dict(place for place in places_of(new) if not isinstance(place[1], dict))

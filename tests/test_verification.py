@@ -20,12 +20,11 @@ import zarr
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 
-from pipeline import lockfile, verification
+from pipeline import lockfile
 from pipeline.data import store
 from pipeline.data.sources import Arrays
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.study.params import load
 from tests.conftest import FAULTS_SEED, ROOT, WriteParams, differing, tree
 from tests.conftest import run as in_folder
 from tests.test_stages import (
@@ -44,13 +43,13 @@ from tests.test_stages import (
 )
 
 CLEAN, NOISE = layout.clean_store("mnist"), layout.perturbed_store("mnist", "noise")
-NATURAL = layout.natural_model("mnist")
-CONSTANT = layout.strategy_model("mnist", "constant", "noise", "0.05")
-SUMMARY, CELLS = layout.evaluate_metrics("mnist", "constant"), layout.impact_cells("mnist")
+NATURAL = layout.model("mnist", "natural", "clean", 1)
+CONSTANT = layout.model("mnist", "constant", "noise-0.05", 1)
+SUMMARY, CELLS = layout.summary("evaluate", "mnist", "constant"), layout.cells("impact", "mnist")
 COMMANDS = [
     *(f"perturb mnist {name}" for name in ("hot", "noise", "blur")),
-    *("train mnist", "impact mnist", "strategies mnist constant", "evaluate mnist constant"),
-    *("ablations mnist standardization", "confusion mnist", "figures mnist", "report --workers 1"),
+    *(f"{stage} mnist" for stage in ("train", "impact", "strategies", "evaluate", "ablations")),
+    "report",
 ]
 N_FINE = 1 + 3 + 1 + 1 + 1 + 1  # clean, perturbed, models, metrics, report, kept models
 
@@ -137,14 +136,12 @@ def test_without_a_dvc_lock_it_is_said_what_was_not_compared(whole: Path) -> Non
     layout.LOCK.unlink()
     with_bytes(layout.report() / "index.html", b"other")(whole)
     said = succeed("verify")
-    assert "ok      dvc.lock: there is none; figures and the report have nothing else to be comp" in said
-    assert "0 of 11 outputs as dvc.lock records them" in said
+    assert "ok      dvc.lock: there is none; the report has nothing else to be comp" in said
+    assert "0 of 10 outputs as dvc.lock records them" in said
     assert f"ok      {layout.report()}: there; dvc.lock does not record it" in said
     shutil.rmtree(layout.report())
-    shutil.rmtree(layout.figures("mnist"))
     lines = [line for line in run("verify").output.splitlines() if line.startswith("PROBLEM")]
     assert lines == [
-        f"PROBLEM {layout.figures('mnist')}: is missing; make it with `python -m pipeline figures mnist`",
         f"PROBLEM {layout.report()}: is missing; make it with `python -m pipeline report`",
     ]
 
@@ -199,13 +196,11 @@ def test_of_a_stage_that_was_run_by_hand_it_is_said_what_records_it(whole: Path)
     values["impact"]["n_examples"] = 2
     with layout.PARAMS.open("w") as file:
         YAML(typ="safe").dump(values, file)
-    for command in ("impact mnist", "figures mnist"):
-        succeed(*command.split())
+    succeed("impact", "mnist")
     problems = [line for line in run("verify").output.splitlines() if line.startswith("PROBLEM ")]
     assert problems == [
-        f"PROBLEM {path}: not what dvc.lock records; `dvc repro {stage}@mnist` makes it again, or, if you ran the "
-        f"stage by hand, `dvc commit -f {stage}@mnist` records what it made"
-        for stage, path in (("impact", layout.impact_examples("mnist")), ("figures", layout.figures("mnist")))
+        f"PROBLEM {layout.examples('mnist')}: not what dvc.lock records; `dvc repro impact@mnist` makes it again, or, "
+        "if you ran the stage by hand, `dvc commit -f impact@mnist` records what it made"
     ]
 
 
@@ -247,7 +242,7 @@ def with_other_attributes(folder: Path) -> None:
 
 
 def with_damaged_kept_model(folder: Path) -> None:
-    weights = sorted((folder / layout.finished_models()).glob("*.safetensors"))
+    weights = sorted((folder / layout.cached_models()).glob("*.safetensors"))
     with_flipped_byte(weights[1])(folder)
     weights[0].with_suffix(".json").write_text("[")
 
@@ -261,6 +256,7 @@ def with_all_forged(folder: Path) -> None:
     store.finish(array, store.sha256(values))
 
 
+ABLATED = layout.ablation_models("mnist") / "standardization/none-seed1.json"
 PERTURB, TRAIN = "`python -m pipeline perturb mnist noise`", "`python -m pipeline train mnist`"
 DAMAGES = [
     # id, what is wrong, what the lines say
@@ -304,15 +300,15 @@ DAMAGES = [
     (
         "no-model",
         without(CONSTANT),
-        [f"{CONSTANT}: no such model; make it with `python -m pipeline strategies mnist c"],
+        [f"{CONSTANT}: no such model; make it with `python -m pipeline strategies mnist`"],
     ),
     (
         "model-of-another-recipe",
-        with_params(train__seed=9),
-        [f"{NATURAL}: made with other params (seed is 1", f"{CONSTANT}: made with other params (seed is 1"],
+        with_params(train__recipes__mnist__epochs=3),
+        [f"{NATURAL}: made with other params (perturbed", f"{CONSTANT}: made with other params (perturbed"],
     ),
-    ("ablation-model", without(Path("models/ablations/mnist/standardization/none.json")), ["none.json: no such model"]),
-    ("stray-model", with_file(Path("models/mnist/transfer/x.json")), ["models/mnist/transfer: params.yaml does not"]),
+    ("ablation-model", without(ABLATED), ["none-seed1.json: no such model"]),
+    ("stray-model", with_file(Path("models/mnist/strategies/transfer/x.json")), ["strategies/transfer: params.yaml"]),
     ("kept", with_damaged_kept_model, ["damaged model", "make it again with `rm models/.finished/"]),
     ("cells", with_header(CELLS, "n_correct", "right"), [f"{CELLS}: damaged (columns are not"]),
     ("no-cells", without(CELLS), [f"{CELLS}: no such file; make it with `python -m pipeline impact mnist`"]),
@@ -321,13 +317,18 @@ DAMAGES = [
         with_other_summary(SUMMARY, "robust_accuracy"),
         [f"{SUMMARY}: damaged (line 1 is "],
     ),
-    ("no-curve", without(layout.learning_curve("mnist")), [f"learning_curve.csv: no such file; make it with {TRAIN}"]),
+    (
+        "no-curve",
+        without(layout.natural_curves("mnist")),
+        [f"metrics/train/mnist.csv: no such file; make it with {TRAIN}"],
+    ),
     (
         "short-curve",
         with_bytes(
-            layout.strategy_curves("mnist", "constant"), b"model,epoch,train_loss,train_accuracy,test_accuracy\n"
+            layout.strategy_curves("mnist"),
+            b"strategy,label,seed,epoch,train_loss,train_accuracy,test_accuracy\n",
         ),
-        ["metrics/strategies/mnist/constant.csv: made with other params"],
+        ["metrics/strategies/mnist.csv: made with other params"],
     ),
     ("no-confusion", without(layout.confusion("mnist")), ["metrics/confusion/mnist.csv: no such file"]),
     (
@@ -467,33 +468,30 @@ HOSTILE: dict[str, Callable[[Path], object]] = {
     "loop": lambda path: path.symlink_to(path.name),
     "sparse": put_sparse,
 }
-CURVE, EVALUATED = layout.learning_curve("mnist"), layout.evaluate_cells("mnist", "constant")
-ABLATION = layout.ablation_metrics("mnist", "standardization")
+CURVE, EVALUATED = layout.natural_curves("mnist"), layout.cells("evaluate", "mnist")
+ABLATION = layout.summary("ablations", "mnist", "standardization", "none")
 READ = {
     "check": [layout.PARAMS, layout.LOCK],
     "verify": [
-        *(layout.PARAMS, layout.LOCK, CURVE, CELLS, layout.impact_examples("mnist"), layout.impact_metrics("mnist")),
-        *(layout.strategy_curves("mnist", "constant"), EVALUATED, SUMMARY, layout.confusion("mnist")),
-        *(layout.ablation_cells("mnist", "standardization"), ABLATION / "none.json"),
-        *(layout.figures("mnist") / "levels_pixels.png", layout.figures("mnist"), layout.report() / "index.html"),
+        *(layout.PARAMS, layout.LOCK, CURVE, CELLS, layout.examples("mnist"), layout.summary("impact", "mnist")),
+        *(layout.strategy_curves("mnist"), EVALUATED, SUMMARY, layout.confusion("mnist")),
+        *(layout.cells("ablations", "mnist"), ABLATION),
+        layout.report() / "index.html",
         *(CLEAN, CLEAN / "zarr.json", CLEAN / "test/zarr.json", CLEAN / "test/labels/c/0", NOISE / "zarr.json"),
         *(NOISE / "0.05/zarr.json", NOISE / "0.05/test/zarr.json", NOISE / "0.05/test/c/0/0/0/0/0", NOISE / "0.05"),
     ],
     "profile quick": [layout.PROFILES / "quick.yaml"],
-    "report --workers 1": [
-        *(layout.PARAMS, layout.PROFILES / "paper.yaml", CELLS, SUMMARY, EVALUATED),
-        *(layout.impact_metrics("mnist"), layout.impact_examples("mnist"), layout.confusion("mnist")),
-        *(layout.ablation_cells("mnist", "standardization"), ABLATION / "none.json"),
+    "report": [
+        *(layout.PARAMS, layout.PROFILES / "paper.yaml", CELLS, EVALUATED, layout.cells("ablations", "mnist")),
+        *(layout.examples("mnist"), layout.confusion("mnist")),
     ],
-    "figures mnist": [layout.PARAMS, CELLS, layout.impact_examples("mnist")],
-    "confusion mnist": [EVALUATED],
     "prepare mnist": [layout.PARAMS],
     "perturb mnist hot": [layout.PARAMS],
     "train mnist": [layout.PARAMS],
     "impact mnist": [layout.PARAMS],
-    "strategies mnist constant": [layout.PARAMS],
-    "evaluate mnist constant": [layout.PARAMS],
-    "ablations mnist standardization": [layout.PARAMS],
+    "strategies mnist": [layout.PARAMS],
+    "evaluate mnist": [layout.PARAMS],
+    "ablations mnist": [layout.PARAMS],
 }
 
 
@@ -576,17 +574,3 @@ def test_a_model_that_cannot_be_read_does_not_end_the_rest(kind: str, whole: Pat
 def test_looking_at_data_only_does_not_import_torch() -> None:
     code = "import sys, pipeline.verification, pipeline.stages.verify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-def test_a_folder_that_git_keeps_stays_and_what_else_lies_in_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_values: dict[str, Any], write_params: WriteParams
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_params({**quick_values, "strategies": {}, "ablations": {}})
-    kept, left = Path("metrics/evaluate/cells/mnist"), Path("metrics/evaluate/cells/mnist/constant.csv")
-    kept.mkdir(parents=True)
-    (kept / ".gitkeep").touch()
-    assert verification.verify_leftovers(load()) == []
-    left.touch()
-    (finding,) = verification.verify_leftovers(load())
-    assert finding.text == f"{left}: params.yaml does not ask for it; remove it with `rm -r {left}`"

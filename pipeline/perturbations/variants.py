@@ -97,7 +97,7 @@ class PlannedArray:
             "source_sha256": self.dataset.digests[variant.split, "images"],
         }
 
-    def open(self) -> "StoredArray":
+    def opened(self) -> "StoredArray":
         """The array for reading, shape and attributes checked.
 
         Raises:

@@ -177,7 +177,7 @@ class _Described:
         damaged = self.levels[self.levels["perturbation"] != CLEAN]
         worst = None
         if len(damaged):
-            row = damaged.loc[damaged["mean"].idxmin()]
+            row = damaged.iloc[int(damaged["mean"].argmin())]
             worst = explain_level(str(row["perturbation"]), float(row["level"])), float(row["mean"])
         ablations = {ablation: dict(self._variants(ablation)) for ablation in self.study.ablations}
         n_classes = len(self.study.dataset.classes)
@@ -250,22 +250,22 @@ class _Described:
         n, classes = self.study.n_pictured, self.study.dataset.classes
         pictures = {(CLEAN, 0.0): images[:n]}
         for array in self.study.tested("impact"):
-            pictures[array.variant.perturbation, array.variant.level] = array.open().first(n)
+            pictures[array.variant.perturbation, array.variant.level] = array.opened().first(n)
         for family in _FAMILIES:
             shown = [key for key in pictures if key[0] != CLEAN and PERTURBATIONS[key[0]].family == family]
             rows = []
             for perturbation, level in [(CLEAN, 0.0), *shown] if shown else []:
-                said = self.examples[
-                    self.examples["perturbation"].eq(perturbation) & self.examples["level"].eq(level)
-                ].itertuples()
+                said = self.examples[self.examples["perturbation"].eq(perturbation) & self.examples["level"].eq(level)]
                 cells = [
                     {
                         "picture": encode_image(image),
-                        "answer": classes[row.predicted],
+                        "answer": classes[predicted],
                         "actual": classes[label],
-                        "confidence": row.confidence,
+                        "confidence": confidence,
                     }
-                    for image, label, row in zip(pictures[perturbation, level], labels[:n], said, strict=True)
+                    for image, label, predicted, confidence in zip(
+                        pictures[perturbation, level], labels[:n], said["predicted"], said["confidence"], strict=True
+                    )
                 ]
                 rows.append({"name": explain_level(perturbation, level), "cells": cells})
             if rows:

@@ -10,8 +10,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.context import BaseContext
 from typing import Protocol, TypeVar
 
 from pipeline.runtime.errors import PipelineError
@@ -76,11 +78,7 @@ class LocalProcesses:
         jobs = list(jobs)
         if not jobs:
             return
-        # Not forked from this process: they would have its locks, but not the threads that hold them. Where there is a
-        # fork server, it imports once what the work needs: torch takes seconds.
-        method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        context = multiprocessing.get_context(method)
-        context.set_forkserver_preload([work.__module__, *self.preload])
+        context = _begin_server(work.__module__, *self.preload)
         n_workers = min(self.n_workers, len(jobs))
         with ended_when_stopped(_stop), ProcessPoolExecutor(n_workers, context, _begin_worker) as pool:
             try:
@@ -90,6 +88,23 @@ class LocalProcesses:
             except BaseException:
                 _end_workers()  # or they would do what is under way to its end first
                 raise
+
+
+def _begin_server(*preload: str) -> BaseContext:
+    """Where processes come from. Not from this one: they would have its locks, but not the threads that hold them.
+
+    A fork server imports once what they all need: torch takes seconds. Where there can be none (Windows, no place for
+    its socket), each process imports by itself.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(preload))
+        with suppress(OSError), begun_deaf():
+            forkserver.ensure_running()
+            return context
+    return multiprocessing.get_context("spawn")
 
 
 def _run(

@@ -31,7 +31,7 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     jobs = study.jobs("strategies")
     for job in jobs:
         if job.trained_on is not None:
-            job.trained_on.open()
+            job.trained_on.opened()
 
     # torch takes seconds to import: only once params and data are right.
     from pipeline.training import work

@@ -53,7 +53,7 @@ def open_study(study: Study, stage: str) -> StudyData:
         PipelineError: A store is missing, damaged, or made with other params.
     """
     tested = study.tested(stage)
-    perturbed = {(array.variant.perturbation, array.variant.level): array.open() for array in tested}
+    perturbed = {(array.variant.perturbation, array.variant.level): array.opened() for array in tested}
     examples = {split: read_examples(study, split) for split in study.splits(stage)}
     clean, labels = ({split: values[i] for split, values in examples.items()} for i in (0, 1))
     n_images = sum(len(images) for images in clean.values()) + sum(array.n_images for array in tested)

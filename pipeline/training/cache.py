@@ -150,7 +150,7 @@ def find_entry(job: TrainingJob) -> CacheEntry:
     names = {
         "description": dict(job.description),
         "seed_names": job.seed_names,
-        "images": None if job.trained_on is None else job.trained_on.open().sha256,
+        "images": None if job.trained_on is None else job.trained_on.opened().sha256,
         "natural": None if start is None else start["weights_sha256"],
         "code": _digest_own_code(),
         "native_code": classifier.native_code(recipe.network, (height, width, channels), device),

@@ -72,7 +72,7 @@ def train(
         trained = train_model(
             job.plan,
             _read_examples(job.dataset, "train", job.n_train),
-            None if job.trained_on is None else job.trained_on.open().read(),
+            None if job.trained_on is None else job.trained_on.opened().read(),
             start,
             _read_examples(job.dataset, "test", job.n_test),
             job.seed_names,
