@@ -41,15 +41,16 @@ from pipeline.data.arrays import Images
 from pipeline.data.datasets import CIFAR10, DATASETS
 from pipeline.evaluation import measuring
 from pipeline.models.classifier import Classifier, Standardize, build_network, fit_standardization
-from pipeline.models.devices import select_device
+from pipeline.models.devices import images_per_pass, select_device, worker_threads
 from pipeline.perturbations import generation
-from pipeline.perturbations.variants import Variant
+from pipeline.perturbations.variants import PlannedArray, Variant
 from pipeline.recipes.plan import plan_natural
 from pipeline.recipes.recipe import Network, Recipe
 from pipeline.runtime import layout
+from pipeline.runtime.engine import LocalThreads
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.study import params
-from pipeline.training.loop import Epoch, Examples, train_model
+from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 
 US = "this project"
 # Perturbation → level.
@@ -156,13 +157,13 @@ def compare_stores(images: Images, rounds: int) -> list[Measurement]:
         # Blur has one trial; more levels make up for it.
         levels = [level * (1 - 0.1 * step) for step in range(n_trials)] if name == "blur" else [level]
         trials = 1 if name == "blur" else n_trials
-        leading: tuple[int, ...] = (trials, len(images))
-        variants = [(Variant(name, value, "test", 1, options), leading) for value in levels]
+        arrays_planned = [
+            PlannedArray(CIFAR10, Variant(name, value, "test", 1, options), (trials, len(images))) for value in levels
+        ]
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
             ours, theirs = Path(folder, "ours.zarr"), Path(folder, "theirs.zarr")
-            write = partial(
-                generation.write_perturbed, ours, CIFAR10, name, variants, {"test": images}, torch.get_num_threads()
-            )
+            engine = LocalThreads(torch.get_num_threads())
+            write = partial(generation.write_perturbed, ours, arrays_planned, {"test": images}, engine)
             write()
             arrays: list[Any] = [group["test"] for _, group in zarr.open_group(ours, mode="r").groups()]
             finished = [array[...] for array in arrays]
@@ -244,7 +245,7 @@ def train_ours(dataset: str, n: int) -> float:
     recipe, examples = load_study(dataset, n)
     plan = plan_natural(recipe.model_copy(update={"epochs": 1}))
     few = Examples(examples.images[:10], examples.labels[:10], 10)
-    return timed(lambda: train_model(plan, examples, None, None, few, (1,), select_device("cpu")))
+    return timed(lambda: train_model(plan, TrainingData(examples, few), (1,), select_device("cpu")))
 
 
 def train_plainly(dataset: str, n: int, n_workers: int) -> float:
@@ -275,11 +276,15 @@ def evaluate_ours(dataset: str, n: int) -> float:
     classifier = Classifier(shape, standardize, build_network(recipe.network, shape, 10))
     classifier.network.to(memory_format=torch.channels_last)
     predict = measuring.Predictor(classifier, device, recipe.precision)
-    return timed(
-        lambda: measuring.measure_models(
-            dataset, {"": predict}, examples.images, examples.labels, {}, device, batch_size=500
-        )
-    )
+    images = torch.from_numpy(examples.images)
+
+    def count() -> int:
+        parts = torch.split(images, images_per_pass(500, images[0].numel()))
+        with worker_threads(device) as pool:
+            classes = np.concatenate(list(pool.map(lambda part: predict(part).argmax(1).numpy(), parts)))
+        return int((classes == examples.labels).sum())
+
+    return timed(count)
 
 
 def evaluate_plainly(dataset: str, n: int, n_workers: int) -> float:
@@ -347,7 +352,7 @@ class Training:
 def measure_accuracy(profile: str, n_seeds: int, epochs: int | None) -> list[Training]:
     """Train the natural CIFAR-10 model of a profile, one after the other; other epochs than the profile's if given."""
     study = params.load(layout.PROFILES / f"{profile}.yaml")
-    plan, subset = study.plan("natural", "cifar10"), study.datasets["cifar10"]
+    plan, subset = plan_natural(study.train.recipes["cifar10"]), study.datasets["cifar10"]
     if epochs is not None:
         plan = plan_natural(plan.recipe.model_copy(update={"epochs": epochs}))
     train, test = (
@@ -365,7 +370,7 @@ def measure_accuracy(profile: str, n_seeds: int, epochs: int | None) -> list[Tra
             if 100 * epoch.test_accuracy >= PAPER_ACCURACY:
                 reached.append(seconds)
 
-        _, curve = train_model(plan, train, None, None, test, (seed,), select_device("auto"), report=look)
+        _, curve = train_model(plan, TrainingData(train, test), (seed,), select_device("auto"), report=look)
         seconds = time.perf_counter() - start
         one = Training(profile, len(curve), seed, curve[-1].test_accuracy, seconds, min(reached, default=None))
         to_paper = "never" if one.seconds_to_paper is None else f"after {one.seconds_to_paper:.0f} s"

@@ -119,7 +119,7 @@ def find_kept() -> dict[str, float]:
     """MiB of each folder that makes later runs cheaper and is no stage's output."""
     from pipeline.study.params import load
 
-    folders = (Path(load(layout.PARAMS).prepare.download_folder), layout.finished_models())
+    folders = (Path(load(layout.PARAMS).prepare.download_folder), layout.cached_models())
     return {str(folder): measure_disk(folder) for folder in folders}
 
 
@@ -180,10 +180,10 @@ def format_table(costs: list[Cost]) -> str:
 def main(targets: tuple[str, ...], json_file: TextIO | None, keep: bool) -> None:
     """Run every stage that TARGETS need, all by default, and print what each costs as a Markdown table.
 
-    A target is what `dvc repro` takes: figures@mnist, or perturb for all data sets and perturbations. Run it in the
+    A target is what `dvc repro` takes: impact@mnist, or perturb for all data sets and perturbations. Run it in the
     root of a checkout. Outputs are replaced, dvc.lock is not.
     """
-    finished = layout.finished_models()
+    finished = layout.cached_models()
     if not keep and finished.is_dir() and any(finished.iterdir()):
         raise click.ClickException(
             f"{finished}: models of an earlier run are kept there and would not be trained again, so that their "

@@ -118,8 +118,9 @@ def put(path: Path, content: State) -> None:
 
 
 def leftovers() -> list[str]:
-    """What only a run under way may have."""
-    return [str(path) for suffix in ("partial", "running", "checkpoint") for path in Path().rglob(f"*.{suffix}")]
+    """What only a run under way may have; a lock that nobody holds is none."""
+    found = [path for suffix in ("partial", "running", "checkpoint") for path in Path().rglob(f"*.{suffix}")]
+    return [str(path) for path in found if path.suffix != ".running" or is_locked(path)]
 
 
 def is_gone(child: Child) -> bool:

@@ -16,7 +16,7 @@ from pipeline.evaluation.measuring import Predictor, _predict
 from pipeline.models.accelerated import windows
 from pipeline.models.classifier import Classifier, Standardize, build_network, fit_standardization
 from pipeline.models.devices import images_per_pass
-from pipeline.models.layers import Dropout, Group, Whitening
+from pipeline.models.layers import Group, Whitening
 from pipeline.models.storage import load, save, write
 from pipeline.recipes.recipe import FastNetwork, Network
 from pipeline.runtime.errors import PipelineError
@@ -162,7 +162,7 @@ def window_block(classifier: Classifier) -> windows.WindowBlock:
 
 
 def values_of_block(classifier: Classifier, images: np.ndarray) -> torch.Tensor:
-    packed = classifier.prepare(torch.from_numpy(images))
+    packed = classifier.pack(torch.from_numpy(images))
     standardize = classifier.standardize
     return window_block(classifier).of_packed(packed, standardize.mean, standardize.inverse_std)
 
@@ -226,7 +226,7 @@ def test_without_a_compiler_torchs_layers_do_the_same(monkeypatch: pytest.Monkey
     assert not torch.equal(found, expected)
 
 
-def test_images_are_prepared_once_for_models_that_take_them_alike() -> None:
+def test_images_are_packed_once_for_models_that_take_them_alike() -> None:
     shape, images = (12, 12, 1), torch.from_numpy(make_images(40, (12, 12, 1)))
     network = make_network(convolutions=[{"filters": 4, "kernel": 5, "stride": 1, "padding": 0, "pool": 2}])
     other = make_network(convolutions=[{"filters": 4, "kernel": 3, "stride": 1, "padding": 1, "pool": 2}])
@@ -239,10 +239,8 @@ def test_images_are_prepared_once_for_models_that_take_them_alike() -> None:
         "other-arithmetic": Predictor(make_classifier(network, shape), CPU, "bfloat16"),
         "other-standardization": Predictor(bright, CPU, "float32"),
     }
-    assert len({model.preparation for model in models.values()}) == 2
-    assert models["one"].preparation == models["other-standardization"].preparation
-    colour = [Predictor(make_classifier(make_network()), CPU, "float32") for _ in range(2)]  # does not fit
-    assert colour[0].preparation != colour[1].preparation
+    assert len({model.packing for model in models.values()}) == 2
+    assert models["one"].packing == models["other-standardization"].packing
 
     labels = models["one"](images).argmax(1).numpy().astype(np.uint8)
     classes = predict_in_batches(models, images, 7)
@@ -256,9 +254,9 @@ def test_images_are_prepared_once_for_models_that_take_them_alike() -> None:
 def test_large_images_are_classified_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, classify = [], Predictor.classify
 
-    def record(self: Predictor, prepared: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(prepared))
-        return classify(self, prepared)
+    def record(self: Predictor, packed: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(packed))
+        return classify(self, packed)
 
     monkeypatch.setattr(Predictor, "classify", record)
     shape = (224, 224, 3)
@@ -266,21 +264,6 @@ def test_large_images_are_classified_a_few_at_a_time(monkeypatch: pytest.MonkeyP
     models = {"one": Predictor(make_classifier(network, shape), CPU, "float32")}
     predict_in_batches(models, torch.from_numpy(make_images(25, shape)), images_per_pass(500, 224 * 224 * 3))
     assert sorted(sizes) == [5, 10, 10]
-
-
-def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
-    dropout = Dropout(0.2)
-    torch.manual_seed(0)
-    values = dropout(torch.ones(1000, 1001))
-    assert set(values.unique().tolist()) == {0.0, 1.25}
-    # Six standard deviations of a million draws.
-    assert abs((values == 0).float().mean().item() - 0.2) < 6 * (0.2 * 0.8 / values.numel()) ** 0.5
-    # Neighbours share the bits they are drawn from, and nothing else.
-    dropped = (values == 0).float() - 0.2
-    for lag in (1, 2, 3, 4, 1001):
-        correlation = (dropped.flatten()[lag:] * dropped.flatten()[:-lag]).mean() / (0.2 * 0.8)
-        assert abs(correlation.item()) < 6 / values.numel() ** 0.5, lag
-    assert torch.equal(dropout.eval()(torch.ones(5)), torch.ones(5))
 
 
 @pytest.mark.parametrize(

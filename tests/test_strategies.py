@@ -23,7 +23,7 @@ from pipeline.recipes.strategies import (
     plan_transfer,
 )
 from pipeline.runtime.errors import PipelineError
-from pipeline.training.loop import Epoch, Examples, train_model
+from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 from tests.test_training import CPU, make_fast_recipe, make_recipe, same
 
 TUNING = {"fully_connected": (8,), "learning_rate": 0.02, "batch_size": 50, "epochs": 2}
@@ -54,13 +54,13 @@ def perturbed(splits: tuple[Examples, Examples]) -> Images:
 
 @pytest.fixture(scope="module")
 def natural(splits: tuple[Examples, Examples]) -> Classifier:
-    return train_model(plan_natural(make_recipe(epochs=1)), splits[0], None, None, splits[1], (1,), CPU)[0]
+    return train_model(plan_natural(make_recipe(epochs=1)), TrainingData(*splits), (1,), CPU)[0]
 
 
 def weights_of(
     plan: Plan, splits: tuple[Examples, Examples], perturbed: Images | None, natural: Classifier | None = None
 ) -> dict[str, torch.Tensor]:
-    return train_model(plan, splits[0], perturbed, natural, splits[1], (1,), CPU)[0].state_dict()
+    return train_model(plan, TrainingData(splits[0], splits[1], perturbed), (1,), CPU, natural)[0].state_dict()
 
 
 # Plans.
@@ -142,14 +142,14 @@ def test_at_share_1_the_clean_images_do_not_matter(splits: tuple[Examples, Examp
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The largest value of every image of every batch that is trained on."""
     seen: list[list[int]] = []
-    forward = Classifier.forward
+    classify = Classifier.classify
 
     def spy(self: Classifier, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
         if self.training:
             seen.append(images.flatten(1).amax(1).tolist())
-        return forward(self, images, side)
+        return classify(self, images, side)
 
-    monkeypatch.setattr(Classifier, "forward", spy)
+    monkeypatch.setattr(Classifier, "classify", spy)
     return seen
 
 
@@ -211,7 +211,7 @@ def test_transfer_of_a_fast_network_starts_with_its_groups_and_a_new_head(
     splits: tuple[Examples, Examples], perturbed: Images
 ) -> None:
     recipe = make_fast_recipe(epochs=1)
-    natural = train_model(plan_natural(recipe), *splits[:1], None, None, splits[1], (1,), CPU)[0]
+    natural = train_model(plan_natural(recipe), TrainingData(*splits), (1,), CPU)[0]
     plan = plan_transfer(make_transfer(learning_rate=1e-30), recipe, "cifar10")
     found, given = weights_of(plan, splits, perturbed, natural), natural.state_dict()
     kept = [name for name in found if name.split(".")[1] in ("patches", "group1", "group2") and "running" not in name]
@@ -286,7 +286,7 @@ def test_training_that_was_killed_goes_on_to_the_same_weights_and_curve(
             if epoch.epoch == kill_after:
                 raise KilledError
 
-        found = train_model(plan, splits[0], perturbed, natural, splits[1], (1,), CPU, checkpoint, report)
+        found = train_model(plan, TrainingData(splits[0], splits[1], perturbed), (1,), CPU, natural, checkpoint, report)
         return *found, reported
 
     whole, whole_curve, _ = train(None, None)

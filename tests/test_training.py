@@ -11,8 +11,8 @@ from pipeline.data.sources import Arrays
 from pipeline.evaluation.measuring import Predictor
 from pipeline.recipes.plan import plan_natural
 from pipeline.recipes.recipe import RECIPES, FastRecipe, Recipe
-from pipeline.training.loop import Epoch, Examples, train_model
-from pipeline.training.schedules import FastRegimen
+from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
+from pipeline.training.schedules import FastSchedule
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ def textures() -> tuple[Examples, Examples]:
 
 
 def train_weights(splits: tuple[Examples, Examples], recipe: Recipe, seed: int = 1) -> dict[str, torch.Tensor]:
-    return train_model(plan_natural(recipe), splits[0], None, None, splits[1], (seed,), CPU)[0].state_dict()
+    return train_model(plan_natural(recipe), TrainingData(*splits), (seed,), CPU)[0].state_dict()
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -97,7 +97,7 @@ def test_it_learns_and_reports_what_the_model_then_does(
     seen: list[int] = []
     recipe = make(precision=precision)
     classifier, curve = train_model(
-        plan_natural(recipe), splits[0], None, None, splits[1], (1,), CPU, report=reported.append, progress=seen.append
+        plan_natural(recipe), TrainingData(*splits), (1,), CPU, report=reported.append, progress=seen.append
     )
     assert reported == curve
     assert [row.epoch for row in curve] == [1, 2, 3]
@@ -175,14 +175,14 @@ def test_every_image_is_shown_mirrored_in_every_other_epoch(
     splits: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_mirrored: list[torch.Tensor] = []
-    augment = FastRegimen.augment
+    augment = FastSchedule.augment
 
-    def spy(regimen: FastRegimen, images: torch.Tensor, flips: torch.Tensor, epoch: int) -> torch.Tensor:
-        seen = augment(regimen, images, flips, epoch)
+    def spy(schedule: FastSchedule, images: torch.Tensor, flips: torch.Tensor, epoch: int) -> torch.Tensor:
+        seen = augment(schedule, images, flips, epoch)
         is_mirrored.append((seen == images.flip(2)).flatten(1).all(1))
         return seen
 
-    monkeypatch.setattr(FastRegimen, "augment", spy)
+    monkeypatch.setattr(FastSchedule, "augment", spy)
     train_weights(splits, make_fast_recipe(epochs=3, shuffle=False, shift=0))
     first, second, third = (torch.cat(is_mirrored[start : start + 12]) for start in (0, 12, 24))
     assert torch.equal(first, ~second)
@@ -195,11 +195,11 @@ def test_it_equals_a_plain_loop_over_the_images_in_order(splits: tuple[Examples,
     # No BatchNorm: before one, a bias has no gradient but rounding, which Adam blows up.
     network = {**make_recipe().network.model_dump(), "dropout": 0.0, "batch_norm": False}
     recipe = make_recipe(epochs=1, shuffle=False, network=network)
-    found = train_model(plan_natural(recipe), train, None, None, test, (3,), CPU)[0]
+    found = train_model(plan_natural(recipe), TrainingData(train, test), (3,), CPU)[0]
 
     frozen = {"learning_rate": 1e-30, "beta1": 0.9, "beta2": 0.999}  # leaves the initial weights
     start = plan_natural(make_recipe(epochs=1, network=network, adam=frozen))
-    model = train_model(start, train, None, None, test, (3,), CPU)[0].train()
+    model = train_model(start, TrainingData(train, test), (3,), CPU)[0].train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.9, 0.999))
     for first in range(0, 1200, 100):
         images = torch.from_numpy(train.images[first : first + 100])

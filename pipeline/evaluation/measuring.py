@@ -29,7 +29,8 @@ class Predictor:
     """A trained classifier, ready to be asked what it sees.
 
     Attributes:
-        preparation: Predictors with equal ones prepare images in the same way.
+        device: Where it computes.
+        packing: Predictors with equal ones take images that are packed alike.
     """
 
     def __init__(self, classifier: Classifier, device: torch.device, precision: str) -> None:
@@ -43,13 +44,13 @@ class Predictor:
         self.device = device
         self._classifier = classifier.eval().to(device)
         self._precision = select_precision(precision, device)
-        self.preparation: object = self._classifier.packing(device) or self
+        self.packing: object = self._classifier.packing(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 (N, H, W, C) → float32 logits (N, n_classes), on the device of both."""
-        return self.classify(self.prepare(images))
+        return self.classify(self.pack(images))
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def pack(self, images: Tensor) -> Tensor:
         """What `classify` takes of raw images.
 
         Raises:
@@ -59,17 +60,16 @@ class Predictor:
             raise PipelineError(
                 f"images of shape {tuple(images.shape[1:])} do not fit a network for {self._classifier.shape}"
             )
-        with self._arithmetic(images):
-            return self._classifier.prepare(images)
+        return self._classifier.pack(images)
 
-    def classify(self, prepared: Tensor) -> Tensor:
-        """Logits of images that went through `prepare`.
+    def classify(self, packed: Tensor) -> Tensor:
+        """Logits of images that went through `pack`.
 
         Raises:
             PipelineError: One of them is not a finite number.
         """
-        with self._arithmetic(prepared):
-            logits = self._classifier.classify(prepared)
+        with self._arithmetic(packed):
+            logits = self._classifier.classify(packed)
             if not logits.isfinite().all():
                 which = self._classifier.path or "a model"
                 raise PipelineError(
@@ -216,12 +216,12 @@ class ConfusionCounter:
 
 
 def _predict(models: Mapping[ModelKey, Predictor], images: Tensor) -> Classes:
+    packed: dict[object, Tensor] = {}
     predicted: dict[ModelKey, NDArray[np.int64]] = {}
-    preparation: object = None
     for name, model in models.items():
-        if model.preparation != preparation:
-            preparation, prepared = model.preparation, model.prepare(images)
-        predicted[name] = model.classify(prepared).argmax(1).cpu().numpy()
+        if model.packing not in packed:
+            packed[model.packing] = model.pack(images)
+        predicted[name] = model.classify(packed[model.packing]).argmax(1).cpu().numpy()
     return predicted
 
 

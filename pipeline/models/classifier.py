@@ -15,8 +15,11 @@ from torch.nn.functional import interpolate
 
 from pipeline.data.arrays import Images
 from pipeline.models.accelerated.windows import Geometry, WindowBlock
-from pipeline.models.layers import ACTIVATIONS, Block, Group, Scale, Whitening
+from pipeline.models.layers import ACTIVATIONS, Block, Group, Patches, Scale, Whitening
 from pipeline.recipes.recipe import FastNetwork, Network
+
+# The child of a network that gives the logits, which transfer to another task replaces.
+HEAD = "output"
 
 
 class Standardize(nn.Module):
@@ -86,7 +89,7 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = shape[2]
     if isinstance(network, FastNetwork):
-        patches = Whitening(channels) if network.whiten else nn.Conv2d(channels, 8 * channels, kernel_size=2)
+        patches = Whitening(channels) if network.whiten else Patches(channels)
         layers["patches"], layers["activation"] = patches, ACTIVATIONS[network.activation]()
         channels = patches.out_channels
         for number, group_width in enumerate(network.widths, start=1):
@@ -106,7 +109,7 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n
         layers[f"hidden{number}"] = nn.Linear(n_features, hidden)
         layers[f"hidden{number}_activation"] = ACTIVATIONS[network.activation]()
         n_features = hidden
-    layers["output"] = nn.Linear(n_features, n_classes)
+    layers[HEAD] = nn.Linear(n_features, n_classes)
     if isinstance(network, FastNetwork):
         layers["scale"] = Scale(1 / 9)  # large steps need small logits; the factor is airbench's
     return nn.Sequential(layers)
@@ -141,36 +144,44 @@ class Classifier(nn.Module):
         self.standardize = standardize
         self.network = network
 
+    def fit(self, images: Tensor) -> None:
+        """Fit the layers that are computed from training images instead of learned.
+
+        Args:
+            images: uint8 (N, H, W, C), a few thousand.
+        """
+        for layer in self.network:
+            if (fit := getattr(layer, "fit", None)) is not None:
+                fit(self.standardize(images))
+
     def packing(self, device: torch.device) -> Geometry | None:
-        """How `prepare` packs images on a device; None if it standardizes them instead."""
+        """How `pack` lays images out on a device: models with equal ones take the same; None: as they are."""
         first = next(self.network.children())
         return first.geometry if isinstance(first, WindowBlock) and first.takes_packed(device) else None
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """What `classify` takes of raw images: standardized (N, C, H, W), or still uint8 but packed.
+    def pack(self, images: Tensor) -> Tensor:
+        """What `classify` takes of raw images, still uint8: laid out as the first layer reads them fastest.
 
-        No weight enters into it, so that it need not be done anew in every epoch, and packing is the same for all
-        models that pack alike.
+        No weight enters into it, so that it need not be done anew in every epoch.
         """
         geometry = self.packing(images.device)
-        standardized: Tensor = self.standardize(images) if geometry is None else geometry.pack(images)
-        return standardized
+        return images if geometry is None else geometry.pack(images)
 
     def forward(self, images: Tensor, side: int | None = None) -> Tensor:
         """Logits of raw images; scaled to `side` pixels after standardization, if that is given."""
-        prepared = self.prepare(images)
-        if side is not None:
-            prepared = interpolate(prepared, size=(side, side), mode="bilinear")
-        return self.classify(prepared)
+        return self.classify(self.pack(images), side)
 
-    def classify(self, prepared: Tensor) -> Tensor:
-        """Logits of images that went through `prepare`."""
+    def classify(self, packed: Tensor, side: int | None = None) -> Tensor:
+        """Logits of images that went through `pack`, scaled as in `forward`."""
         first, *others = self.network.children()
-        if prepared.dtype == torch.uint8:
+        if self.packing(packed.device) is not None:
             assert isinstance(first, WindowBlock)
-            values = first.of_packed(prepared, self.standardize.mean, self.standardize.inverse_std)
+            values = first.of_packed(packed, self.standardize.mean, self.standardize.inverse_std)
         else:
-            values = first(prepared)
+            standardized = self.standardize(packed)
+            if side is not None:
+                standardized = interpolate(standardized, size=(side, side), mode="bilinear")
+            values = first(standardized)
         for layer in others:
             values = layer(values)
         return values.float()

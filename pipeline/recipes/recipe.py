@@ -102,6 +102,7 @@ class SmallImages(Values):
 class Recipe(Values):
     """How a model of one data set is trained: what all recipes have."""
 
+    recipe: str
     network: Network | FastNetwork
     standardize: Literal["pixel", "channel", "none"]
     epochs: Annotated[int, Field(ge=1, le=100_000)]

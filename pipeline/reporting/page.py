@@ -175,8 +175,9 @@ class _Described:
         """All that the template shows of this data set."""
         clean = float(self.levels.loc[self.levels["perturbation"] == CLEAN, "mean"].iloc[0])
         damaged = self.levels[self.levels["perturbation"] != CLEAN]
-        worst = None
+        robust = worst = None
         if len(damaged):
+            robust = float(damaged["mean"].mean())
             row = damaged.iloc[int(damaged["mean"].argmin())]
             worst = explain_level(str(row["perturbation"]), float(row["level"])), float(row["mean"])
         ablations = {ablation: dict(self._variants(ablation)) for ablation in self.study.ablations}
@@ -187,7 +188,7 @@ class _Described:
             "n_test": self.study.n_examples["test"],
             "recipe": self.recipe,
             "is_published": self.is_published,
-            "verdict": describe_verdict(clean, worst, self.comparisons, ablations, n_classes),
+            "verdict": describe_verdict(clean, robust, worst, self.comparisons, ablations, n_classes),
             "answer": list(self._answer()),
             "summary": self._summary(),
             "impact": list(self._impact(clean)),
@@ -295,8 +296,11 @@ class _Described:
                 ]
             yield {"family": family, "charts": charts}
 
-    def _bars(self, rows: pd.DataFrame, family: str) -> Chart:
-        """What each strategy reaches on the levels of the perturbation that it was trained on, beside natural."""
+    def _bars(self, rows: pd.DataFrame, family: str) -> Chart | None:
+        """What each strategy reaches on the levels of the perturbation that it was trained on, beside natural.
+
+        None if no level of it was tested.
+        """
         own = rows[rows["perturbation"] == rows["trained"]]
         natural = self.models[self.models["strategy"] == NATURAL].groupby(["perturbation", "level"])["mean"].mean()
         means = own.groupby(["perturbation", "level", "strategy"])["mean"].mean()
@@ -307,7 +311,7 @@ class _Described:
         trained = zip(rows["trained"], rows["trained_level"], strict=True)
         levels = dict.fromkeys(name_level(*key) for key in trained)
         title = f"{self.name}, trained on {', '.join(levels)}: accuracy on {family}, %"
-        return draw_bars(title, groups, [NATURAL, *self.study.strategies])
+        return draw_bars(title, groups, [NATURAL, *self.study.strategies]) if groups else None
 
     def _lines(self, rows: pd.DataFrame, strategy: str, trained: str, family: str) -> Chart:
         """Accuracy against training level, a line for clean images and for each level of the family."""

@@ -97,10 +97,12 @@ def _begin_server(*preload: str) -> BaseContext:
     its socket), each process imports by itself.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
+        with begun_deaf():
+            resource_tracker.ensure_running()  # lets SIGINT in again as it ends
         with suppress(OSError), begun_deaf():
             forkserver.ensure_running()
             return context

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.data.arrays import Images
 from pipeline.data.seeding import derive_seed
-from pipeline.models.classifier import Classifier, Standardize, build_network, fit_standardization
+from pipeline.models.classifier import HEAD, Classifier, Standardize, build_network, fit_standardization
 from pipeline.models.devices import images_per_pass, select_precision
-from pipeline.models.layers import Whitening
 from pipeline.recipes.plan import Plan
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_file
-from pipeline.training.schedules import regimen_of
+from pipeline.training.schedules import schedule_of
 
 # Weights and what an optimizer keeps for each.
 _MAX_CHECKPOINT = 16 * 2**30
@@ -54,14 +52,27 @@ class Epoch:
     test_accuracy: float
 
 
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model learns from and is tested on.
+
+    Attributes:
+        train: Clean training set.
+        test: Clean test set.
+        perturbed: The training images perturbed, uint8 (N, H, W, C); None for a plan that never uses them.
+    """
+
+    train: Examples
+    test: Examples
+    perturbed: Images | None = None
+
+
 def train_model(
     plan: Plan,
-    train: Examples,
-    perturbed: Images | None,
-    natural: Classifier | None,
-    test: Examples,
+    data: TrainingData,
     seed_names: tuple[int | str, ...],
     device: torch.device,
+    natural: Classifier | None = None,
     checkpoint: Path | None = None,
     report: Callable[[Epoch], Any] = lambda epoch: None,
     progress: Callable[[int], Any] = lambda n_images: None,
@@ -72,13 +83,11 @@ def train_model(
 
     Args:
         plan: What to do.
-        train: Clean training set.
-        perturbed: The same images perturbed, uint8 (N, H, W, C); None for a plan that never uses them.
-        natural: The model to start from; None for a plan that starts from scratch.
-        test: Clean test set.
+        data: What to learn from.
         seed_names: Decide initial weights, order and dropout; on one machine with the same number of threads the
             weights are the same, bit for bit.
         device: Where to train.
+        natural: The model to start from; None for a plan that starts from scratch.
         checkpoint: File that holds the state after the last whole epoch; training goes on from it, to the same
             weights. None: no checkpoints.
         report: Called after every epoch.
@@ -89,86 +98,109 @@ def train_model(
 
     Source: paper sections IV and VI.
     """
-    recipe = plan.recipe
-    precision = select_precision(recipe.precision, device)
-    clean_images = torch.from_numpy(train.images).to(device)
-    perturbed_images = clean_images if perturbed is None else torch.from_numpy(perturbed).to(device)
-    labels = torch.from_numpy(train.labels).to(device, torch.long)
-    test_images, test_labels = torch.from_numpy(test.images).to(device), torch.from_numpy(test.labels).to(device)
-    _seed_torch(*seed_names, "weights")
-    seen = train.images if perturbed is None else perturbed
-    classifier, started = _start(plan, seen, train.images, natural, train.n_classes)
-    classifier.to(device)
-    classifier.network.to(memory_format=torch.channels_last)
-    frozen = started if plan.freezes_start else []
-    for module in frozen:
-        module.requires_grad_(False)
-    regimen = regimen_of(recipe)
-    optimizer = regimen.build_optimizer(classifier)
-    full_rates = [group["lr"] for group in optimizer.param_groups]
-    curve = _resume(checkpoint, classifier, optimizer)
-    n, size = len(clean_images), recipe.batch_size
-    n_used = n - n % size if recipe.drop_last else n
-    _seed_torch(*seed_names, "flips")
-    flips = torch.rand(n, device=device) < 0.5
-    autocast = partial(torch.autocast, device.type, precision, enabled=precision != torch.float32)
-    n_per_pass = min(500, images_per_pass(500, test.images[0].size))
-    is_packed = classifier.packing(device) is not None
-    if is_packed:  # once for all epochs
-        test_images, clean_images, perturbed_images = (
-            classifier.prepare(images) for images in (test_images, clean_images, perturbed_images)
+    training = _Training(plan, data, seed_names, device, natural)
+    curve = _resume(checkpoint, training.classifier, training.optimizer)
+    for epoch in range(len(curve) + 1, plan.recipe.epochs + 1):
+        curve.append(training.run_epoch(epoch, progress))
+        if checkpoint is not None:
+            _save_checkpoint(checkpoint, training.classifier, training.optimizer, curve)
+        report(curve[-1])
+    return training.classifier.eval(), curve
+
+
+class _Training:
+    """A model under way: its weights, its optimizer, and all images on the device."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: TrainingData,
+        seed_names: tuple[int | str, ...],
+        device: torch.device,
+        natural: Classifier | None,
+    ) -> None:
+        self.plan, self.recipe, self.seed_names = plan, plan.recipe, seed_names
+        _seed_torch(*seed_names, "weights")
+        self.classifier, started = _start(plan, data, natural)
+        self.classifier.to(device)
+        self.classifier.network.to(memory_format=torch.channels_last)
+        self.frozen = started if plan.freezes_start else []
+        for module in self.frozen:
+            module.requires_grad_(False)
+        self.schedule = schedule_of(self.recipe)
+        self.optimizer = self.schedule.build_optimizer(self.classifier)
+        self.full_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.precision = select_precision(self.recipe.precision, device)
+
+        def place(images: Images) -> Tensor:
+            return self.classifier.pack(torch.from_numpy(images).to(device))  # once for all epochs
+
+        self.clean, self.test = place(data.train.images), place(data.test.images)
+        self.perturbed = self.clean if data.perturbed is None else place(data.perturbed)
+        self.labels, self.test_labels = (
+            torch.from_numpy(examples.labels).to(device, torch.long) for examples in (data.train, data.test)
         )
-    for epoch in range(len(curve) + 1, recipe.epochs + 1):
+        self.n_per_pass = min(500, images_per_pass(500, data.test.images[0].size))
+        _seed_torch(*seed_names, "flips")
+        self.flips = torch.rand(len(self.clean), device=device) < 0.5
+
+    def run_epoch(self, epoch: int, progress: Callable[[int], Any]) -> Epoch:
+        """Every training image once, then the test."""
         # Every epoch has a seed of its own, so that the state of no generator outlives it.
-        _seed_torch(*seed_names, "epoch", epoch)
-        order = torch.randperm(n).to(device) if recipe.shuffle else None
-        loss_sum = torch.zeros((), device=device)
-        n_correct = torch.zeros((), device=device, dtype=torch.long)
-        classifier.train()
-        for module in frozen:
+        _seed_torch(*self.seed_names, "epoch", epoch)
+        n, size, device = len(self.clean), self.recipe.batch_size, self.clean.device
+        n_used = n - n % size if self.recipe.drop_last else n
+        order = torch.randperm(n).to(device) if self.recipe.shuffle else None
+        loss_sum, n_correct = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.long)
+        self.classifier.train()
+        for module in self.frozen:
             module.eval()
         for start in range(0, n_used, size):
-            done = (epoch - 1 + start / n_used) / recipe.epochs
-            for group, full_rate in zip(optimizer.param_groups, full_rates, strict=True):
-                group["lr"] = full_rate * regimen.rate(done)
-            stop = min(start + size, n_used)
-            middle = start + int(plan.perturbed_share[epoch - 1] * (stop - start))
-            parts = [_take(perturbed_images, order, start, middle), _take(clean_images, order, middle, stop)]
-            parts = [part for part in parts if len(part) > 0]
-            images = parts[0] if len(parts) == 1 else torch.cat(parts)
-            images = regimen.augment(images, _take(flips, order, start, stop), epoch)
-            batch_labels = _take(labels, order, start, stop)
-            with autocast():
-                logits = classifier.classify(images) if is_packed else classifier(images, regimen.side(done))
-            loss = cross_entropy(logits, batch_labels, label_smoothing=regimen.label_smoothing)
-            optimizer.zero_grad()
+            done = (epoch - 1 + start / n_used) / self.recipe.epochs
+            for group, full_rate in zip(self.optimizer.param_groups, self.full_rates, strict=True):
+                group["lr"] = full_rate * self.schedule.rate(done)
+            images, labels = self.take_batch(epoch, order, start, min(start + size, n_used))
+            with self.arithmetic():
+                logits = self.classifier.classify(images, self.schedule.side(done))
+            loss = cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
+            self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            self.optimizer.step()
             loss_sum += loss.detach() * len(images)
-            n_correct += (logits.argmax(1) == batch_labels).sum()
+            n_correct += (logits.argmax(1) == labels).sum()
             progress(len(images))
-        classifier.eval()
-        with torch.inference_mode(), autocast():
-            classify = classifier.classify if is_packed else classifier
-            test_logits = torch.cat([classify(part) for part in torch.split(test_images, n_per_pass)])
+        test_accuracy = self.measure(epoch, loss_sum)
+        return Epoch(epoch, loss_sum.item() / n_used, n_correct.item() / n_used, test_accuracy)
+
+    def take_batch(self, epoch: int, order: Tensor | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Images `start` to `stop` in that order, the first of them perturbed as the plan says, and their labels."""
+        middle = start + int(self.plan.perturbed_share[epoch - 1] * (stop - start))
+        parts = [_take(self.perturbed, order, start, middle), _take(self.clean, order, middle, stop)]
+        parts = [part for part in parts if len(part) > 0]
+        images = parts[0] if len(parts) == 1 else torch.cat(parts)
+        flips = _take(self.flips, order, start, stop)
+        return self.schedule.augment(images, flips, epoch), _take(self.labels, order, start, stop)
+
+    def measure(self, epoch: int, loss_sum: Tensor) -> float:
+        """Accuracy on the test images, in [0, 1].
+
+        Raises:
+            PipelineError: Training diverged in this epoch.
+        """
+        self.classifier.eval()
+        with torch.inference_mode(), self.arithmetic():
+            logits = torch.cat([self.classifier.classify(part) for part in torch.split(self.test, self.n_per_pass)])
         # The last step of an epoch has no loss after it: its weights, and what they make of images, say how it went.
-        if not all(values.isfinite().all() for values in (loss_sum, test_logits, *classifier.state_dict().values())):
+        if not all(values.isfinite().all() for values in (loss_sum, logits, *self.classifier.state_dict().values())):
             raise PipelineError(
                 f"training diverged in epoch {epoch}: losses or weights are not finite; lower the learning rate "
-                f"({recipe.learning_rate:g})"
+                f"({self.recipe.learning_rate:g})"
             )
-        curve.append(
-            Epoch(
-                epoch=epoch,
-                train_loss=loss_sum.item() / n_used,
-                train_accuracy=n_correct.item() / n_used,
-                test_accuracy=(test_logits.argmax(1) == test_labels).sum().item() / len(test_labels),
-            )
-        )
-        if checkpoint is not None:
-            _save_checkpoint(checkpoint, classifier, optimizer, curve)
-        report(curve[-1])
-    return classifier.eval(), curve
+        return (logits.argmax(1) == self.test_labels).sum().item() / len(self.test_labels)
+
+    def arithmetic(self) -> torch.autocast:
+        """The type in which the network computes."""
+        return torch.autocast(self.clean.device.type, self.precision, enabled=self.precision != torch.float32)
 
 
 def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
@@ -176,26 +208,22 @@ def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor
     return values[start:stop] if order is None else values.index_select(0, order[start:stop])
 
 
-def _start(
-    plan: Plan, perturbed: Images, clean: Images, natural: Classifier | None, n_classes: int
-) -> tuple[Classifier, list[nn.Module]]:
+def _start(plan: Plan, data: TrainingData, natural: Classifier | None) -> tuple[Classifier, list[nn.Module]]:
     """The classifier before its first step, and those of its layers that come from the natural model."""
-    _, height, width, channels = clean.shape
+    clean = data.train.images
+    seen = clean if data.perturbed is None or not plan.fits_on_perturbed else data.perturbed
+    height, width, channels = clean.shape[1:]
     shape = (height, width, channels)
-    fitted = fit_standardization(perturbed if plan.fits_on_perturbed else clean, plan.recipe.standardize)
-    classifier = Classifier(shape, Standardize(*fitted), build_network(plan.recipe.network, shape, n_classes))
-    for module in classifier.network:
-        if isinstance(module, Whitening):
-            seen = perturbed if plan.fits_on_perturbed else clean
-            module.fit(classifier.standardize(torch.from_numpy(seen[:5000])))
+    network = build_network(plan.recipe.network, shape, data.train.n_classes)
+    classifier = Classifier(shape, Standardize(*fit_standardization(seen, plan.recipe.standardize)), network)
+    classifier.fit(torch.from_numpy(seen[:5000]))
     if not plan.starts_from_natural:
         return classifier, []
     if natural is None:
         raise PipelineError("this strategy starts from the natural model, and there is none")
     # All but the output layer, which the new head replaces.
-    own = {name: module for name, module in classifier.network.named_children() if name != "output"}
-    given = dict(natural.network.named_children())
-    shared = [name for name in own if name in given]
+    own, given = (dict(model.network.named_children()) for model in (classifier, natural))
+    shared = [name for name in own if name in given and name != HEAD]
     for name in shared:
         own[name].load_state_dict(given[name].state_dict())
     return classifier, [own[name] for name in shared]

@@ -1,4 +1,7 @@
-"""What each recipe does while a model is trained: its optimizer, its learning rate, and how it changes a batch."""
+"""What a recipe does while a model is trained: optimizer, learning-rate schedule, augmentation."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.recipes.recipe import FastRecipe, PaperRecipe, Recipe
 
 
-class PaperRegimen:
+class PaperSchedule:
     """Adam at one learning rate, images as they are.
 
     Attributes:
@@ -45,10 +48,10 @@ class PaperRegimen:
         return None
 
 
-class FastRegimen:
+class FastSchedule:
     """Large steps that first grow and then shrink; images mirrored and shifted, small ones first.
 
-    Attributes and methods are those of `PaperRegimen`.
+    Attributes and methods are those of `PaperSchedule`.
 
     Source: our choice, after airbench94 (Jordan, arXiv 2404.00498).
     """
@@ -58,10 +61,9 @@ class FastRegimen:
         self.label_smoothing = recipe.label_smoothing
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Biases of BatchNorm and of the patches learn faster than the rest."""
+        """Weights that layers name in `learns_fast` take larger steps than the rest."""
         sgd = self._recipe.sgd
-        shifting = (nn.BatchNorm2d, nn.Conv2d)  # of convolutions, only that for patches has one
-        biases = {id(module.bias) for module in model.modules() if isinstance(module, shifting)}
+        biases = {id(tensor) for layer in model.modules() for tensor in getattr(layer, "learns_fast", ())}
         weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
         # Weight decay times learning rate is the same for all: biases take larger steps, not more decay.
         groups = [
@@ -103,9 +105,9 @@ class FastRegimen:
         return small.side if done < small.share else None
 
 
-def regimen_of(recipe: Recipe) -> PaperRegimen | FastRegimen:
+_SCHEDULES: dict[str, Callable[[Any], PaperSchedule | FastSchedule]] = {"paper": PaperSchedule, "fast": FastSchedule}
+
+
+def schedule_of(recipe: Recipe) -> PaperSchedule | FastSchedule:
     """What trains by a recipe."""
-    if isinstance(recipe, PaperRecipe):
-        return PaperRegimen(recipe)
-    assert isinstance(recipe, FastRecipe)
-    return FastRegimen(recipe)
+    return _SCHEDULES[recipe.recipe](recipe)

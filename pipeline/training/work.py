@@ -17,7 +17,7 @@ from pipeline.runtime.engine import Engine
 from pipeline.runtime.files import locked, replacing_folder
 from pipeline.training.cache import find_entry
 from pipeline.training.job import TrainingJob
-from pipeline.training.loop import Epoch, Examples, train_model
+from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 
 # The compiler is not used, but imported by the first optimizer of a process, for two seconds.
 PRELOAD = ("torch._dynamo",)
@@ -69,18 +69,12 @@ def train(
         if entry.is_finished():
             return
         start = None if job.start is None else storage.load(job.start.path, job.start.made_by, job.start.description)
-        trained = train_model(
-            job.plan,
-            _read_examples(job.dataset, "train", job.n_train),
-            None if job.trained_on is None else job.trained_on.opened().read(),
-            start,
-            _read_examples(job.dataset, "test", job.n_test),
-            job.seed_names,
-            device,
-            entry.checkpoint,
-            report,
-            progress,
+        data = TrainingData(
+            train=_read_examples(job.dataset, "train", job.n_train),
+            test=_read_examples(job.dataset, "test", job.n_test),
+            perturbed=None if job.trained_on is None else job.trained_on.opened().read(),
         )
+        trained = train_model(job.plan, data, job.seed_names, device, start, entry.checkpoint, report, progress)
         entry.finish(*trained)
 
 

@@ -122,7 +122,7 @@ class WindowBlock(Block):
             epsilon=0.0 if norm is None else norm.eps,
             momentum=0.0 if norm is None else norm.momentum,
             floor=0.0 if is_bounded else -math.inf,
-            drop_below=dropout.least_kept if drops else 0,
+            drop_below=round(dropout.p * 2**16) if drops else 0,
             kept_factor=1 / (1 - dropout.p) if drops else 1.0,
             seed=int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if drops else 0,
             # Within a Function, torch does not say whether anyone will ask for gradients.
