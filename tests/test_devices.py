@@ -16,6 +16,8 @@ CPU = torch.device("cpu")
 COUNT_FAULTS = """
 import resource, torch
 from pipeline.models.devices import select_device
+from pipeline.runtime.memory import keep_freed_memory
+keep_freed_memory()  # as a command does first
 select_device("cpu")
 values = torch.rand(4_000_000)
 for number in range(40):

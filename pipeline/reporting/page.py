@@ -281,9 +281,8 @@ class _Described:
             if rows.empty:
                 continue
             if rows.groupby("trained")["trained_level"].nunique().max() == 1:
-                charts: list[dict[str, Any]] = [
-                    {"chart": self._bars(rows, family), "figure": None, "differences": None}
-                ]
+                bars = self._bars(rows, family)
+                charts: list[dict[str, Any]] = [{"chart": bars, "figure": None, "differences": None}] if bars else []
             else:
                 charts = [
                     {

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 # How to end what this process has begun.
 _ends: list[Callable[[], object]] = []
+# How many blocks delay signals, and those that came meanwhile: masks are of one thread, and another may get the signal.
+_delaying: list[None] = []
+_delayed: list[int] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_delaying.clear)  # which never comes to the end of such a block
 
 
 @contextmanager
@@ -36,10 +41,14 @@ def begun_deaf() -> Iterator[None]:
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    _delaying.append(None)
     try:
         yield
     finally:
+        _delaying.pop()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if _delayed and not _delaying:
+            signal.raise_signal(_delayed.pop())
 
 
 def run_command(command: list[str], timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
@@ -85,6 +94,9 @@ def stop_on_signals(message: str = "") -> None:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _delaying:
+            _delayed.append(number)
+            return
         for known in _STOPS:
             signal.signal(known, signal.SIG_DFL)  # a second one ends the process at once
         if message:
