@@ -12,7 +12,6 @@ import pkgutil, random, signal, socket, sys, threading, warnings
 from decimal import getcontext
 
 import cv2
-import matplotlib
 import numcodecs.registry
 import numpy as np
 import pandas as pd
@@ -61,7 +60,6 @@ def states():
         "random": random.getstate(),
         "decimal": repr(getcontext()),
         "pandas": pandas_options(),
-        "matplotlib": {key: repr(value) for key, value in dict.items(matplotlib.rcParams)},
         "cv2": (cv2.getNumThreads(), cv2.useOptimized(), cv2.ocl.useOpenCL()),
         "torch": torch_flags,
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
@@ -89,7 +87,6 @@ def states():
 with warnings.catch_warnings():
     for name in ("torchvision", "ruamel.yaml", "pydantic", "click", "safetensors.torch", "jinja2"):
         importlib.import_module(name)
-    import matplotlib.figure
     states()
 before = states()
 imported = []

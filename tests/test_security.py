@@ -38,7 +38,7 @@ sys.addaudithook(refuse)
 with open(os.environ["STARTED"], "a") as log:
     log.write("process\\n")
 """
-# What libraries ask about this machine: platform for its name, ctypes for shared libraries, matplotlib for fonts.
+# What libraries ask about this machine: platform for its name, ctypes for shared libraries.
 LOCAL = {"uname", "ldconfig", "gcc", "cc", "ld", "objdump", "fc-list", "system_profiler"}
 
 # One process for all stages: importing torch takes seconds.
