@@ -124,10 +124,15 @@ def tiny_datasets(tiny_arrays: dict[str, Arrays], monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="session")
 def quick_values() -> dict[str, Any]:
-    """The content of profiles/quick.yaml, with levels of noise that tests count on."""
+    """The content of profiles/quick.yaml, with levels of noise and variants of ablations that tests count on."""
     values: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "profiles/quick.yaml").read_text())
     values["perturbations"]["noise"].update(train_levels=[0.05], test_levels=[0.01325, 0.0255, 0.05])
     values["evaluate"]["levels"]["noise"] = [0.0255, 0.05]
+    values["ablations"]["components"] = {
+        "full": {},
+        "no_dropout": {"network": {"dropout": 0.0}},
+        "tanh": {"network": {"activation": "tanh"}},
+    }
     return values
 
 

@@ -62,8 +62,6 @@ def reported(
         for block in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
             for recipe in block.values():
                 recipe["batch_size"] = 20
-        for name in ("no_batch_norm", "plain_relu", "plain_tanh"):
-            del tiny_values["ablations"]["components"][name]
         tiny_values["ablations"]["beta"] = {"low": {"adam": {"beta1": 0.5}}}
         write_params(tiny_values)
         for dataset in tiny_values["datasets"]:
