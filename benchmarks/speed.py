@@ -40,8 +40,9 @@ from pipeline.data import seeding, store
 from pipeline.data.arrays import Images
 from pipeline.data.datasets import CIFAR10, DATASETS
 from pipeline.evaluation import measuring
-from pipeline.models.classifier import Classifier, Standardize, build_network, fit_standardization
-from pipeline.models.devices import images_per_pass, select_device, worker_threads
+from pipeline.models.classifier import Classifier, build_network, fit_standardization
+from pipeline.models.devices import images_per_pass, select_device
+from pipeline.models.layers import Standardize
 from pipeline.perturbations import generation
 from pipeline.perturbations.variants import PlannedArray, Variant
 from pipeline.recipes.plan import plan_natural
@@ -280,7 +281,7 @@ def evaluate_ours(dataset: str, n: int) -> float:
 
     def count() -> int:
         parts = torch.split(images, images_per_pass(500, images[0].numel()))
-        with worker_threads(device) as pool:
+        with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             classes = np.concatenate(list(pool.map(lambda part: predict(part).argmax(1).numpy(), parts)))
         return int((classes == examples.labels).sum())
 

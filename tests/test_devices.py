@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pipeline.models.devices import images_per_pass, select_device, select_precision, worker_threads
+from pipeline.models.devices import images_per_pass, select_device, select_precision
 from pipeline.runtime.errors import PipelineError
 from tests.conftest import command_environment
 
@@ -34,11 +34,6 @@ def test_memory_of_a_tensor_is_used_again_instead_of_being_given_back() -> None:
     output = subprocess.run(command, env=command_environment(), capture_output=True, text=True, check=True).stdout
     # Ten tensors of 16 MB are 39,000 pages of 4 KiB. Which of the first dozen find a gap depends on addresses.
     assert int(output) < 4000
-
-
-def test_every_thread_of_the_pool_computes_alone() -> None:
-    with worker_threads(CPU) as pool:
-        assert set(pool.map(lambda _: torch.get_num_threads(), range(20))) == {1}
 
 
 def test_a_device_that_is_not_there_is_named() -> None:

@@ -705,7 +705,7 @@ HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
         bomb_in_json("attributes", [1]),
         "mnist.zarr",
     ),
-    "chunk-of-a-gigabyte": ("clean-shards", "test/labels/c/0", shard_of_a_gigabyte, "damaged data"),
+    "chunk-of-a-gigabyte": ("clean-shards", "test/labels/c.0", shard_of_a_gigabyte, "damaged data"),
     "model-of-a-gigabyte": (
         "model-description",
         "json",

@@ -14,9 +14,9 @@ from torch import nn
 
 from pipeline.evaluation.measuring import Predictor, _predict
 from pipeline.models.accelerated import windows
-from pipeline.models.classifier import Classifier, Standardize, build_network, fit_standardization
+from pipeline.models.classifier import Classifier, build_network, first_layer, fit_standardization
 from pipeline.models.devices import images_per_pass
-from pipeline.models.layers import Group, Whitening
+from pipeline.models.layers import Group, Standardize, Whitening
 from pipeline.models.storage import load, save, write
 from pipeline.recipes.recipe import FastNetwork, Network
 from pipeline.runtime.errors import PipelineError
@@ -120,7 +120,7 @@ def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and
     plain = plain_layers(network, shape).train(training)
     unsettle_norms(built)
     plain.load_state_dict(dict(zip(plain.state_dict(), built.network.state_dict().values(), strict=True)))
-    assert (built.packing(CPU) is not None) == is_windowed
+    assert (first_layer(built.network).native_code(CPU) is not None) == is_windowed
     standardized = np.where(std > 0, (images - mean) / np.where(std > 0, std, 1), 0).transpose(0, 3, 1, 2)
     # In float64: rounding would choose another of two maxima that are almost equal.
     expected, found = plain.double()(torch.from_numpy(standardized)), built(torch.from_numpy(images)).double()
@@ -162,9 +162,7 @@ def window_block(classifier: Classifier) -> windows.WindowBlock:
 
 
 def values_of_block(classifier: Classifier, images: np.ndarray) -> torch.Tensor:
-    packed = classifier.pack(torch.from_numpy(images))
-    standardize = classifier.standardize
-    return window_block(classifier).of_packed(packed, standardize.mean, standardize.inverse_std)
+    return window_block(classifier).of_raw(torch.from_numpy(images), classifier.standardize)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -220,45 +218,37 @@ def test_without_a_compiler_torchs_layers_do_the_same(monkeypatch: pytest.Monkey
     classifier = make_classifier(make_network(convolutions=[WINDOWED[1].values[1]]), shape)
     expected = classifier(images)
     monkeypatch.setattr(windows, "_library", lambda geometry: None)
-    assert classifier.packing(CPU) is None
+    assert window_block(classifier).native_code(CPU) is None
     found = classifier(images)
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.equal(found, expected)
 
 
-def test_images_are_packed_once_for_models_that_take_them_alike() -> None:
+def test_models_are_shown_the_same_images_a_few_at_a_time() -> None:
     shape, images = (12, 12, 1), torch.from_numpy(make_images(40, (12, 12, 1)))
     network = make_network(convolutions=[{"filters": 4, "kernel": 5, "stride": 1, "padding": 0, "pool": 2}])
-    other = make_network(convolutions=[{"filters": 4, "kernel": 3, "stride": 1, "padding": 1, "pool": 2}])
     bright = Classifier(
         shape, Standardize(np.full((1, 1, 1), 9), np.ones((1, 1, 1))), build_network(network, shape, 10)
     )
     models = {
         "one": Predictor(make_classifier(network, shape), CPU, "float32"),
-        "other-network": Predictor(make_classifier(other, shape), CPU, "float32"),
         "other-arithmetic": Predictor(make_classifier(network, shape), CPU, "bfloat16"),
         "other-standardization": Predictor(bright, CPU, "float32"),
     }
-    assert len({model.packing for model in models.values()}) == 2
-    assert models["one"].packing == models["other-standardization"].packing
-
-    labels = models["one"](images).argmax(1).numpy().astype(np.uint8)
     classes = predict_in_batches(models, images, 7)
     for name, model in models.items():
         assert (classes[name] == model(images).argmax(1).numpy()).all(), name
-    assert (classes["one"] == labels).sum() == 40
-    assert (classes["other-network"] == labels).sum() < 40
-    assert (classes["other-standardization"] == labels).sum() < 40
+    assert (classes["one"] != classes["other-standardization"]).any()
 
 
 def test_large_images_are_classified_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, classify = [], Predictor.classify
+    sizes, predict = [], Predictor.__call__
 
-    def record(self: Predictor, packed: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(packed))
-        return classify(self, packed)
+    def record(self: Predictor, images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return predict(self, images)
 
-    monkeypatch.setattr(Predictor, "classify", record)
+    monkeypatch.setattr(Predictor, "__call__", record)
     shape = (224, 224, 3)
     network = make_network(convolutions=[{"filters": 2, "kernel": 9, "stride": 9, "padding": 0, "pool": 4}])
     models = {"one": Predictor(make_classifier(network, shape), CPU, "float32")}

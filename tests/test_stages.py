@@ -296,7 +296,7 @@ def with_bytes(path: Path, content: bytes) -> Mend:
 
 def shard(path: Path, array: str) -> Path:
     """The only shard of an array of a tiny store."""
-    rank = {"images": "c/0/0/0/0", "labels": "c/0", "train": "c/0/0/0/0", "test": "c/0/0/0/0/0"}
+    rank = {"images": "c.0.0.0.0", "labels": "c.0", "train": "c.0.0.0.0", "test": "c.0.0.0.0.0"}
     return path / array / rank[array.split("/")[1]]
 
 

@@ -142,14 +142,14 @@ def test_at_share_1_the_clean_images_do_not_matter(splits: tuple[Examples, Examp
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The largest value of every image of every batch that is trained on."""
     seen: list[list[int]] = []
-    classify = Classifier.classify
+    forward = Classifier.forward
 
     def spy(self: Classifier, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
         if self.training:
             seen.append(images.flatten(1).amax(1).tolist())
-        return classify(self, images, side)
+        return forward(self, images, side)
 
-    monkeypatch.setattr(Classifier, "classify", spy)
+    monkeypatch.setattr(Classifier, "forward", spy)
     return seen
 
 

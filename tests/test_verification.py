@@ -285,7 +285,7 @@ DAMAGES = [
     ("attribute-more", with_other_attributes, [f"{NOISE}/0.05/test/zarr.json: not what the stage writes"]),
     ("other-root", with_attribute(NOISE, "perturbation", "hot"), [f"{NOISE}/zarr.json: not what the stage writes"]),
     ("stray-level", with_file(NOISE / "0.07/test/zarr.json"), [f"{NOISE}/0.07: does not belong there"]),
-    ("stray-chunk", with_file(NOISE / "0.05/test/c/0/9/0/0/0"), [f"{NOISE}/0.05/test/c/0/9: does not belong there"]),
+    ("stray-chunk", with_file(NOISE / "0.05/test/c.0.9.0.0.0"), [f"{NOISE}/0.05/test/c.0.9.0.0.0: does not belong there"]),
     (
         "level-removed-from-params",
         with_params(perturbations__noise__test_levels=[0.0255, 0.05]),
@@ -477,8 +477,8 @@ READ = {
         *(layout.strategy_curves("mnist"), EVALUATED, SUMMARY, layout.confusion("mnist")),
         *(layout.cells("ablations", "mnist"), ABLATION),
         layout.report() / "index.html",
-        *(CLEAN, CLEAN / "zarr.json", CLEAN / "test/zarr.json", CLEAN / "test/labels/c/0", NOISE / "zarr.json"),
-        *(NOISE / "0.05/zarr.json", NOISE / "0.05/test/zarr.json", NOISE / "0.05/test/c/0/0/0/0/0", NOISE / "0.05"),
+        *(CLEAN, CLEAN / "zarr.json", CLEAN / "test/zarr.json", CLEAN / "test/labels/c.0", NOISE / "zarr.json"),
+        *(NOISE / "0.05/zarr.json", NOISE / "0.05/test/zarr.json", NOISE / "0.05/test/c.0.0.0.0.0", NOISE / "0.05"),
     ],
     "profile quick": [layout.PROFILES / "quick.yaml"],
     "report": [

@@ -41,7 +41,7 @@ SHARD_BYTES = 64 * 2**20
 _MAX_SHARDS = 1_000_000
 # A thousand times what ours have.
 MAX_METADATA_BYTES = 2**20
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Array = zarr.Array[Any]
 Group = zarr.Group
@@ -230,6 +230,8 @@ def _create(
         fill_value=0,
         attributes=dict(attributes),
         dimension_names=dimensions,
+        # Shards side by side, not each in folders of its own: DVC walks all of them for every stage.
+        chunk_key_encoding={"name": "default", "separator": "."},
         # A black image must be told from a lost one.
         config={"write_empty_chunks": True},
     )

@@ -1,28 +1,32 @@
 """Models on clean and perturbed images; every store is read once for all of them."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from threading import Event
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.arrays import Images
+from pipeline.data.arrays import Images, Labels
 from pipeline.evaluation.metrics import Cell, Confusion, Example
 from pipeline.models import storage
 from pipeline.models.classifier import Classifier
-from pipeline.models.devices import images_per_pass, select_device, select_precision, worker_threads
+from pipeline.models.devices import images_per_pass, select_device, select_precision
+from pipeline.perturbations.variants import StoredArray
 from pipeline.recipes.plan import CLEAN, ModelKey
+from pipeline.runtime.engine import Engine, LocalThreads
 from pipeline.runtime.errors import PipelineError
 from pipeline.study.opening import StudyData
 from pipeline.study.planning import PlannedCell, Study
 
+Extra = TypeVar("Extra")
 Classes = Mapping[ModelKey, NDArray[np.int64]]
+# (model, perturbation, level) → images of every class, by the class that they were taken for, (n_classes, n_classes).
+Confusions = Mapping[tuple[ModelKey, str, float], NDArray[np.int64]]
 
 
 class Predictor:
@@ -30,7 +34,6 @@ class Predictor:
 
     Attributes:
         device: Where it computes.
-        packing: Predictors with equal ones take images that are packed alike.
     """
 
     def __init__(self, classifier: Classifier, device: torch.device, precision: str) -> None:
@@ -44,32 +47,20 @@ class Predictor:
         self.device = device
         self._classifier = classifier.eval().to(device)
         self._precision = select_precision(precision, device)
-        self.packing: object = self._classifier.packing(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, C) → float32 logits (N, n_classes), on the device of both."""
-        return self.classify(self.pack(images))
-
-    def pack(self, images: Tensor) -> Tensor:
-        """What `classify` takes of raw images.
+        """uint8 (N, H, W, C) → float32 logits (N, n_classes), on the device of both.
 
         Raises:
-            PipelineError: Their shape is not what the network takes.
+            PipelineError: The shape of the images is not what the network takes; a logit is not a finite number.
         """
         if images.shape[1:] != self._classifier.shape:
             raise PipelineError(
                 f"images of shape {tuple(images.shape[1:])} do not fit a network for {self._classifier.shape}"
             )
-        return self._classifier.pack(images)
-
-    def classify(self, packed: Tensor) -> Tensor:
-        """Logits of images that went through `pack`.
-
-        Raises:
-            PipelineError: One of them is not a finite number.
-        """
-        with self._arithmetic(packed):
-            logits = self._classifier.classify(packed)
+        is_mixed = self._precision != torch.float32
+        with torch.inference_mode(), torch.autocast(images.device.type, self._precision, enabled=is_mixed):
+            logits: Tensor = self._classifier(images)
             if not logits.isfinite().all():
                 which = self._classifier.path or "a model"
                 raise PipelineError(
@@ -77,24 +68,41 @@ class Predictor:
                 )
             return logits
 
-    @contextmanager
-    def _arithmetic(self, values: Tensor) -> Iterator[None]:
-        is_mixed = self._precision != torch.float32
-        with torch.inference_mode(), torch.autocast(values.device.type, self._precision, enabled=is_mixed):
-            yield
-
 
 @dataclass(frozen=True)
-class Predictions:
+class Shown:
     """What models say of one set of images.
 
     Attributes:
+        cells: A measurement for every model.
         images: uint8 (N, H, W, C).
+        labels: uint8 (N,).
         classes: Model → predicted classes, int64 (N,).
     """
 
+    cells: Sequence[Cell]
     images: Images
+    labels: Labels
     classes: Classes
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Clean images or all trials of a stored array, and what is measured on them."""
+
+    cells: Sequence[Sequence[PlannedCell]]  # of every trial
+    images: Images | StoredArray
+    labels: Labels
+    models: Mapping[ModelKey, Predictor]
+    batch_size: int
+    look: Callable[[Shown], object]
+    progress: Callable[[int], object]
+    has_failed: Event
+
+    @property
+    def work(self) -> int:
+        """How many images all models together are shown."""
+        return sum(cell.n_examples for cells in self.cells for cell in cells)
 
 
 def load_models(study: Study, stage: str) -> dict[ModelKey, Predictor]:
@@ -115,119 +123,112 @@ def measure(
     stage: str,
     models: Mapping[ModelKey, Predictor],
     data: StudyData,
+    look: Callable[[Shown], Extra],
     progress: Callable[[int], object] = lambda n_images: None,
-) -> Iterator[tuple[Predictions, list[Cell]]]:
-    """What models say of clean images and of every level and trial, and how often they are right.
+    engine: Engine | None = None,
+) -> tuple[list[Cell], list[Extra]]:
+    """How often models are right on clean images and on every level and trial.
 
-    Every stored array is read once, for all models. Batches are spread over the cores, one thread each, all models on a
-    batch one after the other, while the next trial is read.
+    Every stored array is read once, for all models, by one thread; several are measured side by side.
 
     Args:
         study: The study of a data set.
         stage: Whose cells to measure.
         models: From `load_models`.
         data: From `open_study`.
-        progress: Called with the number of images finished since the last call.
+        look: Called with every set of images, in any thread: what else a stage wants to know of it.
+        progress: Called with the number of images finished since the last call, likewise.
+        engine: Threads that measure; by default one for each that torch would use, on a GPU one.
+
+    Returns:
+        The cells, in planned order, and what `look` returned for every set of images, in the order of the cells.
 
     Raises:
         PipelineError: A store is damaged; an answer of a model is not a finite number.
 
     Source: paper sections V and VI.
     """
-    device, batch_size = select_device(study.device), study.batch_sizes[stage]
-    ahead: deque[tuple[list[PlannedCell], Images, list[Future[Classes]]]] = deque()
-
-    def wait() -> tuple[Predictions, list[Cell]]:
-        cells, images, futures = ahead.popleft()
-        parts = [future.result() for future in futures]
-        classes = {model: np.concatenate([part[model] for part in parts]) for model in parts[0]}
-        labels = data.labels[cells[0].split]
-        progress(len(images))
-        counted = [Cell(**vars(cell), n_correct=int((classes[cell.model] == labels).sum())) for cell in cells]
-        return Predictions(images, classes), counted
-
-    with worker_threads(device) as pool:
-        try:
-            for cells, images in _each_set(study.cells(stage), data):
-                wanted = {cell.model: models[cell.model] for cell in cells}
-                n_per_pass = images_per_pass(batch_size, images[0].size)
-                batches = torch.split(torch.from_numpy(images).to(device), n_per_pass)
-                ahead.append((cells, images, [pool.submit(_predict, wanted, batch) for batch in batches]))
-                if len(ahead) == 2:
-                    yield wait()
-            while ahead:
-                yield wait()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    batch_size, has_failed, jobs = study.batch_sizes[stage], Event(), []
+    for (split, perturbation, level), of_level in groupby(study.cells(stage), key=lambda cell: cell.images[:3]):
+        cells = [list(group) for _, group in groupby(of_level, key=lambda cell: cell.trial)]
+        images = data.clean[split] if perturbation == CLEAN else data.perturbed[perturbation, level]
+        jobs.append(_Job(cells, images, data.labels[split], models, batch_size, look, progress, has_failed))
+    if engine is None:
+        engine = LocalThreads(torch.get_num_threads() if select_device(study.device).type == "cpu" else 1)
+    # The largest first: begun last, one of them would keep a core waiting.
+    shown = {id(job): shown for job, shown in engine.run(_measure, sorted(jobs, key=lambda job: -job.work))}
+    in_order = [item for job in jobs for item in shown[id(job)]]
+    return [cell for cells, _ in in_order for cell in cells], [extra for _, extra in in_order]
 
 
-def describe_examples(
-    predictor: Predictor, cell: PlannedCell, images: Images, labels: NDArray[np.uint8]
-) -> list[Example]:
-    """What a model says of a few test images.
+def _measure(job: _Job) -> list[tuple[Sequence[Cell], Any]]:
+    """The cells of every trial, and what `look` says of it."""
+    torch.set_num_threads(1)  # of this thread: results do not depend on the number of cores
+    found: list[tuple[Sequence[Cell], Any]] = []
+    try:
+        trials = [job.images] if isinstance(job.images, np.ndarray) else job.images.trials()
+        for cells, images in zip(job.cells, trials, strict=True):
+            if job.has_failed.is_set():  # there is no result to add to
+                break
+            wanted = {cell.model: job.models[cell.model] for cell in cells}
+            batches = torch.split(torch.from_numpy(images), images_per_pass(job.batch_size, images[0].size))
+            parts = [_predict(wanted, batch) for batch in batches]
+            classes = {model: np.concatenate([part[model] for part in parts]) for model in wanted}
+            counted = [Cell(**vars(cell), n_correct=int((classes[cell.model] == job.labels).sum())) for cell in cells]
+            found.append((counted, job.look(Shown(counted, images, job.labels, classes))))
+            job.progress(len(images))
+    except BaseException:
+        job.has_failed.set()
+        raise
+    return found
 
-    Args:
-        predictor: The model.
-        cell: What was done to them.
-        images: uint8 (n, H, W, C), the first of the test set.
-        labels: uint8 (n,).
+
+def describe_examples(predictor: Predictor, shown: Shown, n: int) -> list[Example]:
+    """What a model says of the first n of the images that it was shown.
 
     Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
     """
-    probabilities = predictor(torch.from_numpy(images).to(predictor.device)).softmax(1).cpu().numpy()
+    probabilities = predictor(torch.from_numpy(shown.images[:n]).to(predictor.device)).softmax(1).cpu().numpy()
+    level = shown.cells[0].perturbation, shown.cells[0].level
     return [
-        Example(cell.perturbation, cell.level, index, int(labels[index]), int(row.argmax()), round(float(row.max()), 4))
-        for index, row in enumerate(probabilities)
+        Example(*level, index, int(label), int(row.argmax()), round(float(row.max()), 4))
+        for index, (label, row) in enumerate(zip(shown.labels[:n], probabilities, strict=True))
     ]
 
 
-class ConfusionCounter:
-    """How often every model takes each class for each other one, all trials of a level together.
+def count_confusions(shown: Shown, n_classes: int) -> Confusions:
+    """How often every model takes each class for each other one, in one set of images.
 
     Source: the paper's section IX names this as future work.
     """
+    first = shown.labels.astype(np.int64) * n_classes  # with the predicted class, one number for every pair
+    return {
+        (cell.model, cell.perturbation, cell.level): np.bincount(
+            first + shown.classes[cell.model], minlength=n_classes**2
+        ).reshape(n_classes, n_classes)
+        for cell in shown.cells
+    }
 
-    def __init__(self, n_classes: int) -> None:
-        self._n_classes = n_classes
-        self._counts: dict[tuple[ModelKey, str, float], NDArray[np.int64]] = {}
 
-    def add(self, perturbation: str, level: float, predictions: Predictions, labels: NDArray[np.uint8]) -> None:
-        """Count predictions on N images of a perturbation and level, labels uint8 (N,)."""
-        for model, classes in predictions.classes.items():
-            pairs = labels.astype(np.int64) * self._n_classes + classes  # one number per pair of classes
-            key = model, perturbation, level
-            self._counts[key] = self._counts.get(key, 0) + np.bincount(pairs, minlength=self._n_classes**2)
+def list_confusions(counted: Iterable[Confusions], wanted: Iterable[tuple[ModelKey, str, float]]) -> list[Confusion]:
+    """The counts of some models at some levels, all trials together, a row for every pair of classes.
 
-    def rows(self, model: ModelKey, perturbation: str, level: float) -> list[Confusion]:
-        """The counts of a model at a level, a row for every pair of classes."""
-        return [
-            Confusion(
-                **vars(model),
-                perturbation=perturbation,
-                level=level,
-                actual=actual,
-                predicted=predicted,
-                n_examples=int(n),
-            )
-            for (actual, predicted), n in np.ndenumerate(
-                self._counts[model, perturbation, level].reshape(self._n_classes, self._n_classes)
-            )
-        ]
+    Args:
+        counted: Of every set of images, from `count_confusions`.
+        wanted: (model, perturbation, level).
+    """
+    total: dict[tuple[ModelKey, str, float], NDArray[np.int64]] = {}
+    for of_set in counted:
+        for key, counts in of_set.items():
+            total[key] = total.get(key, 0) + counts
+    return [
+        Confusion(
+            **vars(model), perturbation=perturbation, level=level, actual=actual, predicted=predicted, n_examples=int(n)
+        )
+        for model, perturbation, level in wanted
+        for (actual, predicted), n in np.ndenumerate(total[model, perturbation, level])
+    ]
 
 
 def _predict(models: Mapping[ModelKey, Predictor], images: Tensor) -> Classes:
-    packed: dict[object, Tensor] = {}
-    predicted: dict[ModelKey, NDArray[np.int64]] = {}
-    for name, model in models.items():
-        if model.packing not in packed:
-            packed[model.packing] = model.pack(images)
-        predicted[name] = model.classify(packed[model.packing]).argmax(1).cpu().numpy()
-    return predicted
-
-
-def _each_set(cells: Iterable[PlannedCell], data: StudyData) -> Iterator[tuple[list[PlannedCell], Images]]:
-    """The cells of the same images, and these, in the order of the cells."""
-    for (split, perturbation, level), of_level in groupby(cells, key=lambda cell: cell.images[:3]):
-        by_trial = [list(group) for _, group in groupby(of_level, key=lambda cell: cell.trial)]
-        trials = [data.clean[split]] if perturbation == CLEAN else data.perturbed[perturbation, level].trials()
-        yield from zip(by_trial, trials, strict=True)
+    return {key: model(images.to(model.device)).argmax(1).cpu().numpy() for key, model in models.items()}

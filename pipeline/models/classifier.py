@@ -11,37 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from pipeline.data.arrays import Images
-from pipeline.models.accelerated.windows import Geometry, WindowBlock
-from pipeline.models.layers import ACTIVATIONS, Block, Group, Patches, Scale, Whitening
+from pipeline.models.accelerated.windows import first_block
+from pipeline.models.layers import ACTIVATIONS, Block, FirstLayer, Group, Patches, Scale, Standardize, Whitening
 from pipeline.recipes.recipe import FastNetwork, Network
 
 # The child of a network that gives the logits, which transfer to another task replaces.
 HEAD = "output"
-
-
-class Standardize(nn.Module):
-    """uint8 (N, H, W, C), 0-255 → float32 (N, C, H, W): minus the mean, over the standard deviation.
-
-    Attributes:
-        mean: float32, broadcastable to (H, W, C), on the scale 0-255.
-        inverse_std: Likewise; 0 where the training set never varies, so that those positions become 0.
-    """
-
-    mean: Tensor
-    inverse_std: Tensor
-
-    def __init__(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
-        super().__init__()
-        inverse = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
-        self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
-        self.register_buffer("inverse_std", torch.from_numpy(inverse.astype(np.float32)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Standardized images; the channels-last memory order of the input is kept."""
-        return images.float().sub_(self.mean).mul_(self.inverse_std).permute(0, 3, 1, 2)
 
 
 def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -98,11 +75,8 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n
         layers["pool"] = nn.AdaptiveMaxPool2d(1)
     else:
         for number, convolution in enumerate(network.convolutions, start=1):
-            if number == 1 and WindowBlock.fits(convolution, shape):
-                layers[f"block{number}"] = WindowBlock(network, convolution, shape)
-            else:
-                layers[f"block{number}"] = Block(network, convolution, channels)
-            channels = convolution.filters
+            block = first_block(network, convolution, shape) if number == 1 else Block(network, convolution, channels)
+            layers[f"block{number}"], channels = block, convolution.filters
     layers["flatten"] = nn.Flatten()
     n_features = network.n_features(shape)
     for number, hidden in enumerate(network.fully_connected, start=1):
@@ -124,8 +98,14 @@ def native_code(network: Network | FastNetwork, shape: tuple[int, int, int], dev
         device: Where it runs.
     """
     with torch.device("meta"):
-        first = next(build_network(network, shape, n_classes=1).children())
-    return first.library_digest if isinstance(first, WindowBlock) and first.takes_packed(device) else None
+        return first_layer(build_network(network, shape, n_classes=1)).native_code(device)
+
+
+def first_layer(network: nn.Sequential) -> FirstLayer:
+    """The layer of a network that raw images go to."""
+    first = network[0]
+    assert isinstance(first, FirstLayer)
+    return first
 
 
 class Classifier(nn.Module):
@@ -154,34 +134,9 @@ class Classifier(nn.Module):
             if (fit := getattr(layer, "fit", None)) is not None:
                 fit(self.standardize(images))
 
-    def packing(self, device: torch.device) -> Geometry | None:
-        """How `pack` lays images out on a device: models with equal ones take the same; None: as they are."""
-        first = next(self.network.children())
-        return first.geometry if isinstance(first, WindowBlock) and first.takes_packed(device) else None
-
-    def pack(self, images: Tensor) -> Tensor:
-        """What `classify` takes of raw images, still uint8: laid out as the first layer reads them fastest.
-
-        No weight enters into it, so that it need not be done anew in every epoch.
-        """
-        geometry = self.packing(images.device)
-        return images if geometry is None else geometry.pack(images)
-
     def forward(self, images: Tensor, side: int | None = None) -> Tensor:
         """Logits of raw images; scaled to `side` pixels after standardization, if that is given."""
-        return self.classify(self.pack(images), side)
-
-    def classify(self, packed: Tensor, side: int | None = None) -> Tensor:
-        """Logits of images that went through `pack`, scaled as in `forward`."""
-        first, *others = self.network.children()
-        if self.packing(packed.device) is not None:
-            assert isinstance(first, WindowBlock)
-            values = first.of_packed(packed, self.standardize.mean, self.standardize.inverse_std)
-        else:
-            standardized = self.standardize(packed)
-            if side is not None:
-                standardized = interpolate(standardized, size=(side, side), mode="bilinear")
-            values = first(standardized)
-        for layer in others:
+        values = first_layer(self.network).of_raw(images, self.standardize, side)
+        for layer in list(self.network)[1:]:
             values = layer(values)
         return values.float()

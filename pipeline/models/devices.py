@@ -1,7 +1,6 @@
 """Where networks run, in which arithmetic, and always in the same way."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -64,13 +63,3 @@ def images_per_pass(n_cifar10: int, image_values: int) -> int:
         image_values: Values of an image, H·W·C.
     """
     return max(1, n_cifar10 * _CIFAR10_VALUES // image_values)
-
-
-def worker_threads(device: torch.device) -> ThreadPoolExecutor:
-    """Threads to compute in side by side: on CPU one for every core, on a GPU one that feeds it.
-
-    In each, torch uses no further threads: results do not depend on the number of cores.
-    """
-    if device.type != "cpu":
-        return ThreadPoolExecutor(1)
-    return ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))

@@ -2,9 +2,11 @@
 
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import interpolate, max_pool2d
 
 from pipeline.models.accelerated.winograd import WinogradConv2d
 from pipeline.recipes.recipe import Convolution, Network
@@ -12,7 +14,50 @@ from pipeline.recipes.recipe import Convolution, Network
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
-class Block(nn.Module):
+class Standardize(nn.Module):
+    """uint8 (N, H, W, C), 0-255 → float32 (N, C, H, W): minus the mean, over the standard deviation.
+
+    Attributes:
+        mean: float32, broadcastable to (H, W, C), on the scale 0-255.
+        inverse_std: Likewise; 0 where the training set never varies, so that those positions become 0.
+    """
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> None:
+        super().__init__()
+        inverse = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
+        self.register_buffer("mean", torch.from_numpy(mean.astype(np.float32)))
+        self.register_buffer("inverse_std", torch.from_numpy(inverse.astype(np.float32)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Standardized images; the channels-last memory order of the input is kept."""
+        return images.float().sub_(self.mean).mul_(self.inverse_std).permute(0, 3, 1, 2)
+
+
+class FirstLayer(nn.Module):
+    """A layer that raw images go to: standardized, and scaled where that is asked for."""
+
+    def of_raw(self, images: Tensor, standardize: Standardize, side: int | None = None) -> Tensor:
+        """The layer applied to standardized images.
+
+        Args:
+            images: uint8 (N, H, W, C).
+            standardize: What is done to them first.
+            side: Height and width that they are scaled to then; None: as they are.
+        """
+        values = standardize(images)
+        if side is not None:
+            values = interpolate(values, size=(side, side), mode="bilinear")
+        return self(values)  # type: ignore[no-any-return]
+
+    def native_code(self, device: torch.device) -> str | None:
+        """Digest of the compiled code of ours that `of_raw` runs on a device; None where torch's alone does it."""
+        return None
+
+
+class Block(FirstLayer):
     """A convolution and what follows it: BatchNorm, activation, max pooling and, after a pool only, dropout.
 
     Pooling comes before the activation, which is monotone: the values are the same, and fewer.
@@ -52,7 +97,7 @@ class Block(nn.Module):
         return maps
 
 
-class Patches(nn.Conv2d):
+class Patches(FirstLayer, nn.Conv2d):
     """Filters for 2×2 patches, eight for each channel."""
 
     def __init__(self, channels: int) -> None:

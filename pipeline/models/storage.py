@@ -11,7 +11,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pipeline.models.classifier import Classifier, Standardize, build_network
+from pipeline.models.classifier import Classifier, build_network
+from pipeline.models.layers import Standardize
 from pipeline.recipes.recipe import NETWORKS
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_file, write_text

@@ -43,7 +43,6 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     work.collect(jobs, layout.ablation_models(dataset))
     models = load_models(study, "ablations")
     with progress_bar(f"{dataset} ablations, {len(models)} models", data.n_images) as bar:
-        measured = measure(study, "ablations", models, data, bar.update)
-        cells = [cell for _, counted in measured for cell in counted]
+        cells, _ = measure(study, "ablations", models, data, lambda shown: None, bar.update)
     for line in write_cells(study, "ablations", cells):
         click.echo(line)

@@ -26,19 +26,19 @@ def evaluate(dataset: str, params_path: Path) -> None:
     data = open_study(study, "evaluate")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.evaluation.measuring import ConfusionCounter, load_models, measure
+    from pipeline.evaluation.measuring import Confusions, Shown, count_confusions, list_confusions, load_models, measure
     from pipeline.evaluation.metrics import to_frame
     from pipeline.evaluation.results import confused_models, write_cells
 
-    models = load_models(study, "evaluate")
-    cells, counter = [], ConfusionCounter(len(study.dataset.classes))
+    models, n_classes = load_models(study, "evaluate"), len(study.dataset.classes)
     hardest = {(CLEAN, 0.0), *study.hardest.items()}
+
+    def count(shown: Shown) -> Confusions:
+        level = shown.cells[0].perturbation, shown.cells[0].level
+        return count_confusions(shown, n_classes) if level in hardest else {}
+
     with progress_bar(f"{dataset} evaluate, {len(models)} models", data.n_images) as bar:
-        for predictions, counted in measure(study, "evaluate", models, data, bar.update):
-            cells += counted
-            level = counted[0].perturbation, counted[0].level
-            if level in hardest:
-                counter.add(*level, predictions, data.labels["test"])
-    confusions = [row for counted in confused_models(study, to_frame(cells)) for row in counter.rows(*counted)]
+        cells, counted = measure(study, "evaluate", models, data, count, bar.update)
+    confusions = list_confusions(counted, confused_models(study, to_frame(cells)))
     for line in write_cells(study, "evaluate", cells, confusions=confusions):
         click.echo(line)

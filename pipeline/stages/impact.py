@@ -26,16 +26,18 @@ def impact(dataset: str, params_path: Path) -> None:
     data = open_study(study, "impact")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.evaluation.measuring import describe_examples, load_models, measure
+    from pipeline.evaluation.measuring import Shown, describe_examples, load_models, measure
+    from pipeline.evaluation.metrics import Example
     from pipeline.evaluation.results import write_cells
 
     models, n = load_models(study, "impact"), study.n_pictured
-    natural, labels = models[study.natural[0].key], data.labels["test"][:n]
-    cells, examples = [], []
+
+    def describe(shown: Shown) -> list[Example]:
+        is_first = shown.cells[0].trial == 0
+        return describe_examples(models[study.natural[0].key], shown, n) if is_first else []
+
     with progress_bar(f"{dataset} impact", data.n_images) as bar:
-        for predictions, counted in measure(study, "impact", models, data, bar.update):
-            cells += counted
-            if counted[0].trial == 0:
-                examples += describe_examples(natural, counted[0], predictions.images[:n], labels)
+        cells, described = measure(study, "impact", models, data, describe, bar.update)
+    examples = [example for of_set in described for example in of_set]
     for line in write_cells(study, "impact", cells, examples=examples):
         click.echo(line)

@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.data.arrays import Images
 from pipeline.data.seeding import derive_seed
-from pipeline.models.classifier import HEAD, Classifier, Standardize, build_network, fit_standardization
+from pipeline.models.classifier import HEAD, Classifier, build_network, fit_standardization
 from pipeline.models.devices import images_per_pass, select_precision
+from pipeline.models.layers import Standardize
 from pipeline.recipes.plan import Plan
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_file
@@ -132,11 +133,8 @@ class _Training:
         self.full_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.precision = select_precision(self.recipe.precision, device)
 
-        def place(images: Images) -> Tensor:
-            return self.classifier.pack(torch.from_numpy(images).to(device))  # once for all epochs
-
-        self.clean, self.test = place(data.train.images), place(data.test.images)
-        self.perturbed = self.clean if data.perturbed is None else place(data.perturbed)
+        self.clean, self.test = (torch.from_numpy(examples.images).to(device) for examples in (data.train, data.test))
+        self.perturbed = self.clean if data.perturbed is None else torch.from_numpy(data.perturbed).to(device)
         self.labels, self.test_labels = (
             torch.from_numpy(examples.labels).to(device, torch.long) for examples in (data.train, data.test)
         )
@@ -161,7 +159,7 @@ class _Training:
                 group["lr"] = full_rate * self.schedule.rate(done)
             images, labels = self.take_batch(epoch, order, start, min(start + size, n_used))
             with self.arithmetic():
-                logits = self.classifier.classify(images, self.schedule.side(done))
+                logits = self.classifier(images, self.schedule.side(done))
             loss = cross_entropy(logits, labels, label_smoothing=self.schedule.label_smoothing)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -189,7 +187,7 @@ class _Training:
         """
         self.classifier.eval()
         with torch.inference_mode(), self.arithmetic():
-            logits = torch.cat([self.classifier.classify(part) for part in torch.split(self.test, self.n_per_pass)])
+            logits = torch.cat([self.classifier(part) for part in torch.split(self.test, self.n_per_pass)])
         # The last step of an epoch has no loss after it: its weights, and what they make of images, say how it went.
         if not all(values.isfinite().all() for values in (loss_sum, logits, *self.classifier.state_dict().values())):
             raise PipelineError(

@@ -1,9 +1,9 @@
 /* A convolution of grey images, BatchNorm, a lower bound, dropout and max pooling, and their gradients; geometry by
    macros, from windows.py.
 
-   All that one image needs stays in the cache. Images come as uint8 planes (`pack`): pixel (y, x), padding included, is
-   in plane (y % STRIDE)·STRIDE + x % STRIDE, at (y / STRIDE, x / STRIDE), so that what a filter's tap sees along a row of
-   outputs lies side by side. Filters that BatchNorm scales by a negative factor are turned around: the largest value is
+   All that one image needs stays in the cache. It is taken apart into planes first (`pack`): pixel (y, x), padding
+   included, is in plane (y % STRIDE)·STRIDE + x % STRIDE, at (y / STRIDE, x / STRIDE), so that what a filter's tap sees
+   along a row of outputs lies side by side. Filters that BatchNorm scales by a negative factor are turned around: the largest value is
    then the largest after scaling too, and pooling comes first. Sums run in one order, whatever the number of threads.
    Functions that are called from outside return 0, or 1 if there is no memory. */
 
@@ -17,7 +17,8 @@ enum {
   BLOCK = 5,                                     /* filters whose sums stay in registers together */
   TAPS = KERNEL * KERNEL,
   PLANE = PHASE_HEIGHT * PHASE_WIDTH,
-  VALUES = STRIDE * STRIDE * PLANE,              /* of an image */
+  PIXELS = HEIGHT * WIDTH,                       /* of an image */
+  VALUES = STRIDE * STRIDE * PLANE,              /* of its planes */
   VECTORS = (OUT_WIDTH + LANES - 1) / LANES,     /* of a row of outputs */
   ROW = VECTORS * LANES,                         /* what follows OUT_WIDTH is 0 */
   MAP = OUT_HEIGHT * ROW,
@@ -43,13 +44,11 @@ static inline int place_of(int y, int x) {
   return (y % STRIDE * STRIDE + x % STRIDE) * PLANE + y / STRIDE * PHASE_WIDTH + x / STRIDE;
 }
 
-/* images (n, HEIGHT, WIDTH) → packed (n, VALUES), of which padding stays as it is: 0 */
-int pack(int64_t n, const uint8_t *images, uint8_t *packed) {
-  for (; n > 0; n--, packed += VALUES)
-    for (int y = PADDING; y < HEIGHT + PADDING; y++)
+/* image (HEIGHT, WIDTH) → planes (VALUES), of which padding stays as it is: 0 */
+static inline void pack(const uint8_t *image, uint8_t *planes) {
+  for (int y = PADDING; y < HEIGHT + PADDING; y++)
 #pragma GCC unroll 64
-      for (int x = PADDING; x < WIDTH + PADDING; x++) packed[place_of(y, x)] = *images++;
-  return 0;
+    for (int x = PADDING; x < WIDTH + PADDING; x++) planes[place_of(y, x)] = *image++;
 }
 
 /* pixels (HEIGHT, WIDTH) → planes (VALUES), the rest of which stays 0, so that padding is 0 when standardized */
@@ -58,8 +57,11 @@ static void arrange(const float *pixels, float *planes) {
     for (int x = PADDING; x < WIDTH + PADDING; x++) planes[place_of(y, x)] = *pixels++;
 }
 
-static inline void standardize(const uint8_t *image, const float *means, const float *factors, float *restrict values) {
-  for (int i = 0; i < VALUES; i++) values[i] = (image[i] - means[i]) * factors[i];
+/* image (HEIGHT, WIDTH); planes, means and factors (VALUES) → values (VALUES) */
+static inline void standardize(const uint8_t *image, uint8_t *planes, const float *means, const float *factors,
+                               float *restrict values) {
+  pack(image, planes);
+  for (int i = 0; i < VALUES; i++) values[i] = (planes[i] - means[i]) * factors[i];
 }
 
 /* values (VALUES + ROW), filters (BLOCKS, TAPS, BLOCK) → maps (BLOCKS · BLOCK, OUT_HEIGHT, ROW) */
@@ -107,7 +109,7 @@ static inline void pool(const float *map, float *maxima, uint8_t *places) {
     }
 }
 
-/* images (n, VALUES), mean and inverse_std (HEIGHT, WIDTH), weight (FILTERS, TAPS), signs of norms →
+/* images (n, HEIGHT, WIDTH), mean and inverse_std (HEIGHT, WIDTH), weight (FILTERS, TAPS), signs of norms →
    maxima (n, FILTERS, POOLED); moments: means of all values before pooling, and of their squares; unless NULL:
    maps (n, FILTERS, MAP) and places (n, FILTERS, POOLED), for filter_gradient. */
 static int convolve_and_pool(int64_t n, const uint8_t *images, const float *mean, const float *inverse_std,
@@ -118,7 +120,7 @@ static int convolve_and_pool(int64_t n, const uint8_t *images, const float *mean
     float filters[BLOCKS * TAPS * BLOCK];
     float means[VALUES], factors[VALUES];
     double sums[FILTERS][LANES], squares[FILTERS][LANES];
-    uint8_t places[POOLED];
+    uint8_t places[POOLED], planes[VALUES];
   } *own = aligned_alloc(64, (sizeof *own + 63) / 64 * 64);
   if (!own) return 1;
   memset(own, 0, sizeof *own);
@@ -128,7 +130,7 @@ static int convolve_and_pool(int64_t n, const uint8_t *images, const float *mean
     for (int tap = 0; tap < TAPS; tap++)
       own->filters[(f / BLOCK * TAPS + tap) * BLOCK + f % BLOCK] = norms[f].sign * weight[f * TAPS + tap];
   for (int64_t i = 0; i < n; i++) {
-    standardize(images + i * VALUES, own->means, own->factors, own->values);
+    standardize(images + i * PIXELS, own->planes, own->means, own->factors, own->values);
     convolve(own->values, own->filters, own->maps);
     if (maps) memcpy(maps + i * FILTERS * MAP, own->maps, sizeof(float) * FILTERS * MAP);
     for (int f = 0; f < FILTERS; f++) {
@@ -176,7 +178,7 @@ static inline void drop(float *restrict values, uint64_t *state, int least, floa
   for (int i = 0; i < FILTERS * POOLED; i++) values[i] *= random.words[i] < least ? 0 : kept;
 }
 
-/* images (n, VALUES), mean and inverse_std (HEIGHT, WIDTH), weight (FILTERS, TAPS); bias, and what BatchNorm has: gamma,
+/* images (n, HEIGHT, WIDTH), mean and inverse_std (HEIGHT, WIDTH), weight (FILTERS, TAPS); bias, and what BatchNorm has: gamma,
    beta, running_mean, running_var (all FILTERS, or NULL; epsilon is 0 without it); a value is at least floor, and dropped
    where least > 0 (see drop) → norms (FILTERS); maxima (n, FILTERS, POOLED) before all that follows the convolution, out
    after it; unless NULL: maps (n, FILTERS, MAP) and places (n, FILTERS, POOLED), for `backward`. If is_batch, norms are
@@ -233,6 +235,7 @@ static int filter_gradient(int64_t n, const uint8_t *images, const float *mean, 
   struct {
     vector sums[BLOCKS * BLOCK][TAPS + 1];
     float means[VALUES], factors[VALUES], values[IMAGES][VALUES + ROW], of_maps[IMAGES][BLOCKS * BLOCK * MAP];
+    uint8_t planes[VALUES];
   } *own = aligned_alloc(64, (sizeof *own + 63) / 64 * 64);
   if (!own) return 1;
   memset(own, 0, sizeof *own);
@@ -242,7 +245,7 @@ static int filter_gradient(int64_t n, const uint8_t *images, const float *mean, 
     int count = n - first < IMAGES ? n - first : IMAGES;
     for (int image = 0; image < count; image++) {
       int64_t i = first + image;
-      standardize(images + i * VALUES, own->means, own->factors, own->values[image]);
+      standardize(images + i * PIXELS, own->planes, own->means, own->factors, own->values[image]);
       for (int f = 0; f < FILTERS; f++) {
         float *of_map = own->of_maps[image] + f * MAP;
         const float *map = maps + (i * FILTERS + f) * MAP;

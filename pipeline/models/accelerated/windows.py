@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.accelerated.compiled import digest_of, load_library
-from pipeline.models.layers import Block
+from pipeline.models.layers import Block, Standardize
 from pipeline.recipes.recipe import Convolution, Network
 
 
@@ -48,12 +48,6 @@ class Geometry:
     def _sides(self) -> tuple[int, int]:
         return self.height, self.width
 
-    def pack(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 1) → (N, stride², phase height, phase width): neighbours lie a stride apart."""
-        packed = torch.zeros(len(images), self.stride**2, *self.phase, dtype=torch.uint8)
-        _call(self, "pack", len(images), images.contiguous(), packed)
-        return packed
-
 
 class WindowBlock(Block):
     """A `Block` for grey images, fast on CPU where its pooling windows cover all that the convolution gives.
@@ -62,9 +56,6 @@ class WindowBlock(Block):
     convolved and pooled in the cache, only what is pooled is normalized, and what BatchNorm needs of the rest are two
     sums. (A maximum stays one under a growing function, and signs make the scale of BatchNorm grow.) Up to rounding the
     values, gradients and statistics are those of `Block`; they are float32 whatever the precision of other layers.
-
-    Attributes:
-        geometry: Blocks with equal ones take images that are packed alike.
     """
 
     def __init__(self, network: Network, convolution: Convolution, shape: tuple[int, int, int]) -> None:
@@ -76,7 +67,7 @@ class WindowBlock(Block):
             shape: (H, W, C) of the images.
         """
         super().__init__(network, convolution, shape[2])
-        self.geometry = Geometry(*shape[:2], **convolution.model_dump())
+        self._geometry = Geometry(*shape[:2], **convolution.model_dump())
 
     @staticmethod
     def fits(convolution: Convolution, shape: tuple[int, int, int]) -> bool:
@@ -86,37 +77,26 @@ class WindowBlock(Block):
         is_small = convolution.kernel <= 16 and convolution.filters <= 64 and shape[2] == 1
         return is_small and 1 < convolution.pool <= 15 and all(side % convolution.pool == 0 for side in sides)
 
-    def takes_packed(self, device: torch.device) -> bool:
-        """Whether `of_packed` can be called there."""
-        return device.type == "cpu" and _library(self.geometry) is not None
-
-    @property
-    def library_digest(self) -> str | None:
-        """Digest of the compiled code; None where there is none."""
-        library = _library(self.geometry)
+    def native_code(self, device: torch.device) -> str | None:
+        """As `FirstLayer.native_code`."""
+        library = _library(self._geometry) if device.type == "cpu" else None
         return None if library is None else digest_of(library)
 
-    def of_packed(self, packed: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
-        """The block applied to (images - mean) · inverse_std.
-
-        Args:
-            packed: uint8, images packed by `geometry`.
-            mean: float32, broadcastable to (H, W, 1).
-            inverse_std: Likewise.
-
-        Returns:
-            float32 (N, filters, H', W').
-        """
+    def of_raw(self, images: Tensor, standardize: Standardize, side: int | None = None) -> Tensor:
+        """As `FirstLayer.of_raw`."""
+        if side is not None or images.device.type != "cpu" or _library(self._geometry) is None:
+            return super().of_raw(images, standardize, side)
         norm, dropout = cast(Any, self.norm), cast(Any, self.dropout)
-        shape = self.geometry.height, self.geometry.width, 1
+        shape = self._geometry.height, self._geometry.width, 1
+        means, factors = (values.expand(shape).contiguous() for values in (standardize.mean, standardize.inverse_std))
         gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
         is_bounded = isinstance(self.activation, nn.ReLU)
         drops = is_bounded and dropout is not None and dropout.training
         if norm is not None and norm.training:
             norm.num_batches_tracked.add_(1)
         task = _Task(
-            self.geometry,
-            images=(packed, mean.expand(shape).contiguous(), inverse_std.expand(shape).contiguous()),
+            self._geometry,
+            images=(images.contiguous(), means, factors),
             running=(None, None) if norm is None else (norm.running_mean, norm.running_var),
             is_batch=norm is not None and norm.training,
             epsilon=0.0 if norm is None else norm.eps,
@@ -140,7 +120,7 @@ class _Task:
 
     Attributes:
         geometry: Of the block.
-        images: Packed images, mean and inverse standard deviation.
+        images: uint8 (N, H, W, 1); mean and inverse standard deviation, float32 (H, W, 1).
         running: Mean and variance that BatchNorm keeps; None without it.
         is_batch: Whether BatchNorm takes those of this batch, and keeps a share of `momentum` of them.
         epsilon: Of BatchNorm.
@@ -203,6 +183,13 @@ class _Window(torch.autograd.Function):
             return of_weight, of_bias, None, None, None
         # BatchNorm takes away what a bias adds to a batch.
         return of_weight, None if task.is_batch else of_bias, of_gamma, of_beta, None
+
+
+def first_block(network: Network, convolution: Convolution, shape: tuple[int, int, int]) -> Block:
+    """The fastest `Block` that there is for raw images of `shape` (H, W, C)."""
+    if WindowBlock.fits(convolution, shape):
+        return WindowBlock(network, convolution, shape)
+    return Block(network, convolution, shape[2])
 
 
 @cache
