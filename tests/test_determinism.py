@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import erfc, exp, sqrt
 from pathlib import Path
@@ -438,34 +437,6 @@ def test_images_are_the_same_in_other_chunks_and_shards(
     array = zarr.open_group(tmp_path / "other" / layout.perturbed_store("mnist", "noise"), mode="r")["0.05/test"]
     assert isinstance(array, zarr.Array)
     assert store.sha256(np.asarray(array[...], np.uint8)) == array.attrs["sha256"]
-
-
-def test_a_killed_run_leaves_nothing_and_run_again_ends_with_the_same_bytes(study: Study, tmp_path: Path) -> None:
-    folder = study.start(tmp_path / "killed")
-    path = folder / layout.perturbed_store("mnist", "noise")
-    partial = path.with_name(f".{path.name}.partial")
-
-    def is_killed_half_way() -> bool:
-        with subprocess.Popen([*COMMAND, "noise", "--workers", "1"], cwd=folder, env=command_environment()) as process:
-            while process.poll() is None:
-                with suppress(FileNotFoundError):  # it took its place while the glob was looking
-                    if any(partial.glob("*/*/c.*")):
-                        process.kill()
-                        process.wait()
-                        return not path.exists()
-        return False
-
-    n_killed = 0
-    for _ in range(60):
-        n_killed += is_killed_half_way()
-        if n_killed == 3:
-            break
-        shutil.rmtree(path, ignore_errors=True)  # of a run that was too fast to be killed
-    assert n_killed == 3
-    assert partial.exists()
-    run(folder, *COMMAND, "noise")
-    assert not partial.exists()
-    assert [name for name in study.differing(folder) if "/noise.zarr" in name] == []
 
 
 def test_the_example_in_the_docs_makes_an_image_by_hand(study: Study) -> None:

@@ -1,6 +1,5 @@
 """Stages that are killed, stopped, run twice at once or find no room or damaged data: nothing is lost, nothing half."""
 
-import json
 import os
 import random
 import re
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -396,61 +395,3 @@ def test_a_run_that_waits_for_one_that_is_killed_takes_its_place(stage: str, fin
 
 
 # Damaged data.
-
-
-def flip_a_bit(array: Path) -> None:
-    file = shard(array)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def truncate(array: Path) -> None:
-    os.truncate(shard(array), shard(array).stat().st_size // 2)
-
-
-def remove(array: Path) -> None:
-    shard(array).unlink()
-
-
-def empty(array: Path) -> None:
-    os.truncate(shard(array), 0)
-
-
-def edit_attributes(array: Path) -> None:
-    """As if by hand, to pass for another array."""
-    metadata = json.loads((array / "zarr.json").read_text())
-    metadata["attributes"]["sha256"] = "0" * 64
-    (array / "zarr.json").write_text(json.dumps(metadata))
-
-
-def shard(array: Path) -> Path:
-    (file,) = (path for path in (array / "c").rglob("*") if path.is_file())
-    return file
-
-
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, remove, empty, edit_attributes])
-@pytest.mark.parametrize(
-    ("stage", "array"),
-    [
-        ("train", layout.clean_store("mnist") / "train/images"),
-        ("strategies", layout.perturbed_store("mnist", "noise") / "0.05/train"),
-        ("impact", layout.perturbed_store("mnist", "noise") / "0.05/test"),
-        ("evaluate", layout.perturbed_store("mnist", "hot") / "2/test"),
-    ],
-    ids=["train", "strategies", "impact", "evaluate"],
-)
-def test_damaged_data_are_found_before_anything_is_made_of_them(
-    stage: str, array: Path, damage: Callable[[Path], None], finished: Path
-) -> None:
-    shutil.rmtree(layout.cached_models())
-    damage(array)
-    before = tree(finished)
-    said = run(COMMANDS[stage], status=1)
-    found = "(damaged|missing|not the mnist data).*make it again with `python -m pipeline"
-    assert re.fullmatch(ERROR.format(found), said), said
-    trained_on_it = [path for path in layout.cached_models().glob("*.json") if "noise" in path.read_text()]
-    assert trained_on_it == []
-    kept = layout.cached_models().as_posix()
-    assert [path for path in differing(before, tree(finished)) if not path.startswith(kept)] == []
-    assert [name for name in leftovers() if not name.endswith(".checkpoint")] == []

@@ -70,10 +70,6 @@ def is_comment(line: str) -> bool:
     return line.lstrip().startswith("#")
 
 
-def test_params_are_profile_quick() -> None:
-    assert (ROOT / "params.yaml").read_text() == PROFILES["quick"]
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_profile_is_as_dvc_writes_it(profile: str, tmp_path: Path) -> None:
     text = PROFILES[profile]

@@ -139,34 +139,6 @@ def test_an_override_of_dvc_is_taken_as_if_it_stood_in_the_file(change: tuple[st
     assert read(path) == changed(QUICK, {key: value})
 
 
-trees = st.recursive(
-    st.integers(), lambda of: st.dictionaries(st.text("ab", min_size=1, max_size=2), of, min_size=1, max_size=3)
-)
-
-
-@examples(100)
-@given(
-    st.dictionaries(st.text("ab", min_size=1, max_size=2), trees),
-    st.dictionaries(st.text("ab", min_size=1, max_size=2), trees),
-)
-def test_changed_keys_are_none_only_for_the_same_and_turn_old_into_new(
-    old: dict[str, Any], new: dict[str, Any]
-) -> None:
-    found = changed_keys(old, new)
-    assert (found == []) == (old == new)
-    leaves = dict(place for place in places_of(old) if not isinstance(place[1], dict))
-    wanted = dict(place for place in places_of(new) if not isinstance(place[1], dict))
-    for key, before, after in found:
-        leaves = {name: value for name, value in leaves.items() if f"{name}.".startswith(f"{key}.") is False}
-        leaves |= (
-            {key: after}
-            if not isinstance(after, dict | None)
-            else {f"{key}.{name}": value for name, value in places_of(after or {}) if not isinstance(value, dict)}
-        )
-        assert before != after
-    assert leaves == wanted
-
-
 levels = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
 
 

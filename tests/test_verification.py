@@ -285,7 +285,11 @@ DAMAGES = [
     ("attribute-more", with_other_attributes, [f"{NOISE}/0.05/test/zarr.json: not what the stage writes"]),
     ("other-root", with_attribute(NOISE, "perturbation", "hot"), [f"{NOISE}/zarr.json: not what the stage writes"]),
     ("stray-level", with_file(NOISE / "0.07/test/zarr.json"), [f"{NOISE}/0.07: does not belong there"]),
-    ("stray-chunk", with_file(NOISE / "0.05/test/c.0.9.0.0.0"), [f"{NOISE}/0.05/test/c.0.9.0.0.0: does not belong there"]),
+    (
+        "stray-chunk",
+        with_file(NOISE / "0.05/test/c.0.9.0.0.0"),
+        [f"{NOISE}/0.05/test/c.0.9.0.0.0: does not belong there"],
+    ),
     (
         "level-removed-from-params",
         with_params(perturbations__noise__test_levels=[0.0255, 0.05]),
