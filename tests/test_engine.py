@@ -48,7 +48,7 @@ def test_jobs_are_taken_a_few_ahead_of_those_that_are_done() -> None:
     taken = []
 
     def take() -> Iterator[int]:
-        for job in range(50):
+        for job in range(100, 150):
             taken.append(job)
             yield job
 
