@@ -1,6 +1,7 @@
 """The tables of docs/reproduction.md, made from the cells under results/.
 
 python -m benchmarks.reproduction collect NAME DATASET   # after dvc repro: keep its cells as results/NAME-DATASET/
+python -m benchmarks.reproduction collect NAME DATASET --stage impact   # only those of `dvc repro impact@DATASET`
 python -m benchmarks.reproduction write                  # put every table into docs/reproduction.md
 """
 
@@ -9,6 +10,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -34,6 +36,8 @@ from pipeline.study.planning import MEASURING, plan_study
 from pipeline.study.reading import MAX_BYTES
 
 ROOT = Path(__file__).parents[1]
+# Stages that have learning curves.
+CURVES = ("train", "strategies")
 RESULTS, PAGE = ROOT / "results", ROOT / "docs/reproduction.md"
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) of ([a-z0-9-]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
@@ -46,26 +50,33 @@ def main() -> None:
 @main.command()
 @click.argument("name")
 @click.argument("dataset")
-@click.option("--seconds", type=float, help="What `dvc repro` took, if it ran as a whole.")
-def collect(name: str, dataset: str, seconds: float | None) -> None:
+@click.option("--stage", "stages", multiple=True, type=click.Choice(CURVES + MEASURING), help="Only these; else all.")
+@click.option("--seconds", multiple=True, metavar="STAGE=N", help="What a stage took on all cores; repeat it.")
+def collect(name: str, dataset: str, stages: tuple[str, ...], seconds: tuple[str, ...]) -> None:
     """Copy params.yaml, cells and learning curves of DATASET, checked against params, to results/NAME-DATASET/."""
     study, folder = plan_study(load(), dataset), RESULTS / f"{name}-{dataset}"
-    tables = {stage: results.read_cells(study, stage) for stage in MEASURING}
-    tables |= {f"curves-{stage}": results.read_curves(study, stage) for stage in ("train", "strategies")}
+    stages = stages or CURVES + MEASURING
+    tables = {stage: results.read_cells(study, stage) for stage in stages if stage in MEASURING}
+    tables |= {f"curves-{stage}": results.read_curves(study, stage) for stage in stages if stage in CURVES}
     folder.mkdir(parents=True, exist_ok=True)
     for stage, table in tables.items():
         write_text(folder / f"{stage}.csv", to_csv(table))
     write_text(folder / "params.yaml", read_file(layout.PARAMS, MAX_BYTES).decode())
     device = select_device(study.device)
+    took = {stage: float(n) for stage, _, n in (part.partition("=") for part in seconds)}
     machine = {
         "processor": _processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "device": str(device),
         "precision": str(select_precision(study.precision, device)).removeprefix("torch."),
+        "threads": {"train": torch.get_num_threads(), "strategies": 1, "ablations": 1},
         "python": platform.python_version(),
         **{library: importlib.metadata.version(library) for library in ("torch", "numpy", "opencv-python-headless")},
-        "seconds": seconds,
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip(),
+        "seconds": took,
     }
     write_text(folder / "machine.json", json.dumps(machine, indent=2) + "\n")
     click.echo(f"{folder.relative_to(ROOT)}: {sum(map(len, tables.values())):,} rows")
@@ -99,11 +110,13 @@ def _percent(value: float, digits: int = 1) -> str:
 def machine(name: str) -> str:
     """Where and how a study ran."""
     facts = json.loads((RESULTS / name / "machine.json").read_text(encoding="utf-8"))
-    seeds = ", ".join(map(str, sorted(_cells(name, "impact")["seed"].unique())))
-    took = f", {facts['seconds'] / 60:.0f} minutes" if facts["seconds"] else ""
+    seeds = sorted(_cells(name, "impact")["seed"].unique())
+    shown = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
+    stages = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in facts["seconds"].items())
     return (
-        f"Seeds {seeds}; {facts['processor']} ({facts['capability']}), {facts['cores']} cores, {facts['device']}, "
-        f"{facts['precision']}, torch {facts['torch']}{took}.\n"
+        f"{shown}; {facts['processor']} ({facts['capability']}), {facts['cores']} cores, {facts['device']}, "
+        f"{facts['precision']}, torch {facts['torch']}, commit {facts['commit']}"
+        f"{f'; seconds on all cores: {stages}' if stages else ''}.\n"
     )
 
 
