@@ -115,7 +115,7 @@ def describe_machine() -> Machine:
     )
 
 
-def find_kept() -> dict[str, float]:
+def find_cached() -> dict[str, float]:
     """MiB of each folder that makes later runs cheaper and is no stage's output."""
     from pipeline.study.params import load
 
@@ -194,7 +194,7 @@ def main(targets: tuple[str, ...], json_file: TextIO | None, keep: bool) -> None
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             stages = pool.submit(read_stages, targets).result()
             machine = pool.submit(describe_machine).result()
-            before = pool.submit(find_kept).result()
+            before = pool.submit(find_cached).result()
         costs = []
         for number, stage in enumerate(stages, start=1):
             cost = measure_stage(stage)
@@ -204,7 +204,7 @@ def main(targets: tuple[str, ...], json_file: TextIO | None, keep: bool) -> None
                 f"{cost.disk_mib:.2f} MiB on disk",
                 err=True,
             )
-        after = find_kept()
+        after = find_cached()
     except PipelineError as error:
         raise click.ClickException(str(error)) from None
     kept = {folder: {"before_mib": before[folder], "after_mib": after[folder]} for folder in before}

@@ -307,7 +307,7 @@ def test_a_curve_is_always_of_the_test_set_that_params_ask_for(
     weights = NATURAL.read_bytes()
     natural["datasets"]["mnist"]["n_test"] = n_test
     write_params(natural)
-    assert "kept from an earlier run" not in succeed("train", "mnist")
+    assert "from the model cache" not in succeed("train", "mnist")
     found = layout.natural_curves("mnist").read_bytes(), NATURAL.with_suffix(".json").read_bytes()
     assert NATURAL.read_bytes() == weights
     for folder in ("models", "metrics"):
@@ -366,7 +366,7 @@ def test_clean_shows_and_then_removes_what_the_study_does_not_use(
     gone = {used.as_posix(), used.with_suffix(".safetensors").as_posix(), checkpoint.as_posix()}
     gone |= {"data/clean/.x.zarr.partial", "data/clean/.y.zarr.partial"}
     assert {path for path in before if path not in tree(Path())} == gone
-    assert "kept from an earlier run" in succeed("train", "mnist")
+    assert "from the model cache" in succeed("train", "mnist")
     assert "0 of 1 models" in succeed("clean")
 
 

@@ -242,7 +242,7 @@ def test_run_again_nothing_is_trained_and_nothing_changes(done: Path, trained: T
     output = succeed("strategies", "mnist")
     succeed("evaluate", "mnist")
     assert trained == []
-    assert output.count("kept from an earlier run") == len(ALL)
+    assert output.count("from the model cache") == len(ALL)
     assert differing(before, tree(done)) == []
 
 
@@ -371,10 +371,10 @@ def test_the_natural_model_goes_on_from_its_last_epoch_to_the_same_bytes(
     assert len(list(layout.cached_models().glob("*.checkpoint"))) == 1
     monkeypatch.setattr(loop, "_save_checkpoint", save)
     output = succeed("train", "mnist")
-    assert "kept from an earlier run" not in output
+    assert "from the model cache" not in output
     assert [path.read_bytes() for path in outputs] == before
     assert not list(layout.cached_models().glob("*.checkpoint"))
-    assert "kept from an earlier run" in succeed("train", "mnist")
+    assert "from the model cache" in succeed("train", "mnist")
     assert [path.read_bytes() for path in outputs] == before
 
 

@@ -1,4 +1,4 @@
-"""Names into random streams: who asks for randomness decides what it is, never when or on which worker."""
+"""Random streams derived from names, so that results depend neither on when nor on where numbers are drawn."""
 
 import hashlib
 import json

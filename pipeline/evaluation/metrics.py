@@ -1,4 +1,4 @@
-"""What is measured, and metric arithmetic: raw cells in, aggregates out. Accuracies are numbers in [0, 1]."""
+"""Measurements and what follows from them: accuracies in [0, 1], aggregates, comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields

@@ -1,4 +1,4 @@
-"""Where networks run, in which arithmetic, and always in the same way."""
+"""On which device and in which number format a network computes; deterministic on each."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What one array of a perturbed store must hold, as a frozen value, and opening it checked against that."""
+"""What an array of a perturbed store must hold, as frozen values, and opening it checked against that."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What does many jobs side by side: threads or processes of this machine, behind one method.
+"""Runs many jobs side by side, in threads or processes of this machine, behind one method.
 
 A cluster is one more class with that method.
 """

@@ -1,4 +1,4 @@
-"""What the C library does with freed memory."""
+"""Tells the C library to keep freed memory, which training uses again at once."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""An end on request: stopped by a signal, the process and all that it has begun are gone within moments."""
+"""Ends a process on a signal: it and all that it has begun are gone within moments."""
 
 import os
 import signal

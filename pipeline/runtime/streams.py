@@ -1,4 +1,4 @@
-"""Standard output and standard error to which nobody need listen: what cannot be written is lost, the work goes on."""
+"""Output that perhaps nobody reads: what cannot be written is lost, and the work goes on."""
 
 import errno
 import io

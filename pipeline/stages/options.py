@@ -58,4 +58,4 @@ def show_training(trained: Iterable[tuple["TrainingJob", bool]], description: st
     with progress_bar(description, n_models, unit=" models") as bar:
         for job, was_finished in trained:
             bar.update(1)
-            bar.write(f"{job.dataset.name} {job.key}: {'kept from an earlier run' if was_finished else 'trained'}")
+            bar.write(f"{job.dataset.name} {job.key}: {'from the model cache' if was_finished else 'trained'}")

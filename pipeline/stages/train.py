@@ -35,7 +35,7 @@ def train(dataset: str, params_path: Path) -> None:
     for job in jobs:
         name, n_epochs = f"{dataset} {job.key}", job.plan.recipe.epochs
         if find_entry(job).is_finished():
-            click.echo(f"{name}: kept from an earlier run")
+            click.echo(f"{name}: from the model cache")
             continue
 
         def report(epoch: Epoch, name: str = name, n_epochs: int = n_epochs) -> None:

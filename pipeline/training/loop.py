@@ -1,4 +1,4 @@
-"""Training of a classifier: one loop, the whole data set on the device as uint8."""
+"""The training loop: one model, its whole data set on the device as uint8, a checkpoint after every epoch."""
 
 import hashlib
 import json
