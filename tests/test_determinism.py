@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from scipy import ndimage
 
-from pipeline.data import sources, store
+from pipeline.data import store
 from pipeline.data.arrays import Images
-from pipeline.data.datasets import MNIST
 from pipeline.perturbations import (
     PERTURBATIONS,
     dead_pixels,
@@ -407,36 +406,6 @@ def test_a_level_more_and_a_level_less_change_no_file_of_the_others(
     expected = [f"mnist/{place}" for place in ("hot.zarr/3/test", "noise.zarr/0.01", "noise.zarr/0.1")]
     assert [path for path in changed if path in expected] == expected
     assert all(path.startswith(tuple(f"{place}/" for place in expected)) for path in changed if path not in expected)
-
-
-@pytest.mark.parametrize(("chunk_images", "shard_images"), [(77, 77), (300, 40_000)])
-def test_images_are_the_same_in_other_chunks_and_shards(
-    chunk_images: int, shard_images: int, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(study.start(tmp_path / "other"))
-    clean = {key: store.read_clean(MNIST, *key) for key in MNIST.digests}
-    Path("data/clean").unlink()
-    monkeypatch.setattr(store, "images_per_chunk", lambda image_bytes: chunk_images)
-    monkeypatch.setattr(store, "SHARD_BYTES", shard_images * 28 * 28)
-    sources.write_clean(layout.clean_store("mnist"), MNIST, clean)
-    for name in PERTURBATIONS:
-        succeed("perturb", "mnist", name)
-    other = tree(tmp_path / "other/data/perturbed")
-    n_arrays = 0
-    for path, content in study.stores.items():
-        if path.endswith("zarr.json"):
-            old, new = (json.loads(values or b"") for values in (content, other[path]))
-            assert old["attributes"] == new["attributes"]  # the digest of the images among them
-            if old["node_type"] == "array":
-                n_arrays += 1
-                assert old["chunk_grid"] != new["chunk_grid"]
-    blocks, levels = study.values["perturbations"], study.values["evaluate"]["levels"]
-    assert n_arrays == sum(
-        len(block["train_levels"]) + len({*block["test_levels"], *levels[name]}) for name, block in blocks.items()
-    )
-    array = zarr.open_group(tmp_path / "other" / layout.perturbed_store("mnist", "noise"), mode="r")["0.05/test"]
-    assert isinstance(array, zarr.Array)
-    assert store.sha256(np.asarray(array[...], np.uint8)) == array.attrs["sha256"]
 
 
 def test_the_example_in_the_docs_makes_an_image_by_hand(study: Study) -> None:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import stats
 
 from pipeline.data.arrays import Images
 from pipeline.perturbations import (
@@ -227,13 +227,6 @@ def test_hot_and_dead_set_exactly_so_many_whole_pixels(kernel: Any, value: int, 
     assert (kernel(images, n_pixels, make_rng())[changed] == value).all()
 
 
-def test_stuck_changes_at_most_so_many_pixels_and_nothing_else() -> None:
-    images = make_images(300, (9, 8, 3))
-    n_changed = (stuck_pixels(images, 4, make_rng()) != images).any(axis=3).sum(axis=(1, 2))
-    assert n_changed.max() == 4
-    assert n_changed.min() >= 3  # a pixel stays as it was with probability 256^-3
-
-
 def test_stuck_values_are_uniform_and_independent_between_channels() -> None:
     black = np.zeros((40_000, 2, 2, 3), np.uint8)
     values = stuck_pixels(black, 4, make_rng()).reshape(-1, 3)
@@ -287,19 +280,6 @@ def test_noise_draws_are_independent_between_neighbours_and_channels() -> None:
         assert abs(np.corrcoef(ahead, behind)[0, 1]) < 0.01
 
 
-def test_noise_equals_a_naive_inversion_of_the_same_draws() -> None:
-    images, sigma = make_images(3, (5, 6, 3)), 0.2
-    words = make_rng().bit_generator.random_raw(-(-images.size // 4))
-    high_bits = words.view(np.uint16)[: images.size].astype(int)
-    perturbed = gaussian_noise(images, sigma, make_rng()).ravel().astype(int)
-    law = NormalDist(0, 255 * sigma)
-    for clean, high, found in zip(images.ravel().tolist(), high_bits.tolist(), perturbed.tolist(), strict=True):
-        # The 16 bits leave an interval of probabilities; the variate must lie in its image.
-        low = law.inv_cdf(max(high, 1e-6) / 2**16)
-        top = law.inv_cdf(min(high + 1, 2**16 - 1e-6) / 2**16)
-        assert np.clip(clean + round(low), 0, 255) <= found <= np.clip(clean + round(top), 0, 255)
-
-
 BIT_GENERATORS = (np.random.SFC64, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.MT19937)
 
 
@@ -334,19 +314,6 @@ def test_blur_is_opencv_image_by_image(sigma: float, shape: tuple[int, int, int]
     size = 2 * int(4 * sigma + 0.5) + 1
     naive = [cv2.GaussianBlur(image, (size, size), sigma, borderType=cv2.BORDER_REFLECT) for image in images]
     assert np.array_equal(gaussian_blur(images, sigma), np.reshape(naive, images.shape))
-
-
-@pytest.mark.parametrize("mix_channels", [False, True])
-@pytest.mark.parametrize("sigma", [0.4, 0.7, 1.0, 2.0])
-def test_blur_is_within_rounding_of_the_exact_gaussian(sigma: float, mix_channels: bool) -> None:
-    images = make_images(20, (32, 32, 3))
-    exact = images.astype(np.float64)
-    for axis in (1, 2, 3) if mix_channels else (1, 2):
-        exact = ndimage.gaussian_filter1d(exact, sigma, axis=axis, mode="reflect", truncate=4.0)
-    difference = np.abs(gaussian_blur(images, sigma, mix_channels=mix_channels) - exact)
-    # Half a level of rounding per pass, and OpenCV's quantised kernel: worst at small sigma.
-    assert difference.max() < 2.5
-    assert difference.mean() < 0.6
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 13, 128])

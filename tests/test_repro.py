@@ -43,6 +43,7 @@ def test_a_second_repro_has_nothing_to_do(checkout: Path) -> None:
     assert "Running stage" not in output
 
 
+@pytest.mark.slow
 def test_a_forced_repro_leaves_the_lock_file_as_it_was(checkout: Path) -> None:
     before = (checkout / "dvc.lock").read_bytes()
     shutil.rmtree(checkout / "models/.finished")  # or the models would not be trained again

@@ -241,13 +241,6 @@ def test_a_stage_run_again_writes_the_same_bytes(command: list[str], finished: P
     assert differing(before, tree(finished)) == []
 
 
-def test_a_store_is_the_same_whatever_the_number_of_workers(finished: Path) -> None:
-    before = tree(finished)
-    shutil.rmtree(NOISE)
-    succeed("perturb", "mnist", "noise", "--workers", "3")
-    assert differing(before, tree(finished)) == []
-
-
 def test_params_may_lie_elsewhere(finished: Path, tiny_values: dict[str, Any]) -> None:
     before = tree(finished)
     elsewhere = finished / "elsewhere.yaml"
