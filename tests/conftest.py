@@ -37,7 +37,7 @@ COUNTED = {"stuck", "hot", "dead", "noise", "blur"}
 
 
 # Test files that take minutes, the longest first: begun last, one of them would keep a core waiting.
-LONG = ("test_faults", "test_repro", "test_report", "test_determinism")
+LONG = ("test_faults", "test_report", "test_determinism")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,7 @@
-"""`dvc repro` as a user runs it, on real MNIST at a small size: reproducible, and idle when nothing changed."""
+"""`dvc repro` as a user runs it, on real MNIST at a small size: reproducible, and idle when nothing changed.
+
+All are slow, and run in CI every time.
+"""
 
 import os
 import re
@@ -11,6 +14,8 @@ from ruamel.yaml import YAML
 from pipeline.runtime import layout
 from tests.conftest import DOWNLOADS, ROOT, differing, run, tree
 from tests.test_stages import shard
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,6 @@ def test_a_second_repro_has_nothing_to_do(checkout: Path) -> None:
     assert "Running stage" not in output
 
 
-@pytest.mark.slow
 def test_a_forced_repro_leaves_the_lock_file_as_it_was(checkout: Path) -> None:
     before = (checkout / "dvc.lock").read_bytes()
     shutil.rmtree(checkout / "models/.finished")  # or the models would not be trained again
@@ -102,8 +106,8 @@ def flip_byte_unnoticed(path: Path) -> None:
     ("links", "made_again"),
     [
         ("hardlink", {"perturb@mnist-noise", "train@mnist", "impact@mnist"}),
-        pytest.param("symlink", {"perturb@mnist-noise", "train@mnist", "impact@mnist"}, marks=pytest.mark.slow),
-        pytest.param("copy", {"train@mnist", "impact@mnist"}, marks=pytest.mark.slow),
+        ("symlink", {"perturb@mnist-noise", "train@mnist", "impact@mnist"}),
+        ("copy", {"train@mnist", "impact@mnist"}),
     ],
 )
 def test_what_verify_advises_mends_exactly_what_is_damaged(checkout: Path, links: str, made_again: set[str]) -> None:
