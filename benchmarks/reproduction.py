@@ -180,6 +180,21 @@ def agreement(name: str) -> str:
     )
 
 
+def far(name: str) -> str:
+    """The strategies' cells that are further than two points from the authors'."""
+    joined = pd.concat(_beside_authors(name))
+    rows = [
+        [
+            f"{row['strategy']}, {row['label']}",
+            f"{row['perturbation']} {level_name(row['level'])}",
+            *(f"{row[key]:.1f}" for key in ("theirs", "mean")),
+            f"{row['difference']:+.1f}",
+        ]
+        for row in joined[joined["difference"].abs() > 2].to_dict("records")
+    ]
+    return _table(["model", "tested on", "authors", "ours", "ours - authors"], rows)
+
+
 def _beside_authors(name: str) -> list[pd.DataFrame]:
     cells, dataset = _cells(name, "evaluate"), DATASETS[name.split("-")[1]]
     cells = cells.assign(mean=100 * cells["n_correct"] / cells["n_examples"])
@@ -238,6 +253,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "components": lambda name: _ablation(name, "components"),
     "distances": distances,
     "agreement": agreement,
+    "far": far,
     "strategies": strategies,
     "cross": cross,
 }
