@@ -10,8 +10,7 @@ import pytest
 
 from pipeline.data.datasets import DATASETS
 from pipeline.perturbations import PERTURBATIONS
-from pipeline.recipes.recipe import Network, PaperRecipe
-from pipeline.recipes.strategies import FineTuning, Ramp, Transfer
+from pipeline.recipes.recipe import PaperRecipe
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
 from pipeline.study.arrays import plan_arrays
@@ -72,31 +71,16 @@ def paper() -> Params:
     return params.load(ROOT / "profiles/paper.yaml")
 
 
-@pytest.mark.parametrize("name", ["stuck", "hot", "dead"])
-def test_the_paper_has_pixel_levels_1_to_5_and_trains_one_pixel_more_than_its_label(paper: Params, name: str) -> None:
-    levels = paper.perturbations[name]
-    assert levels.test_levels == tuple(range(1, 6))
-    assert levels.train_levels == tuple(range(1, 12))
-    assert levels.options == {"scope": "image"}
-
-
-def test_the_paper_has_five_noise_levels_evenly_spaced(paper: Params) -> None:
-    expected = pytest.approx(np.linspace(0.001, 0.05, 5))
-    assert paper.perturbations["noise"].test_levels == expected
-    assert paper.perturbations["noise"].train_levels == expected
-    assert paper.perturbations["noise"].options == {}
-
-
-def test_the_paper_has_five_blur_levels_of_the_impact_and_five_to_train_on(paper: Params) -> None:
-    blur = paper.perturbations["blur"]
+def test_the_paper_has_the_levels_of_its_section_v_and_trains_one_pixel_more_than_its_label(paper: Params) -> None:
+    for name in ("stuck", "hot", "dead"):
+        levels = paper.perturbations[name]
+        assert (levels.test_levels, levels.train_levels) == (tuple(range(1, 6)), tuple(range(1, 12)))
+    noise, blur = paper.perturbations["noise"], paper.perturbations["blur"]
+    assert noise.test_levels == noise.train_levels == pytest.approx(np.linspace(0.001, 0.05, 5))
     assert blur.test_levels == pytest.approx(np.linspace(0.4, 1.0, 5))
     assert blur.train_levels == pytest.approx(np.linspace(0.04, 1.0, 5))
     assert blur.options == {"mix_channels": True}
-
-
-def test_the_paper_uses_all_images_but_10000_of_mnist(paper: Params) -> None:
-    sizes = {name: (subset.n_train, subset.n_test) for name, subset in paper.datasets.items()}
-    assert sizes == {"mnist": (50_000, 10_000), "cifar10": (50_000, 10_000)}
+    assert {(subset.n_train, subset.n_test) for subset in paper.datasets.values()} == {(50_000, 10_000)}
     assert paper.perturb.trials == 25
 
 
@@ -122,39 +106,6 @@ def test_the_paper_trains_as_its_authors_did(
     network = recipe.network
     assert (network.activation, network.batch_norm, network.dropout) == ("relu", True, 0.2)
     assert network.fully_connected == ()
-
-
-@pytest.mark.parametrize(
-    ("name", "geometry", "n_features"),
-    [
-        pytest.param("mnist", [(7, 3, 0, 2)], 160, id="mnist"),
-        pytest.param("cifar10", [(3, 1, 1, 1), (3, 1, 1, 2)] * 4, 2048, id="cifar10"),
-    ],
-)
-def test_the_papers_convolutions_leave_as_many_features_as_it_says(
-    paper: Params, name: str, geometry: list[tuple[int, int, int, int]], n_features: int
-) -> None:
-    network = paper.train.recipes[name].network
-    assert isinstance(network, Network)
-    assert [(layer.kernel, layer.stride, layer.padding, layer.pool) for layer in network.convolutions] == geometry
-    assert network.n_features(DATASETS[name].shape) == n_features
-
-
-def test_the_paper_tests_trained_models_at_levels_of_their_own(paper: Params) -> None:
-    pixels = dict.fromkeys(("stuck", "hot", "dead"), (2,))
-    expected = {**pixels, "noise": (0.0255, 0.03775, 0.05), "blur": (0.5, 0.75, 1.0)}
-    assert paper.evaluate.levels == expected
-    assert paper.evaluate.cross_trials == 5
-
-
-def test_the_paper_ramps_from_0_to_1_and_fine_tunes_all_layers(paper: Params) -> None:
-    assert list(paper.strategies) == ["constant", "incremental", "transfer"]
-    assert paper.strategies["incremental"] == Ramp(start=0, end=1)
-    recipes = {
-        "mnist": FineTuning(fully_connected=(256,), learning_rate=0.0005, batch_size=200, epochs=20),
-        "cifar10": FineTuning(fully_connected=(256, 512), learning_rate=0.0005, batch_size=200, epochs=5),
-    }
-    assert paper.strategies["transfer"] == Transfer(freeze=False, recipes=recipes)
 
 
 def test_a_store_holds_the_levels_of_impact_and_of_evaluate_once_each(paper: Params) -> None:

@@ -1,14 +1,11 @@
 """What holds for all params, names and seeds, tried on values that nobody thought of."""
 
 import copy
-import json
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from dvc.utils.hydra import apply_overrides
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -17,7 +14,7 @@ from pipeline.data.seeding import derive_seed, level_name
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
 from pipeline.study.params import Params
-from pipeline.study.reading import changed_keys, read
+from pipeline.study.reading import changed_keys
 from tests.conftest import ROOT
 from tests.test_params import WHERE, changed
 
@@ -120,23 +117,6 @@ def test_a_value_of_another_type_is_refused_with_its_key(key: str, value: Any) -
     named = refused_or_kept(changed(QUICK, {key: value}))
     # The list or block in which it stands may be what is wrong.
     assert any(f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.") for one in named), named
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, list) and all(map(is_number, value)))
-
-
-numbers = st.sampled_from([key for key, value in PLACES.items() if is_number(value) and not re.search(r"\.\d", key)])
-
-
-@examples(15)
-@given(change=numbers.flatmap(lambda key: st.tuples(st.just(key), neighbours(PLACES[key]).filter(is_number))))
-def test_an_override_of_dvc_is_taken_as_if_it_stood_in_the_file(change: tuple[str, Any], tmp_path: Path) -> None:
-    key, value = change
-    path = tmp_path / "params.yaml"
-    path.write_text((ROOT / "profiles/quick.yaml").read_text())
-    apply_overrides(path, [f"{key}={json.dumps(value)}"])
-    assert read(path) == changed(QUICK, {key: value})
 
 
 levels = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-import torch
 import zarr
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
@@ -28,7 +27,6 @@ from pipeline.commands import main
 from pipeline.data import store
 from pipeline.data.sources import Arrays
 from pipeline.evaluation import measuring
-from pipeline.models import storage
 from pipeline.perturbations import generation
 from pipeline.runtime import layout
 from pipeline.study.reading import changed_keys, read
@@ -171,29 +169,6 @@ def stored(path: Path, name: str) -> NDArray[np.uint8]:
     array = zarr.open_group(path, mode="r")[name]
     assert isinstance(array, zarr.Array)
     return np.array(array[...], np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("perturbation", "level", "trial"),
-    [("clean", 0, 0), ("stuck", 300, 1), ("noise", 0.05, 0), ("noise", 0.8, 1), ("blur", 4, 0)],
-    ids=str,
-)
-def test_cells_are_what_the_saved_model_says_of_the_stored_images(
-    perturbation: str, level: float, trial: int, finished: Path
-) -> None:
-    labels = stored(CLEAN, "test/labels")[:N_TEST]
-    if perturbation == "clean":
-        images = stored(CLEAN, "test/images")[:N_TEST]
-    else:
-        images = stored(layout.perturbed_store("mnist", perturbation), f"{level:g}/test")[trial]
-    with torch.no_grad():
-        predicted = storage.load(MODEL, "train it")(torch.from_numpy(images)).argmax(1).numpy()
-    (cell,) = [
-        cell
-        for cell in read_cells()
-        if (cell["perturbation"], float(cell["level"]), int(cell["trial"])) == (perturbation, level, trial)
-    ]
-    assert int(cell["n_correct"]) == int((predicted == labels).sum())
 
 
 def test_metrics_are_means_over_trials_then_over_levels(finished: Path) -> None:
