@@ -270,6 +270,12 @@ def test_parts_of_table_1_can_be_left_out(changes: dict[str, Any], absent: str, 
     assert present in types
 
 
+def test_a_network_without_convolutions_takes_raw_images_too() -> None:
+    classifier = make_classifier(make_network(convolutions=[], fully_connected=[8]))
+    assert classifier(torch.from_numpy(make_images(5))).shape == (5, 10)
+    assert first_layer(classifier.network).native_code(CPU) is None
+
+
 def test_hidden_layers_come_before_the_output() -> None:
     network = build_network(make_network(fully_connected=[32, 16]), (12, 12, 3), 10)
     widths = [(layer.in_features, layer.out_features) for layer in network if isinstance(layer, nn.Linear)]

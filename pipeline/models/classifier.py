@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from pipeline.data.arrays import Images
 from pipeline.models.accelerated.windows import first_block
-from pipeline.models.layers import ACTIVATIONS, Block, FirstLayer, Group, Patches, Scale, Standardize, Whitening
+from pipeline.models.layers import (
+    ACTIVATIONS,
+    Block,
+    FirstLayer,
+    Flatten,
+    Group,
+    Patches,
+    Scale,
+    Standardize,
+    Whitening,
+)
 from pipeline.recipes.recipe import FastNetwork, Network
 
 # The child of a network that gives the logits, which transfer to another task replaces.
@@ -77,7 +87,7 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n
         for number, convolution in enumerate(network.convolutions, start=1):
             block = first_block(network, convolution, shape) if number == 1 else Block(network, convolution, channels)
             layers[f"block{number}"], channels = block, convolution.filters
-    layers["flatten"] = nn.Flatten()
+    layers["flatten"] = Flatten()
     n_features = network.n_features(shape)
     for number, hidden in enumerate(network.fully_connected, start=1):
         layers[f"hidden{number}"] = nn.Linear(n_features, hidden)

@@ -97,6 +97,10 @@ class Block(FirstLayer):
         return maps
 
 
+class Flatten(FirstLayer, nn.Flatten):
+    """Maps as vectors; the first layer of a network without convolutions."""
+
+
 class Patches(FirstLayer, nn.Conv2d):
     """Filters for 2×2 patches, eight for each channel."""
 
