@@ -18,7 +18,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.devices import images_per_pass, select_device, select_precision
 from pipeline.perturbations.variants import StoredArray
 from pipeline.recipes.plan import CLEAN, ModelKey
-from pipeline.runtime.engine import Engine, LocalThreads
+from pipeline.runtime.engine import LocalThreads
 from pipeline.runtime.errors import PipelineError
 from pipeline.study.opening import StudyData
 from pipeline.study.planning import PlannedCell, Study
@@ -125,7 +125,6 @@ def measure(
     data: StudyData,
     look: Callable[[Shown], Extra],
     progress: Callable[[int], object] = lambda n_images: None,
-    engine: Engine | None = None,
 ) -> tuple[list[Cell], list[Extra]]:
     """How often models are right on clean images and on every level and trial.
 
@@ -138,7 +137,6 @@ def measure(
         data: From `open_study`.
         look: Called with every set of images, in any thread: what else a stage wants to know of it.
         progress: Called with the number of images finished since the last call, likewise.
-        engine: Threads that measure; by default one for each that torch would use, on a GPU one.
 
     Returns:
         The cells, in planned order, and what `look` returned for every set of images, in the order of the cells.
@@ -153,8 +151,8 @@ def measure(
         cells = [list(group) for _, group in groupby(of_level, key=lambda cell: cell.trial)]
         images = data.clean[split] if perturbation == CLEAN else data.perturbed[perturbation, level]
         jobs.append(_Job(cells, images, data.labels[split], models, batch_size, look, progress, has_failed))
-    if engine is None:
-        engine = LocalThreads(torch.get_num_threads() if select_device(study.device).type == "cpu" else 1)
+    # On a GPU one thread, which feeds it.
+    engine = LocalThreads(torch.get_num_threads() if select_device(study.device).type == "cpu" else 1)
     # The largest first: begun last, one of them would keep a core waiting.
     shown = {id(job): shown for job, shown in engine.run(_measure, sorted(jobs, key=lambda job: -job.work))}
     in_order = [item for job in jobs for item in shown[id(job)]]
@@ -171,7 +169,8 @@ def _measure(job: _Job) -> list[tuple[Sequence[Cell], Any]]:
             if job.has_failed.is_set():  # there is no result to add to
                 break
             wanted = {cell.model: job.models[cell.model] for cell in cells}
-            batches = torch.split(torch.from_numpy(images), images_per_pass(job.batch_size, images[0].size))
+            on_device = torch.from_numpy(images).to(next(iter(wanted.values())).device)  # once for all models
+            batches = torch.split(on_device, images_per_pass(job.batch_size, images[0].size))
             parts = [_predict(wanted, batch) for batch in batches]
             classes = {model: np.concatenate([part[model] for part in parts]) for model in wanted}
             counted = [Cell(**vars(cell), n_correct=int((classes[cell.model] == job.labels).sum())) for cell in cells]
@@ -231,4 +230,4 @@ def list_confusions(counted: Iterable[Confusions], wanted: Iterable[tuple[ModelK
 
 
 def _predict(models: Mapping[ModelKey, Predictor], images: Tensor) -> Classes:
-    return {key: model(images.to(model.device)).argmax(1).cpu().numpy() for key, model in models.items()}
+    return {key: model(images).argmax(1).cpu().numpy() for key, model in models.items()}
