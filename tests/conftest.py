@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
+from pipeline.commands import main
 from pipeline.data import datasets, sources, store
 from pipeline.data.datasets import Dataset
 from pipeline.data.sources import Arrays
@@ -31,6 +34,23 @@ FAULTS_SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))
 
 # Not multiples of the block, chunk or shard size.
 N_TRAIN, N_TEST = 1230, 620
+
+# Of the study of fixture `finished`; harsh ones among them: the bright stripes are easy to tell apart. The stores hold
+# both, impact and figures only show the former.
+TEST_LEVELS: dict[str, list[float]] = {
+    "stuck": [1, 300],
+    "hot": [200],
+    "dead": [200],
+    "noise": [0.05, 0.8],
+    "blur": [0.4, 4.0],
+}
+EVALUATE_LEVELS: dict[str, list[float]] = {"stuck": [1, 2], "hot": [], "dead": [200], "noise": [0.1], "blur": [4, 0.5]}
+COMMANDS = [
+    "prepare mnist",
+    *(f"perturb mnist {name}" for name in TEST_LEVELS),
+    *(f"{stage} mnist" for stage in ("train", "impact", "strategies", "evaluate", "ablations")),
+    "report",
+]
 
 # Tests that count cells, models and pictures know these; one that is added is covered by those that walk the table.
 COUNTED = {"stuck", "hot", "dead", "noise", "blur"}
@@ -74,6 +94,18 @@ def differing(before: dict[str, bytes | None], after: dict[str, bytes | None]) -
     """The paths that are not alike in two trees."""
     missing = object()
     return [path for path in sorted({*before, *after}) if before.get(path, missing) != after.get(path, missing)]
+
+
+def restore(folder: Path, content: dict[str, bytes | None]) -> None:
+    """Give a folder the content that `tree` found."""
+    changed = differing(content, tree(folder))
+    for path in (folder / name for name in reversed(changed)):  # what a folder holds before it
+        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+    for name in changed:
+        if (part := content.get(name, b"")) is None:
+            (folder / name).mkdir()
+        elif name in content:
+            (folder / name).write_bytes(part)
 
 
 def make_arrays(shape: tuple[int, int, int], seed: int) -> Arrays:
@@ -169,6 +201,11 @@ def write_params() -> WriteParams:
     return write
 
 
+def write_clean_stores(arrays: dict[str, Arrays]) -> None:
+    for name, values in arrays.items():
+        sources.write_clean(layout.clean_store(name), datasets.DATASETS[name], values)
+
+
 @pytest.fixture
 def study(
     tmp_path: Path,
@@ -180,9 +217,89 @@ def study(
     """The current folder, with params.yaml and the clean stores of the tiny data sets."""
     monkeypatch.chdir(tmp_path)
     write_params(tiny_values)
-    for name, arrays in tiny_datasets.items():
-        sources.write_clean(layout.clean_store(name), datasets.DATASETS[name], arrays)
+    write_clean_stores(tiny_datasets)
     return tmp_path
+
+
+MakeOnce = Callable[[Callable[[dict[str, Any]], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def made() -> dict[str, tuple[Path, dict[str, bytes | None]]]:
+    """The studies of `made_once`: by the function that made it, a folder and what it holds."""
+    return {}
+
+
+@pytest.fixture
+def made_once(
+    made: dict[str, tuple[Path, dict[str, bytes | None]]],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_datasets: dict[str, Arrays],
+    tiny_values: dict[str, Any],
+) -> Iterator[MakeOnce]:
+    """Gives the current folder, which a function has filled once for all tests; mends it when the test is over.
+
+    The function is given `tiny_values`, and finds profiles/ and the clean stores.
+    """
+    used = []
+
+    def make(fill: Callable[[dict[str, Any]], None]) -> Path:
+        name = f"{fill.__module__}.{fill.__qualname__}"
+        if name not in made:
+            monkeypatch.chdir(tmp_path_factory.mktemp("study"))
+            shutil.copytree(ROOT / "profiles", layout.PROFILES)
+            write_clean_stores(tiny_datasets)
+            fill(tiny_values)
+            made[name] = Path.cwd(), tree(Path.cwd())
+        used.append(made[name])
+        monkeypatch.chdir(made[name][0])
+        return made[name][0]
+
+    yield make
+    for folder, content in used:
+        restore(folder, content)
+
+
+@pytest.fixture
+def finished(
+    made_once: MakeOnce, tiny_datasets: dict[str, Arrays], write_params: WriteParams, in_process: None
+) -> Path:
+    """The current folder, with everything that the stages make of the tiny MNIST, originals and dvc.lock on."""
+
+    def fill(values: dict[str, Any]) -> None:
+        shutil.rmtree("data")
+        write_originals(Path("originals"), tiny_datasets["mnist"])
+        values["prepare"].update(sources=["local"], local_folder="originals")
+        values["datasets"] = {"mnist": {"n_train": 300, "n_test": 200}}
+        for name, levels in TEST_LEVELS.items():
+            values["perturbations"][name].update(train_levels=[0.05] if name == "noise" else [], test_levels=levels)
+        values["train"]["recipes"]["mnist"]["batch_size"] = 20  # more steps, so that the few images teach something
+        values["impact"]["n_examples"] = 4
+        values["strategies"] = {"constant": {}}
+        values["evaluate"]["levels"] = EVALUATE_LEVELS
+        del values["ablations"]["components"]
+        write_params(values)
+        for command in COMMANDS:
+            result = CliRunner().invoke(main, command.split())
+            assert result.exit_code == 0, result.output
+        record()
+
+    return made_once(fill)
+
+
+def record() -> None:
+    """Have DVC write the dvc.lock that it would have after `dvc repro` in the current folder."""
+    graph = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
+    for stage in graph["stages"].values():
+        stage.pop("deps", None), stage.pop("params", None)
+    with Path("dvc.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump({"stages": graph["stages"]}, file)
+    for command in ("dvc init --quiet --no-scm", "dvc commit --quiet --force"):
+        run(Path(), *command.split())
+    shutil.rmtree(".dvc")
+    Path("dvc.yaml").unlink()
+    Path(".dvcignore").unlink()
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def test_trained_again_from_nothing_the_bytes_are_the_same(done: Path, trained: 
 
 def test_one_training_level_more_trains_one_model_more(done: Path, trained: Trained) -> None:
     before = tree(MODELS)
-    with_params(perturbations__noise__train_levels=[0.05, 0.4, 0.8])(done)
+    with_params({"perturbations.noise.train_levels": [0.05, 0.4, 0.8]})(done)
     succeed("perturb", "mnist", "noise")
     succeed("strategies", "mnist")
     assert sorted(trained) == [(strategy, "noise-0.4") for strategy in STRATEGIES]
@@ -269,7 +269,7 @@ def test_one_training_level_more_trains_one_model_more(done: Path, trained: Trai
 
 
 def test_one_training_level_fewer_removes_its_model_from_the_output(done: Path, trained: Trained) -> None:
-    with_params(perturbations__noise__train_levels=[0.8])(done)
+    with_params({"perturbations.noise.train_levels": [0.8]})(done)
     succeed("perturb", "mnist", "noise")
     succeed("strategies", "mnist")
     assert trained == []
@@ -280,7 +280,7 @@ def test_one_training_level_fewer_removes_its_model_from_the_output(done: Path, 
 
 def test_a_second_seed_trains_every_model_once_more_and_changes_none(done: Path, trained: Trained) -> None:
     before, rows = tree(MODELS), read_rows(CELLS)
-    with_params(train__seeds=[1, 2])(done)
+    with_params({"train.seeds": [1, 2]})(done)
     succeed("train", "mnist")
     succeed("strategies", "mnist")
     succeed("evaluate", "mnist")
@@ -300,15 +300,15 @@ def test_a_second_seed_trains_every_model_once_more_and_changes_none(done: Path,
 @pytest.mark.parametrize(
     ("changes", "strategies"),
     [
-        ({"train__recipes__mnist__epochs": 1}, ["constant", "incremental"]),
-        ({"strategies__incremental__end": 0.5}, ["incremental"]),
+        ({"train.recipes.mnist.epochs": 1}, ["constant", "incremental"]),
+        ({"strategies.incremental.end": 0.5}, ["incremental"]),
     ],
     ids=str,
 )
 def test_what_decides_the_weights_trains_all_anew(
     changes: dict[str, Any], strategies: list[str], done: Path, trained: Trained
 ) -> None:
-    with_params(**changes)(done)
+    with_params(changes)(done)
     succeed("train", "mnist")
     trained.clear()
     succeed("strategies", "mnist")
@@ -316,7 +316,7 @@ def test_what_decides_the_weights_trains_all_anew(
 
 
 def test_another_natural_model_trains_transfer_anew(done: Path, trained: Trained) -> None:
-    with_params(train__recipes__mnist__standardize="channel")(done)
+    with_params({"train.recipes.mnist.standardize": "channel"})(done)
     succeed("train", "mnist")
     trained.clear()
     succeed("strategies", "mnist")
@@ -453,19 +453,19 @@ BAD: list[tuple[str, Callable[[Path], Any] | None, str, str]] = [
     ),
     (
         "train-on-a-store-of-another-seed",
-        with_params(perturb__seed=5),
+        with_params({"perturb.seed": 5}),
         "strategies mnist",
         "made with other params (seed is 2004, params.yaml asks for 5)",
     ),
     (
         "models-of-another-seed",
-        with_params(strategies__incremental__end=0.5),
+        with_params({"strategies.incremental.end": 0.5}),
         "evaluate mnist",
         "made with other params (perturbed_share is",
     ),
     (
         "evaluate-level-not-generated",
-        with_params(evaluate__levels={**EVALUATE_LEVELS, "noise": [0.31]}),
+        with_params({"evaluate.levels": {**EVALUATE_LEVELS, "noise": [0.31]}}),
         "evaluate mnist",
         "0.31/test: not in the store; make it again with `python -m pipeline perturb mnist noise`",
     ),
