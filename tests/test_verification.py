@@ -195,7 +195,7 @@ def with_all_forged(folder: Path) -> None:
 
 ABLATED = layout.ablation_models("mnist") / "standardization/none-seed1.json"
 PERTURB, TRAIN = "`python -m pipeline perturb mnist noise`", "`python -m pipeline train mnist`"
-DAMAGES: list[tuple[Mend, *tuple[str, ...]]] = [
+DAMAGES: list[tuple[Any, ...]] = [
     # what is wrong, and what the lines say
     (without(CLEAN), f"{CLEAN}: no such store; make it with `python -m pipeline prepare mnist`"),
     (without(NOISE), f"{NOISE}: no such store; make it with {PERTURB}"),

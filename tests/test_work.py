@@ -5,7 +5,6 @@ import itertools
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from pipeline.evaluation import metrics
 from pipeline.models import storage
@@ -20,8 +20,8 @@ from pipeline.perturbations import PERTURBATIONS
 from pipeline.runtime import layout
 from pipeline.training import loop, work
 from pipeline.training.job import TrainingJob
-from tests.conftest import WriteParams, differing, tree
-from tests.test_stages import run, stored, succeed, with_params
+from tests.conftest import MakeOnce, differing, tree
+from tests.test_stages import Mend, fail, stored, succeed, with_params, without
 
 N_TRAIN, N_TEST, TRIALS, CROSS_TRIALS = 300, 200, 3, 2
 TRAIN_LEVELS: dict[str, list[float]] = {"stuck": [200], "dead": [], "noise": [0.05, 0.8], "blur": [2.0]}
@@ -41,41 +41,28 @@ ALL = sorted((strategy, label) for strategy in STRATEGIES for label in LABELS)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def done_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("done") / "study"
+def done_once(values: dict[str, Any]) -> None:
+    """Train and evaluate all strategies of the tiny MNIST, in the current folder."""
+    values["datasets"]["mnist"].update(n_train=N_TRAIN, n_test=N_TEST)
+    values["perturb"]["trials"] = TRIALS
+    values["evaluate"].update(levels=EVALUATE_LEVELS, cross_trials=CROSS_TRIALS)
+    del values["perturbations"]["hot"]
+    for name, block in values["perturbations"].items():
+        block.update(train_levels=TRAIN_LEVELS[name], test_levels=[1])
+    for block in (values["train"]["recipes"], values["strategies"]["transfer"]["recipes"]):
+        block["mnist"]["batch_size"] = 20  # more steps, so that the few images teach something
+    with layout.PARAMS.open("w") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+    for name in values["perturbations"]:
+        succeed("perturb", "mnist", name)
+    for stage in ("train", "strategies", "evaluate"):
+        succeed(stage, "mnist")
 
 
 @pytest.fixture
-def done(
-    study: Path,
-    done_once: Path,
-    tiny_values: dict[str, Any],
-    write_params: WriteParams,
-    monkeypatch: pytest.MonkeyPatch,
-    in_process: None,
-) -> Path:
+def done(made_once: MakeOnce, in_process: None) -> Path:
     """The current folder, with all strategies of the tiny MNIST trained and evaluated."""
-    if not done_once.exists():
-        tiny_values["datasets"]["mnist"].update(n_train=N_TRAIN, n_test=N_TEST)
-        tiny_values["perturb"]["trials"] = TRIALS
-        tiny_values["evaluate"].update(levels=EVALUATE_LEVELS, cross_trials=CROSS_TRIALS)
-        del tiny_values["perturbations"]["hot"]
-        for name, block in tiny_values["perturbations"].items():
-            block.update(train_levels=TRAIN_LEVELS[name], test_levels=[1])
-        for block in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
-            block["mnist"]["batch_size"] = 20  # more steps, so that the few images teach something
-        write_params(tiny_values)
-        for name in tiny_values["perturbations"]:
-            succeed("perturb", "mnist", name)
-        succeed("train", "mnist")
-        succeed("strategies", "mnist")
-        succeed("evaluate", "mnist")
-        shutil.copytree(study, done_once)
-    else:
-        shutil.rmtree(study / "data")
-        shutil.copytree(done_once, study, dirs_exist_ok=True)
-    return study
+    return made_once(done_once)
 
 
 def model_path(strategy: str, label: str) -> Path:
@@ -217,17 +204,9 @@ def test_metrics_are_what_plain_arithmetic_makes_of_the_cells(strategy: str, don
 
 
 def test_a_baseline_without_errors_gives_metrics_that_json_knows() -> None:
-    shared: dict[str, Any] = {
-        "dataset": "mnist",
-        "seed": 1,
-        "split": "test",
-        "perturbation": "noise",
-        "level": 0.1,
-        "trial": 0,
-    }
     cells = [
-        metrics.Cell(strategy="natural", label="clean", seen=False, n_examples=10, n_correct=10, **shared),
-        metrics.Cell(strategy="constant", label="noise-0.1", seen=True, n_examples=10, n_correct=9, **shared),
+        metrics.Cell("mnist", "natural", "clean", 1, False, "test", "noise", 0.1, 0, 10, 10),
+        metrics.Cell("mnist", "constant", "noise-0.1", 1, True, "test", "noise", 0.1, 0, 10, 9),
     ]
     json.dumps(metrics.summarize_strategy(metrics.to_frame(cells)), allow_nan=False)
 
@@ -338,9 +317,7 @@ def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
         train(job)
 
     monkeypatch.setattr(work, "train", stop_half_way)
-    result = run("strategies", "mnist")
-    assert result.exit_code == 1
-    assert "Aborted!" in result.output
+    assert "Aborted!" in fail("strategies", "mnist")
     assert len(list(layout.cached_models().glob("*.safetensors"))) == len(ALL) + 1 - 2
     assert (tree(Path("models/mnist")), tree(Path("metrics"))) == before
 
@@ -367,7 +344,7 @@ def test_the_natural_model_goes_on_from_its_last_epoch_to_the_same_bytes(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "_save_checkpoint", save_and_die)
-    assert run("train", "mnist").exit_code == 1
+    fail("train", "mnist")
     assert len(list(layout.cached_models().glob("*.checkpoint"))) == 1
     monkeypatch.setattr(loop, "_save_checkpoint", save)
     output = succeed("train", "mnist")
@@ -425,64 +402,40 @@ def with_edited_description(folder: Path) -> None:
     storage.write(path.with_suffix(".safetensors"), path.with_suffix(".safetensors").read_bytes(), described)
 
 
-def with_swapped_weights(folder: Path) -> None:
-    one, other = (model_path("constant", f"noise-{level}") for level in ("0.05", "0.8"))
-    one.write_bytes(other.read_bytes())
+CONSTANT = [model_path("constant", f"noise-{level}") for level in ("0.05", "0.8")]
+BAD: dict[str, list[tuple[Mend, str]]] = {
+    # command: what is wrong, and what the message says of it
+    "strategies mnist": [
+        (without(NATURAL), f"{NATURAL.name}: no such model; make it with `python -m pipeline train mnist`"),
+        (with_params({"perturb.seed": 5}), "made with other params (seed is 2004, params.yaml asks for 5)"),
+    ],
+    "evaluate mnist": [
+        (without(MODELS), "no such model; make it with `python -m pipeline strategies mnist`"),
+        (with_edited_description, "made with other params (trained_on is"),
+        (
+            lambda _: shutil.copy(CONSTANT[1], CONSTANT[0]),
+            "not the weights that noise-0.05-seed1.json describes",
+        ),
+        (with_params({"strategies.incremental.end": 0.5}), "made with other params (perturbed_share is"),
+        (
+            with_params({"evaluate.levels": {**EVALUATE_LEVELS, "noise": [0.31]}}),
+            "0.31/test: not in the store; make it again with `python -m pipeline perturb mnist noise`",
+        ),
+    ],
+}
 
 
-BAD: list[tuple[str, Callable[[Path], Any] | None, str, str]] = [
-    # id, what is wrong, command, expected in the message
-    (
-        "transfer-without-natural",
-        lambda _: NATURAL.unlink(),
-        "strategies mnist",
-        "clean-seed1.safetensors: no such model; make it with `python -m pipeline train mnist`",
-    ),
-    (
-        "evaluate-before-training",
-        lambda _: shutil.rmtree(MODELS),
-        "evaluate mnist",
-        "no such model; make it with `python -m pipeline strategies mnist`",
-    ),
-    ("description-edited", with_edited_description, "evaluate mnist", "made with other params (trained_on is"),
-    (
-        "weights-swapped",
-        with_swapped_weights,
-        "evaluate mnist",
-        "not the weights that noise-0.05-seed1.json describes",
-    ),
-    (
-        "train-on-a-store-of-another-seed",
-        with_params({"perturb.seed": 5}),
-        "strategies mnist",
-        "made with other params (seed is 2004, params.yaml asks for 5)",
-    ),
-    (
-        "models-of-another-seed",
-        with_params({"strategies.incremental.end": 0.5}),
-        "evaluate mnist",
-        "made with other params (perturbed_share is",
-    ),
-    (
-        "evaluate-level-not-generated",
-        with_params({"evaluate.levels": {**EVALUATE_LEVELS, "noise": [0.31]}}),
-        "evaluate mnist",
-        "0.31/test: not in the store; make it again with `python -m pipeline perturb mnist noise`",
-    ),
-]
-
-
-@pytest.mark.parametrize(("spoil", "command", "expected"), [pytest.param(*case, id=name) for name, *case in BAD])
+@pytest.mark.parametrize(
+    ("command", "spoil", "expected"),
+    [pytest.param(command, *case, id=case[1]) for command, cases in BAD.items() for case in cases],
+)
 def test_bad_input_is_one_error_and_changes_nothing(
-    spoil: Callable[[Path], Any] | None, command: str, expected: str, done: Path, trained: Trained
+    command: str, spoil: Mend, expected: str, done: Path, trained: Trained
 ) -> None:
-    if spoil is not None:
-        spoil(done)
+    spoil(done)
     before = tree(done)
-    result = run(*command.split())
-    assert isinstance(result.exception, SystemExit), repr(result.exception)
-    assert result.exit_code == 1
-    assert result.output.startswith("Error: ")
-    assert expected in result.output
+    said = fail(*command.split())
+    assert said.startswith("Error: ")
+    assert expected in said
     assert trained == []
     assert differing(before, tree(done)) == []
