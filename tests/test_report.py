@@ -1,6 +1,5 @@
 """Stages ablations and report on a whole tiny study, and the page in a real browser."""
 
-import csv
 import json
 import os
 import re
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -28,8 +26,10 @@ from pipeline.study.params import load
 from pipeline.study.planning import plan_study
 from pipeline.training import work
 from pipeline.training.job import TrainingJob
-from tests.conftest import ROOT, WriteParams, tree
-from tests.test_stages import run, succeed
+from tests.conftest import MakeOnce, WriteParams, tree
+from tests.test_params import REMOVED
+from tests.test_stages import fail, succeed, with_params
+from tests.test_work import read_rows
 
 N_TRAIN, N_TEST, TRIALS = 300, 100, 2
 STRATEGIES = ("constant", "incremental", "transfer")
@@ -39,47 +39,27 @@ PAGE = layout.report() / "index.html"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def reported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("reported") / "study"
-
-
 @pytest.fixture
-def reported(
-    study: Path,
-    reported_once: Path,
-    tiny_values: dict[str, Any],
-    write_params: WriteParams,
-    monkeypatch: pytest.MonkeyPatch,
-    in_process: None,
-) -> Path:
+def reported(made_once: MakeOnce, write_params: WriteParams, in_process: None) -> Path:
     """The current folder, with the whole study of both data sets done."""
-    if not reported_once.exists():
-        shutil.copytree(ROOT / "profiles", "profiles")
-        for subset in tiny_values["datasets"].values():
+
+    def fill(values: dict[str, Any]) -> None:
+        for subset in values["datasets"].values():
             subset.update(n_train=N_TRAIN, n_test=N_TEST)
-        tiny_values["perturb"]["trials"] = TRIALS
-        for block in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
+        values["perturb"]["trials"] = TRIALS
+        for block in (values["train"]["recipes"], values["strategies"]["transfer"]["recipes"]):
             for recipe in block.values():
                 recipe["batch_size"] = 20
-        tiny_values["ablations"]["beta"] = {"low": {"adam": {"beta1": 0.5}}}
-        write_params(tiny_values)
-        for dataset in tiny_values["datasets"]:
-            for name in tiny_values["perturbations"]:
+        values["ablations"]["beta"] = {"low": {"adam": {"beta1": 0.5}}}
+        write_params(values)
+        for dataset in values["datasets"]:
+            for name in values["perturbations"]:
                 succeed("perturb", dataset, name)
             for stage in ("train", "impact", "strategies", "evaluate", "ablations"):
                 succeed(stage, dataset)
         succeed("report")
-        shutil.copytree(study, reported_once)
-    else:
-        shutil.rmtree(study / "data")
-        shutil.copytree(reported_once, study, dirs_exist_ok=True)
-    return study
 
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return made_once(fill)
 
 
 # Ablations.
@@ -129,12 +109,9 @@ def test_the_summary_of_a_variant_follows_from_its_cells(reported: Path) -> None
     assert summary["noise_accuracy"] == pytest.approx(sum(means) / len(means), abs=1e-6)
 
 
-def test_one_more_variant_costs_one_model(
-    reported: Path, write_params: WriteParams, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
-    values["ablations"]["standardization"]["tanh"] = {"standardize": "none", "network": {"activation": "tanh"}}
-    write_params(values)
+def test_one_more_variant_costs_one_model(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = {"standardize": "none", "network": {"activation": "tanh"}}
+    with_params({"ablations.standardization.tanh": variant})(reported)
     trained: list[str] = []
     train = work.train
 
@@ -238,17 +215,15 @@ def test_the_numbers_are_those_of_the_metric_files(reported: Path) -> None:
         assert "is right on {} of them, and on {} under ".format(*shown) in page
 
 
-def test_the_authors_numbers_stand_only_beside_their_settings(reported: Path, write_params: WriteParams) -> None:
+def test_the_authors_numbers_stand_only_beside_their_settings(reported: Path) -> None:
     allowed = r"\(the authors' way\)|the authors' numbers are left out|compare with the authors"
     assert "authors" not in re.sub(allowed, "", PAGE.read_text())
     shutil.copy(layout.PARAMS, layout.PROFILES / "paper.yaml")
     succeed("report")
     assert "Not the paper's settings" not in PAGE.read_text()
     assert "The authors' values are those behind" in PAGE.read_text()
-    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
-    values["device"] = "auto"  # decides no number
-    values["train"]["recipes"]["cifar10"]["drop_last"] = False  # of the other data set
-    write_params(values)
+    # The device decides no number.
+    with_params({"device": "auto", "train.recipes.cifar10.drop_last": False})(reported)
     succeed("report")
     assert PAGE.read_text().count("Not the paper's settings") == 1
     differences = [("train.recipes.cifar10.drop_last", True, False)]
@@ -295,30 +270,21 @@ def test_a_missing_or_damaged_metric_file_is_one_clear_error(
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else 20])
-    result = run("report")
-    assert result.exit_code == 1
-    assert result.output.startswith(f"Error: {path}: ")
-    assert f"`python -m pipeline {command}`" in result.output
-    assert result.output.count("\n") == 1
+    said = fail("report")
+    assert said.startswith(f"Error: {path}: ")
+    assert f"`python -m pipeline {command}`" in said
+    assert said.count("\n") == 1
     assert tree(layout.report()) == before
 
 
-def test_metric_files_made_with_other_params_are_refused(reported: Path, write_params: WriteParams) -> None:
-    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
-    values["perturb"]["trials"] = TRIALS + 1
-    write_params(values)
-    result = run("report")
-    assert result.exit_code == 1
-    assert "made with other params" in result.output
+def test_metric_files_made_with_other_params_are_refused(reported: Path) -> None:
+    with_params({"perturb.trials": TRIALS + 1})(reported)
+    assert "made with other params" in fail("report")
 
 
 @pytest.mark.parametrize("block", ["strategies", "ablations"])
-def test_a_study_without_strategies_or_ablations_has_a_page_too(
-    reported: Path, write_params: WriteParams, block: str
-) -> None:
-    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
-    values[block] = {}
-    write_params(values)
+def test_a_study_without_strategies_or_ablations_has_a_page_too(reported: Path, block: str) -> None:
+    with_params({block: {}})(reported)
     for dataset in DATASETS:
         succeed("evaluate" if block == "strategies" else "ablations", dataset)
     succeed("report")
@@ -329,19 +295,15 @@ def test_a_study_without_strategies_or_ablations_has_a_page_too(
         assert page.count("No model was trained on damage and tested on it.") == len(DATASETS)
 
 
-def test_one_of_each_is_in_the_singular(reported: Path, write_params: WriteParams) -> None:
-    values = YAML(typ="safe", pure=True).load(layout.PARAMS.read_text())
-    write_params(values)
+def test_one_of_each_is_in_the_singular(reported: Path) -> None:
     shutil.copy(layout.PARAMS, layout.PROFILES / "paper.yaml")
-    values["strategies"] = {"constant": {}}
-    write_params(values)
+    with_params({"strategies": {"constant": {}}})(reported)
     for dataset in DATASETS:
         succeed("evaluate", dataset)
     succeed("report")
     page = " ".join(PAGE.read_text().split())
     assert "; 1 way of training against it" in page
-    del values["datasets"]["cifar10"]
-    write_params(values)
+    with_params({"datasets.cifar10": REMOVED})(reported)
     succeed("report")
     page = " ".join(PAGE.read_text().split())
     assert "<p>mnist under blur, dead" in page
