@@ -81,30 +81,17 @@ def test_every_stage_runs_without_a_network_in_all_its_processes(
     shutil.copytree(ROOT / "profiles", "profiles")
     write_originals(Path("originals"), tiny_datasets["mnist"])
     tiny_values["prepare"].update(sources=["local"], local_folder="originals")
-    del (
-        tiny_values["datasets"]["cifar10"],
-        tiny_values["strategies"]["incremental"],
-        tiny_values["strategies"]["transfer"],
-    )
+    tiny_values["datasets"] = {"mnist": {"n_train": 40, "n_test": 20}}
+    tiny_values["train"]["recipes"]["mnist"].update(epochs=1, batch_size=20)
+    tiny_values["strategies"] = {"constant": {}}
     for name in ("stuck", "dead", "blur"):
         del tiny_values["perturbations"][name], tiny_values["evaluate"]["levels"][name]
     tiny_values["ablations"] = {"components": {"full": {}}}  # the natural model again, so that none is trained
     shutil.copy(write_params(tiny_values), "profiles/mine.yaml")
     commands = [
-        "check",
-        "prepare mnist",
-        "perturb mnist hot --workers 2",
-        "perturb mnist noise --workers 2",
-        "train mnist",
-        "impact mnist",
-        "strategies mnist --workers 2",
-        "evaluate mnist",
-        "ablations mnist --workers 2",
-        "report",
-        "plan",
-        "verify mnist --full",
-        "clean --yes",
-        "profile mine",
+        *("check", "prepare mnist", "perturb mnist hot --workers 2", "perturb mnist noise --workers 2", "train mnist"),
+        *("impact mnist", "strategies mnist --workers 2", "evaluate mnist", "ablations mnist --workers 2", "report"),
+        *("plan", "verify mnist --full", "clean --yes", "profile mine"),
     ]
     assert {command.split()[0] for command in commands} == set(main.commands)
     status, output, reached_out, n_processes = run_offline(study, STAGES, *commands)
