@@ -11,6 +11,7 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.stages.ablations import ablations
 from pipeline.stages.check import check
 from pipeline.stages.clean import clean
+from pipeline.stages.describe import describe
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.impact import impact
 from pipeline.stages.perturb import perturb
@@ -115,6 +116,7 @@ def main() -> None:
 
 for command in (check, prepare, perturb, train, impact, strategies, evaluate, ablations, report):
     main.add_command(command)
+main.add_command(describe)
 main.add_command(plan)
 main.add_command(verify)
 main.add_command(profile)

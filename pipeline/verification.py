@@ -85,10 +85,9 @@ def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images
             if kind == "images":
                 clean[split] = values
                 progress(len(values))
-    problems += _differences(
-        path, {"dataset": dataset.name, "classes": list(dataset.classes)}, planned, digests, made_by
-    )
-    return clean, _findings(problems, f"{path}: {len(planned)} arrays, digests as published")
+    problems += _differences(path, dataset.attributes, planned, digests, made_by)
+    recorded = "digests as published" if dataset.source is None else "by their digests"
+    return clean, _findings(problems, f"{path}: {len(planned)} arrays, {recorded}")
 
 
 def verify_perturbed(

@@ -271,7 +271,7 @@ def finished(
         shutil.rmtree("data")
         write_originals(Path("originals"), tiny_datasets["mnist"])
         values["prepare"].update(sources=["local"], local_folder="originals")
-        values["datasets"] = {"mnist": {"n_train": 300, "n_test": 200}}
+        values["datasets"] = {"mnist": {**values["datasets"]["mnist"], "n_train": 300, "n_test": 200}}
         for name, levels in TEST_LEVELS.items():
             values["perturbations"][name].update(train_levels=[0.05] if name == "noise" else [], test_levels=levels)
         values["train"]["recipes"]["mnist"]["batch_size"] = 20  # more steps, so that the few images teach something

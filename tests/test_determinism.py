@@ -315,7 +315,7 @@ def study(
     request: pytest.FixtureRequest, quick_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Study:
     values, folder = copy.deepcopy(quick_values), tmp_path_factory.mktemp("study")
-    values["datasets"] = {"mnist": SIZES[request.param]}
+    values["datasets"] = {"mnist": {**values["datasets"]["mnist"], **SIZES[request.param]}}
     values["prepare"]["download_folder"] = str(DOWNLOADS)
     for name, options in OPTIONS.items():
         values["perturbations"][name].update(options)

@@ -53,7 +53,7 @@ def finished(made_once: MakeOnce, tiny_datasets: dict[str, Arrays], write_params
         shutil.rmtree("data")
         write_originals(Path("originals"), tiny_datasets["mnist"])
         values["prepare"].update(sources=["local"], local_folder="originals")
-        values["datasets"] = {"mnist": {"n_train": 300, "n_test": 200}}
+        values["datasets"] = {"mnist": {**values["datasets"]["mnist"], "n_train": 300, "n_test": 200}}
         for name in ("stuck", "dead", "blur"):
             del values["perturbations"][name], values["evaluate"]["levels"][name]
         values["strategies"] = {"constant": {}}

@@ -336,9 +336,15 @@ HARMLESS = (
         "yaml.load(read_file(",
         "pd.read_csv(io.BytesIO(content)",
     ),
-    *("gzip.open(io.BytesIO(content)", "tarfile.open(fileobj=io.BytesIO(content)", "safetensors.torch.load(content"),
+    *(
+        "gzip.open(io.BytesIO(content)",
+        "tarfile.open(fileobj=io.BytesIO(content)",
+        "safetensors.torch.load(content",
+    ),
+    "Image.open(BytesIO(content)",
     # A store that looks at files before it opens them.
-    "zarr.open_group(BoundedStore(path)",
+    "zarr.open_group(BoundedStore(path",
+    "zarr.open_group(files",
     # Functions of ours, which are looked at where they are defined.
     *("load(params_path)", "sources.load(spec", "storage.load("),
 )

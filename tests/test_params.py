@@ -13,7 +13,7 @@ from pipeline.perturbations import PERTURBATIONS
 from pipeline.recipes.recipe import PaperRecipe
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
-from pipeline.study.arrays import plan_arrays
+from pipeline.study.arrays import find_dataset, plan_arrays
 from pipeline.study.params import Params
 from pipeline.study.reading import changed_keys, read
 from tests.conftest import ROOT
@@ -53,6 +53,10 @@ def problems_of(values: dict[str, Any]) -> list[str]:
     return [problem.strip() for problem in problems]
 
 
+PUBLISHED = {"source": {"kind": "canonical", "path": "pipeline/data/datasets.py"}}
+OWN = {"kind": "folder", "path": "../photos", "size": [48, 64], "channels": 3, "test_share": 0.2}
+
+
 def test_the_committed_params_are_profile_quick() -> None:
     assert (ROOT / "params.yaml").read_bytes() == (ROOT / "profiles/quick.yaml").read_bytes()
 
@@ -61,7 +65,6 @@ def test_the_committed_params_are_profile_quick() -> None:
 def test_every_profile_is_valid_and_complete(path: Path) -> None:
     values = read(path)
     loaded = params.load(path)
-    assert list(loaded.datasets) == list(DATASETS)
     # Nothing was converted, filled in or dropped on the way.
     assert changed_keys(values, loaded.model_dump(mode="json", serialize_as_any=True)) == []
 
@@ -184,12 +187,12 @@ BAD = [
     ),
     (
         "unknown-data-set",
-        {"datasets.svhn": {"n_train": 1000, "n_test": 1000}},
-        "datasets: unknown 'svhn'; choose from mnist, cifar10",
+        {"datasets.svhn": {**PUBLISHED, "n_train": 1000, "n_test": 1000}},
+        "datasets: unknown 'svhn'; published are mnist, cifar10",
     ),
     ("no-data-set", {"datasets": {}}, "datasets: empty; name at least one of mnist, cifar10"),
     ("no-variants", {"ablations.mine": {}}, "ablations.mine: no variants; give it at least one, or remove it"),
-    ("number-as-name", {"datasets.1": {"n_train": 1000, "n_test": 1000}}, "datasets.1: "),
+    ("number-as-name", {"datasets.1": {**PUBLISHED, "n_train": 1000, "n_test": 1000}}, "datasets.1: "),
     ("unknown-source", {"prepare.sources": ["web"]}, "prepare.sources.0: unknown 'web'; choose from 'local'"),
     ("no-source", {"prepare.sources": []}, "prepare.sources: "),
     (
@@ -383,9 +386,9 @@ def test_params_cannot_be_changed_after_loading(paper: Params) -> None:
 
 def test_a_data_set_that_params_do_not_have_is_refused_with_the_choices(quick_values: dict[str, Any]) -> None:
     loaded = params.validate(changed(quick_values, {"datasets.mnist": REMOVED}), WHERE)
-    assert loaded.dataset("cifar10") is DATASETS["cifar10"]
+    assert find_dataset(loaded, "cifar10") is DATASETS["cifar10"]
     with pytest.raises(PipelineError, match=r"data set: unknown 'mnist'; params\.yaml has cifar10$"):
-        loaded.dataset("mnist")
+        find_dataset(loaded, "mnist")
 
 
 @pytest.mark.parametrize(

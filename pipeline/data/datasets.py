@@ -1,14 +1,16 @@
-"""What the two data sets are: shapes, sizes, class names, digests of their decoded arrays, and where to get them."""
+"""What data sets are: shapes, sizes, class names, digests of their decoded arrays, and where they come from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from pipeline.runtime.values import Values
 
 SPLITS = ("train", "test")
+# Beyond this an image is no longer one of the kind that this study trains on.
+Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class Dataset:
         name: Its name in params, paths and metrics.
         shape: H, W, C of an image; uint8, 0-255, C = 1 (grey) or 3 (RGB).
         n_examples: Images per split.
-        classes: Names of the labels 0..9.
-        digests: SHA-256 of the decoded uint8 C-order bytes per (split, `images` or `labels`).
+        classes: Names of the labels, from 0 on.
+        digests: SHA-256 of the decoded C-order bytes per (split, `images` or `labels`).
+        source: Of a data set of the user's, the settings that decide its images; None for a published one.
     """
 
     name: str
@@ -28,6 +31,13 @@ class Dataset:
     n_examples: Mapping[str, int]
     classes: tuple[str, ...]
     digests: Mapping[tuple[str, str], str]
+    source: Mapping[str, Any] | None = None
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of its clean store's root group, JSON values."""
+        source = {} if self.source is None else {"source": dict(self.source)}
+        return {"dataset": self.name, "classes": list(self.classes), **source}
 
 
 MNIST = Dataset(
@@ -59,8 +69,65 @@ CIFAR10 = Dataset(
 DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in (MNIST, CIFAR10)}
 
 
+class Canonical(Values):
+    """A published data set, which has its facts here and comes from one of `Prepare.sources`.
+
+    Attributes:
+        path: This file; DVC watches it, as it watches the files of other sources.
+    """
+
+    kind: Literal["canonical"]
+    path: Literal["pipeline/data/datasets.py"]
+
+
+class Own(Values):
+    """Images of the user's, in a folder or a file.
+
+    Attributes:
+        kind: `folder`: a folder per class, or `train` and `test` with a folder per class. `npz`: `train_images`,
+            `train_labels`, `test_images`, `test_labels`, or `x_train` and so on. `zarr`: groups `train` and `test`
+            with `images` and `labels`.
+        path: Where it lies, absolute or relative to the repository.
+        size: Height and width that images are resized and cropped to, pixels.
+        channels: 1 (grey) or 3 (RGB).
+        test_share: Share of the images that becomes the test set, where the source has none; otherwise None.
+    """
+
+    kind: Literal["folder", "npz", "zarr"]
+    path: Annotated[str, Field(min_length=1, max_length=1000)]
+    size: Annotated[tuple[Side, Side], Field(strict=False)]
+    channels: Literal[1, 3]
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H, W, C of an image."""
+        return (*self.size, self.channels)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What decides the images, as JSON values: all but where they lie."""
+        return self.model_dump(mode="json", exclude={"path"})
+
+
+class OwnTorchvision(Own):
+    """A data set that `torchvision.datasets` can read from files that are there.
+
+    Attributes:
+        kind: `torchvision`.
+        path: Its `root`.
+        dataset: Name of its class, such as `Flowers102`.
+    """
+
+    kind: Literal["torchvision"]  # type: ignore[assignment]
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z]\w{0,60}$")]
+
+
+Source = Annotated[Canonical | Own | OwnTorchvision, Field(discriminator="kind")]
+
+
 class Prepare(Values):
-    """Where the original data come from."""
+    """Where the originals of published data sets come from."""
 
     sources: Annotated[tuple[Literal["local", "torchvision", "npm"], ...], Field(strict=False)]
     local_folder: str | None

@@ -95,7 +95,7 @@ def write_clean(path: Path, dataset: Dataset, arrays: Arrays) -> None:
         dataset: Which data set.
         arrays: Its decoded arrays, digests checked.
     """
-    with store.replacing_store(path, {"dataset": dataset.name, "classes": list(dataset.classes)}) as root:
+    with store.replacing_store(path, dataset.attributes) as root:
         for split in SPLITS:
             group = root.create_group(split)
             images = arrays[split, "images"]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import BufferPrototype
 from zarr.storage import LocalStore, StorePath
 
-from pipeline.data.datasets import Dataset
+from pipeline.data.arrays import Labels
+from pipeline.data.datasets import SPLITS, Dataset
 from pipeline.data.seeding import BLOCK_SIZE, block_size, largest_divisor
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError, is_exhausted
-from pipeline.runtime.files import check_file, replacing_folder
+from pipeline.runtime.files import check_file, replacing_folder, resuming_folder
 
 # Bytes per chunk, before compression: what a reader of a single image has to decode. zarr spends about a millisecond on
 # every chunk, whatever its size. Results do not depend on it.
@@ -42,6 +44,10 @@ _MAX_SHARDS = 1_000_000
 # A thousand times what ours have.
 MAX_METADATA_BYTES = 2**20
 SCHEMA_VERSION = 3
+# The largest shard or chunk that is read of a store that somebody else made.
+MAX_FOREIGN_BYTES = 2**28
+# Labels have two bytes.
+MAX_CLASSES = 2**16 - 1
 
 Array = zarr.Array[Any]
 Group = zarr.Group
@@ -132,18 +138,24 @@ class BoundedStore(LocalStore):
 
 
 @contextmanager
-def replacing_store(path: Path, attributes: Mapping[str, Any]) -> Iterator[Group]:
+def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | None = None) -> Iterator[Group]:
     """A new group that takes the place of the store at `path` when the block ends without an error.
 
     Args:
         path: The store to write.
         attributes: Attributes of its root group, JSON values that do not vary from run to run.
+        resumes: Digest of all that decides the store. Given one, a block that fails leaves what it has written, and
+            the next with the same digest finds it (`resume_images`).
     """
-    with _default_settings(), replacing_folder(path) as partial:
+    staging = replacing_folder(path) if resumes is None else resuming_folder(path, resumes)
+    with _default_settings(), staging as partial:
         try:
-            yield zarr.create_group(
-                partial, attributes={"schema_version": SCHEMA_VERSION, **attributes}, overwrite=True
-            )
+            metadata = {"schema_version": SCHEMA_VERSION, **attributes}
+            if resumes is None:
+                yield zarr.create_group(partial, attributes=metadata, overwrite=True)
+            else:
+                files = BoundedStore(partial, read_only=False, max_bytes=2 * SHARD_BYTES)
+                yield zarr.open_group(files, mode="a", zarr_format=3, attributes=metadata)
         finally:
             # Of several writes of one call zarr reports the first that fails, while the others go on.
             zarr_sync.sync(_all_written())
@@ -189,6 +201,27 @@ def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: M
     )
 
 
+def resume_images(group: Group, name: str, shape: tuple[int, ...]) -> tuple[Array, list[tuple[slice, ...]]]:
+    """An array for images, with what a run that was stopped has written of it.
+
+    Args:
+        group: Of a store that `replacing_store` resumes.
+        name: As `create_images`.
+        shape: Likewise.
+
+    Returns:
+        The array, and the regions of its shards, from the first on, that are there.
+    """
+    if name not in group:
+        return create_images(group, name, shape, {}), []
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    assert isinstance(group.store, LocalStore)
+    root = group.store.root
+    keyed = zip(shard_regions(array), _shard_keys(array), strict=True)
+    return array, [region for region, _ in takewhile(lambda shard: (root / shard[1]).exists(), keyed)]
+
+
 def images_per_chunk(image_bytes: int) -> int:
     """How many images of that size fit into a chunk: 2,000 of MNIST, 500 of CIFAR-10, which divide 10,000.
 
@@ -198,15 +231,22 @@ def images_per_chunk(image_bytes: int) -> int:
     return BLOCK_SIZE * n_blocks or largest_divisor(block_size((image_bytes,)), CHUNK_BYTES // image_bytes)
 
 
-def create_labels(group: Group, name: str, labels: NDArray[np.uint8]) -> None:
-    """Write labels, uint8 (N,), as one shard."""
-    array = _create_labels(group, name, labels.shape)
+def label_type(n_classes: int) -> np.dtype[Any]:
+    """The smallest unsigned type that holds the labels of so many classes."""
+    return np.dtype(np.uint8 if n_classes <= 256 else np.uint16)
+
+
+def create_labels(group: Group, name: str, labels: Labels) -> None:
+    """Write labels, `label_type` (N,), as one shard; those of a run that was stopped are replaced."""
+    if name in group:
+        del group[name]
+    array = _create_labels(group, name, labels.shape, labels.dtype)
     array[...] = labels
     finish(array, sha256(labels))
 
 
-def _create_labels(group: Group, name: str, shape: tuple[int, ...]) -> Array:
-    return _create(group, name, shape, chunks=shape, shards=shape, dimensions=("image",), attributes={})
+def _create_labels(group: Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return _create(group, name, shape, chunks=shape, shards=shape, dimensions=("image",), attributes={}, dtype=dtype)
 
 
 def _create(
@@ -217,11 +257,12 @@ def _create(
     shards: tuple[int, ...],
     dimensions: tuple[str, ...],
     attributes: Mapping[str, Any],
+    dtype: Any = "uint8",
 ) -> Array:
     return group.create_array(
         name,
         shape=shape,
-        dtype="uint8",
+        dtype=dtype,
         chunks=chunks,
         shards=shards,
         serializer=BytesCodec(),
@@ -276,13 +317,14 @@ def planned_files(
         arrays: Path, shape and attributes, the digest last, of every array.
     """
     metadata: dict[str, Any] = {}
-    made = []
+    made, labels = [], label_type(len(attributes.get("classes", ())))
     with _default_settings():
         root = zarr.create_group(metadata, attributes={"schema_version": SCHEMA_VERSION, **attributes})
         for name, shape, expected in arrays:
             *groups, last = name.split("/")
             group = root.require_group("/".join(groups))
-            array = _create_labels(group, last, shape) if len(shape) == 1 else create_images(group, last, shape, {})
+            is_labels = len(shape) == 1
+            array = _create_labels(group, last, shape, labels) if is_labels else create_images(group, last, shape, {})
             made.append(array.update_attributes(dict(expected)))
     contents = {Path(name): content.to_bytes() for name, content in metadata.items()}
     return dict.fromkeys(files_of(made)) | contents
@@ -303,7 +345,7 @@ def _as_we_write(array: Array, root: Path) -> tuple[Array, BoundedStore]:
         raise ValueError(f"shape {shape}")
     nowhere, is_labels = zarr.create_group({}), len(shape) == 1
     if is_labels:
-        ours = _create_labels(nowhere, array.basename, shape)
+        ours = _create_labels(nowhere, array.basename, shape, array.dtype)
     else:
         ours = create_images(nowhere, array.basename, shape, {})
     if math.prod(_shard_grid(ours)) > _MAX_SHARDS or (is_labels and shape[0] > SHARD_BYTES):
@@ -313,7 +355,7 @@ def _as_we_write(array: Array, root: Path) -> tuple[Array, BoundedStore]:
     for key in different:
         if key != "attributes":
             raise ValueError(f"unexpected {key}")
-    shard, chunk = math.prod(ours.shards or ours.chunks), math.prod(ours.chunks)
+    shard, chunk = (ours.dtype.itemsize * math.prod(shape) for shape in (ours.shards or ours.chunks, ours.chunks))
     # What zstd adds to a chunk that it cannot compress, the chunk's checksum and place, and the index's checksum.
     files = BoundedStore(root, max_bytes=shard + shard // chunk * (chunk // 256 + 64 + 4 + 16) + 4)
     metadata = replace(ours.metadata, attributes=array.metadata.attributes)
@@ -325,7 +367,7 @@ def finish(array: Array, digest: str) -> None:
     array.attrs["sha256"] = digest
 
 
-def sha256(array: NDArray[np.uint8]) -> str:
+def sha256(array: Labels) -> str:
     """SHA-256 of the array's bytes in C order, as hex digits."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
@@ -374,8 +416,8 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     try:
         with _default_settings():
             found = group[name]
-            if not isinstance(found, zarr.Array) or found.dtype != np.uint8:
-                raise ValueError("not an array of uint8")
+            if not isinstance(found, zarr.Array) or found.dtype not in (np.uint8, np.uint16):
+                raise ValueError("not an array of uint8 or uint16")
             array, files = _as_we_write(found, root)
     except KeyError:
         raise PipelineError(f"{where}: not in the store; make it again with `{made_by}`") from None
@@ -440,7 +482,7 @@ def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
     """
     try:
         with _default_settings():
-            return np.ascontiguousarray(array[selection], dtype=np.uint8)
+            return np.ascontiguousarray(array[selection], dtype=array.dtype)
     except MemoryError as error:
         raise PipelineError(f"{_where(array)}: does not fit into memory ({error})") from None
     except Exception as error:  # codecs raise what they like
@@ -461,13 +503,13 @@ def _where(array: Array) -> str:
     return str(array.store_path).removeprefix("file://")
 
 
-def read_clean(dataset: Dataset, split: str, kind: str) -> NDArray[np.uint8]:
+def read_clean(dataset: Dataset, split: str, kind: str) -> Any:
     """A full array of the clean store, its digest checked.
 
     Args:
         dataset: Which data set.
         split: `train` or `test`.
-        kind: `images` (uint8 (N, H, W, C)) or `labels` (uint8 (N,)).
+        kind: `images` (uint8 (N, H, W, C)) or `labels` (`label_type` (N,)).
 
     Raises:
         PipelineError: The store is missing or damaged, or holds other data.
@@ -476,6 +518,81 @@ def read_clean(dataset: Dataset, split: str, kind: str) -> NDArray[np.uint8]:
     path = layout.clean_store(dataset.name)
     array = get_array(open_store(path, made_by), f"{split}/{kind}", made_by)
     shape = (dataset.n_examples[split], *(dataset.shape if kind == "images" else ()))
-    if array.shape != shape or array.attrs["sha256"] != dataset.digests[split, kind]:
+    dtype = np.uint8 if kind == "images" else label_type(len(dataset.classes))
+    if (array.shape, array.dtype, array.attrs["sha256"]) != (shape, dtype, dataset.digests[split, kind]):
         raise PipelineError(f"{path}/{split}/{kind}: not the {dataset.name} data; make it again with `{made_by}`")
     return read(array, made_by)
+
+
+def read_facts(name: str) -> Dataset:
+    """What the clean store of a data set says of it.
+
+    Raises:
+        PipelineError: The store is missing or damaged.
+    """
+    made_by = f"python -m pipeline prepare {name}"
+    path = layout.clean_store(name)
+    group = open_store(path, made_by)
+    classes: Any = group.attrs.get("classes")
+    source: Any = group.attrs.get("source")
+    arrays = {
+        (split, kind): get_array(group, f"{split}/{kind}", made_by) for split in SPLITS for kind in ("images", "labels")
+    }
+    shapes = {array.shape[1:] for (_, kind), array in arrays.items() if kind == "images"}
+    are_strings = isinstance(classes, list) and all(isinstance(label, str) for label in classes)
+    if not (are_strings and isinstance(source, dict) and len(shapes) == 1 and len(shape := shapes.pop()) == 3):
+        raise PipelineError(f"{path}: damaged metadata; make it again with `{made_by}`")
+    return Dataset(
+        name,
+        (shape[0], shape[1], shape[2]),
+        n_examples={split: arrays[split, "labels"].shape[0] for split in SPLITS},
+        classes=tuple(classes),
+        digests={key: str(array.attrs["sha256"]) for key, array in arrays.items()},
+        source=source,
+    )
+
+
+def open_foreign(path: Path, name: str) -> Array | None:
+    """An array of a store that somebody else made, for reading in parts; None if it has none of that name.
+
+    Args:
+        path: A Zarr store of version 2 or 3, a folder.
+        name: Path of the array in it.
+
+    Raises:
+        PipelineError: It cannot be read, or its chunks are too large to be held.
+    """
+    try:
+        with _default_settings():
+            found = zarr.open_group(BoundedStore(path, max_bytes=MAX_FOREIGN_BYTES), mode="r").get(name)
+    except Exception as error:  # as in open_store
+        if is_exhausted(error):
+            raise
+        raise PipelineError(f"{path}: no Zarr store, or damaged metadata ({error})") from None
+    if not isinstance(found, zarr.Array):
+        return None
+    n_bytes = found.dtype.itemsize * math.prod(found.shards or found.chunks)
+    if n_bytes > MAX_FOREIGN_BYTES:
+        raise PipelineError(f"{path}/{name}: chunks of {n_bytes:,} bytes, more than the {MAX_FOREIGN_BYTES:,} allowed")
+    return found
+
+
+def foreign_classes(path: Path) -> Any:
+    """What the attribute `classes` of a store's root says, or None."""
+    with _default_settings():
+        return zarr.open_group(BoundedStore(path), mode="r").attrs.get("classes")
+
+
+def read_foreign(array: Array, selection: Any) -> NDArray[Any]:
+    """A part of an array from `open_foreign`.
+
+    Raises:
+        PipelineError: A chunk cannot be decoded.
+    """
+    try:
+        with _default_settings():
+            return np.ascontiguousarray(array[selection])
+    except Exception as error:  # codecs raise what they like
+        if is_exhausted(error) or isinstance(error, MemoryError):
+            raise
+        raise PipelineError(f"{_where(array)}: damaged data ({error})") from None

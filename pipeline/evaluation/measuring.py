@@ -1,5 +1,6 @@
 """Models on clean and perturbed images; every store is read once for all of them."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,8 +26,8 @@ from pipeline.study.planning import PlannedCell, Study
 
 Extra = TypeVar("Extra")
 Classes = Mapping[ModelKey, NDArray[np.int64]]
-# (model, perturbation, level) → images of every class, by the class that they were taken for, (n_classes, n_classes).
-Confusions = Mapping[tuple[ModelKey, str, float], NDArray[np.int64]]
+# (model, perturbation, level) → (class, class that it was taken for) → images; pairs that do not occur are left out.
+Confusions = Mapping[tuple[ModelKey, str, float], Counter[tuple[int, int]]]
 
 
 class Predictor:
@@ -195,37 +196,37 @@ def describe_examples(predictor: Predictor, shown: Shown, n: int) -> list[Exampl
     ]
 
 
-def count_confusions(shown: Shown, n_classes: int) -> Confusions:
+def count_confusions(shown: Shown) -> Confusions:
     """How often every model takes each class for each other one, in one set of images.
 
     Source: the paper's section IX names this as future work.
     """
-    first = shown.labels.astype(np.int64) * n_classes  # with the predicted class, one number for every pair
+    actual = shown.labels.tolist()
     return {
-        (cell.model, cell.perturbation, cell.level): np.bincount(
-            first + shown.classes[cell.model], minlength=n_classes**2
-        ).reshape(n_classes, n_classes)
+        (cell.model, cell.perturbation, cell.level): Counter(
+            zip(actual, shown.classes[cell.model].tolist(), strict=True)
+        )
         for cell in shown.cells
     }
 
 
 def list_confusions(counted: Iterable[Confusions], wanted: Iterable[tuple[ModelKey, str, float]]) -> list[Confusion]:
-    """The counts of some models at some levels, all trials together, a row for every pair of classes.
+    """The counts of some models at some levels, all trials together, a row for every pair of classes that occurs.
 
     Args:
         counted: Of every set of images, from `count_confusions`.
         wanted: (model, perturbation, level).
     """
-    total: dict[tuple[ModelKey, str, float], NDArray[np.int64]] = {}
+    total: defaultdict[tuple[ModelKey, str, float], Counter[tuple[int, int]]] = defaultdict(Counter)
     for of_set in counted:
         for key, counts in of_set.items():
-            total[key] = total.get(key, 0) + counts
+            total[key].update(counts)
     return [
         Confusion(
-            **vars(model), perturbation=perturbation, level=level, actual=actual, predicted=predicted, n_examples=int(n)
+            **vars(model), perturbation=perturbation, level=level, actual=actual, predicted=predicted, n_examples=n
         )
         for model, perturbation, level in wanted
-        for (actual, predicted), n in np.ndenumerate(total[model, perturbation, level])
+        for (actual, predicted), n in sorted(total[model, perturbation, level].items())
     ]
 
 

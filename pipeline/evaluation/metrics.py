@@ -168,7 +168,8 @@ def recall_by_class(confusions: pd.DataFrame) -> pd.Series:
         confusions: Columns as the fields of `Confusion`, of one model and level.
     """
     right = confusions[confusions["actual"] == confusions["predicted"]].set_index("actual")["n_examples"]
-    return right / confusions.groupby("actual")["n_examples"].sum()
+    all_of_class = confusions.groupby("actual")["n_examples"].sum()
+    return right.reindex(all_of_class.index, fill_value=0) / all_of_class
 
 
 def pair_with_natural(cells: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from itertools import product, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +100,21 @@ def read_confusions(study: Study, cells: pd.DataFrame) -> pd.DataFrame:
     """
     path, made_by = layout.confusion(study.dataset.name), _made_by("evaluate", study)
     confusions = _read(path, Confusion, made_by)
-    classes, confused = range(len(study.dataset.classes)), confused_models(study, cells)
-    expected = [
-        (*vars(model).values(), *level, *pair) for model, *level in confused for pair in product(classes, repeat=2)
-    ]
-    keys = ["strategy", "label", "seed", "perturbation", "level", "actual", "predicted"]
-    _check_keys(path, confusions, keys, expected, made_by)
-    shown = cells.groupby(["strategy", "label", "seed", "perturbation", "level"])["n_examples"].sum()
-    n_images = [shown[(*vars(model).values(), *level)] for model, *level in confused]
-    counts = confusions["n_examples"].to_numpy().reshape(len(confused), -1)
-    if counts.min() < 0 or counts.sum(axis=1).tolist() != n_images:
+    keys, n_classes = ["strategy", "label", "seed", "perturbation", "level"], len(study.dataset.classes)
+    expected = [(*vars(model).values(), *level) for model, *level in confused_models(study, cells)]
+    groups = confusions.groupby(keys, sort=False)
+    _check_keys(path, groups.size().reset_index(), keys, expected, made_by)
+    shown = cells.groupby(keys)[["n_examples", "n_correct"]].sum().loc[expected].to_numpy().tolist()
+    pairs = confusions["actual"] * n_classes + confusions["predicted"]
+    is_right = confusions["actual"] == confusions["predicted"]
+    counted = confusions.assign(n_correct=confusions["n_examples"].where(is_right, 0))
+    is_sound = (
+        confusions[["actual", "predicted"]].isin(range(n_classes)).all(axis=None)
+        and confusions["n_examples"].ge(1).all()
+        and all(pairs[rows].is_monotonic_increasing and pairs[rows].is_unique for rows in groups.indices.values())
+        and counted.groupby(keys, sort=False)[["n_examples", "n_correct"]].sum().to_numpy().tolist() == shown
+    )
+    if not is_sound:
         raise PipelineError(f"{path}: counts that do not add up; make it again with `{made_by}`")
     return confusions
 

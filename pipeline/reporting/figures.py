@@ -18,6 +18,8 @@ from pipeline.recipes.plan import CLEAN
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 250, 38, 10, 12, 44
 # Closer to each other than this, labels of the x axis would overlap.
 _LABEL_WIDTH = 34
+# Pixels of the longer side of a picture: twice what the page shows it at, for fine screens.
+_PICTURE = 104
 # Colours of the page's style sheet: s0 to s7.
 N_COLORS = 8
 
@@ -156,11 +158,15 @@ def draw_bars(title: str, groups: Mapping[str, Sequence[float | None]], names: S
 
 
 def encode_image(image: Images) -> str:
-    """An image as the address of a PNG in the page.
+    """An image as the address of a PNG in the page, made smaller where it has more pixels than are shown.
 
     Args:
         image: uint8 (H, W, C), grey or RGB.
     """
+    scale = _PICTURE / max(image.shape[:2])
+    if scale < 1:
+        smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        image = np.asarray(smaller, np.uint8).reshape(*smaller.shape[:2], image.shape[2])
     _, content = cv2.imencode(".png", image[..., ::-1] if image.shape[2] == 3 else image)
     return f"data:image/png;base64,{base64.b64encode(content.tobytes()).decode()}"
 

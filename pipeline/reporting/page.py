@@ -43,6 +43,8 @@ _N_LOSSES = 3
 _LETTERS = {"constant": "A", "incremental": "B", "transfer": "C"}
 _FAMILIES = tuple(dict.fromkeys(perturbation.family for perturbation in PERTURBATIONS.values()))
 # Values that do not change what is measured.
+# Classes of which a confusion matrix is drawn at most, and pairs that are listed of more.
+_MAX_MATRIX, _N_PAIRS = 25, 10
 _NO_SETTINGS = ("device", "prepare", "impact.n_examples", "impact.batch_size", "evaluate.batch_size")
 # And those that change nothing of what the authors measured.
 _NOT_THEIRS = ("ablations", "evaluate.cross_trials", "train.seeds", "perturb.seed")
@@ -447,9 +449,20 @@ class _Described:
         return {"matrices": matrices, "losses": losses}
 
     def _matrix(self, confusions: pd.DataFrame, title: str) -> dict[str, Any]:
-        counts = confusions.pivot_table("n_examples", "actual", "predicted", aggfunc="sum").to_numpy(float)
+        """A matrix; of too many classes for one, the pairs that are confused most often."""
+        classes = self.study.dataset.classes
+        if len(classes) > _MAX_MATRIX:
+            wrong = confusions[confusions["actual"] != confusions["predicted"]]
+            most = wrong.sort_values("n_examples", ascending=False, kind="stable").head(_N_PAIRS)
+            pairs = zip(most["actual"], most["predicted"], most["n_examples"], strict=True)
+            return {
+                "title": title,
+                "pairs": [(classes[actual], classes[predicted], n) for actual, predicted, n in pairs],
+            }
+        counts = np.zeros((len(classes), len(classes)))
+        counts[confusions["actual"], confusions["predicted"]] = confusions["n_examples"]
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        return {"title": title, "classes": self.study.dataset.classes, "rows": shares.tolist()}
+        return {"title": title, "classes": classes, "rows": shares.tolist()}
 
 
 def _aggregate_models(cells: pd.DataFrame) -> pd.DataFrame:

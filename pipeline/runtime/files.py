@@ -7,8 +7,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.runtime.errors import PipelineError, is_exhausted
+
+if TYPE_CHECKING:
+    from zipfile import ZipFile
 
 # Half-made outputs carry this suffix; .dvcignore and .gitignore name it too.
 PARTIAL_SUFFIX = ".partial"
@@ -52,22 +56,54 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The folder cannot be written; an existing `path` is left as it was.
     """
+    with _replacing_folder(path, None) as staged:
+        yield staged
+
+
+@contextmanager
+def resuming_folder(path: Path, key: str) -> Iterator[Path]:
+    """As `replacing_folder`, but a block that fails leaves the temporary folder, which the next one may go on with.
+
+    Args:
+        path: The folder to write.
+        key: Says what decides its content; a folder that was left under another key is removed first.
+
+    Raises:
+        OSError: As `replacing_folder`.
+    """
+    with _replacing_folder(path, key) as staged:
+        yield staged
+
+
+@contextmanager
+def _replacing_folder(path: Path, key: str | None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     previous = path.parent / f".{path.name}.previous{PARTIAL_SUFFIX}"
+    keyed = path.parent / f".{path.name}.key{PARTIAL_SUFFIX}"
+
+    def is_resumed() -> bool:
+        return key is not None and keyed.is_file() and keyed.read_bytes() == key.encode() and staged.is_dir()
 
     def clean_up() -> None:
-        remove(staged)
+        if not is_resumed():
+            remove(staged)
+            remove(keyed)
         if os.path.lexists(previous):
             # Out of the way in one step, so that nobody puts back one of which half is removed; or back, if nothing
             # has taken its place.
-            previous.rename(staged if os.path.lexists(path) else path)
-            remove(staged)
+            is_replaced = os.path.lexists(path)
+            previous.rename(staged if is_replaced else path)
+            if is_replaced:
+                remove(staged)
 
     try:
         try:
             clean_up()
-            staged.mkdir()
+            if not is_resumed():
+                staged.mkdir()
+                if key is not None:
+                    keyed.write_bytes(key.encode())
             yield staged
             if os.path.lexists(path):
                 path.rename(previous)
@@ -105,6 +141,24 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     n_bytes = check_file(path, max_bytes)
     with _named_reading(path), path.open("rb") as file:
         return file.read(n_bytes)  # Python takes as much memory as it is asked for, whatever there is to read
+
+
+@contextmanager
+def opened_zip(path: Path) -> Iterator["ZipFile"]:
+    """A zip archive of any size, whose members are to be read in parts.
+
+    Raises:
+        FileNotFoundError: As `read_file`.
+        PipelineError: It is no regular file, no zip archive, or damaged.
+    """
+    from zipfile import BadZipFile, ZipFile
+
+    check_file(path, sys.maxsize)
+    try:
+        with ZipFile(path) as archive:
+            yield archive
+    except BadZipFile as error:
+        raise PipelineError(f"{path}: no zip archive, or damaged: {error}") from None
 
 
 def check_file(path: Path, max_bytes: int) -> int:

@@ -30,12 +30,12 @@ def evaluate(dataset: str, params_path: Path) -> None:
     from pipeline.evaluation.metrics import to_frame
     from pipeline.evaluation.results import confused_models, write_cells
 
-    models, n_classes = load_models(study, "evaluate"), len(study.dataset.classes)
+    models = load_models(study, "evaluate")
     hardest = {(CLEAN, 0.0), *study.hardest.items()}
 
     def count(shown: Shown) -> Confusions:
         level = shown.cells[0].perturbation, shown.cells[0].level
-        return count_confusions(shown, n_classes) if level in hardest else {}
+        return count_confusions(shown) if level in hardest else {}
 
     with progress_bar(f"{dataset} evaluate, {len(models)} models", data.n_images) as bar:
         cells, counted = measure(study, "evaluate", models, data, count, bar.update)

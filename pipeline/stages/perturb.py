@@ -22,11 +22,11 @@ def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) ->
     from pipeline.perturbations.generation import write_perturbed
     from pipeline.runtime import layout
     from pipeline.runtime.engine import LocalThreads
-    from pipeline.study.arrays import plan_arrays
+    from pipeline.study.arrays import find_dataset, plan_arrays
     from pipeline.study.params import load
 
     params = load(params_path)
-    spec = params.dataset(dataset)
+    spec = find_dataset(params, dataset)
     arrays = plan_arrays(params, spec, perturbation)
     splits = sorted({array.variant.split for array in arrays})
     clean = {split: read_clean(spec, split, "images") for split in splits}

@@ -1,29 +1,44 @@
-"""Stage prepare: a data set from its original source into a clean store."""
+"""Stage prepare: a data set from its source into a clean store."""
 
 from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, workers_option
 
 
-@click.command(cls=Stage, short_help="Fetch a data set and write its clean store.")
+@click.command(cls=Stage, short_help="Read a data set and write its clean store.")
 @dataset_argument
 @params_option
-def prepare(dataset: str, params_path: Path) -> None:
-    """Fetch DATASET (mnist or cifar10) and write data/clean/DATASET.zarr.
+@workers_option
+def prepare(dataset: str, params_path: Path, workers: int) -> None:
+    """Read DATASET from its source and write data/clean/DATASET.zarr.
 
-    Tries the sources of `prepare.sources` in order, keeps what it downloads, and writes only arrays that have the
-    published SHA-256 digests.
+    A published data set (`kind: canonical`) is fetched from the first of `prepare.sources` that answers, and written
+    only with the published SHA-256 digests. Images of yours are decoded side by side, resized, and written a shard at a
+    time; a run that was stopped goes on where it was.
     """
-    from pipeline.data import sources
+    from pipeline.data import own, preparing, sources
+    from pipeline.data.datasets import DATASETS, Canonical
     from pipeline.runtime import layout
+    from pipeline.runtime.engine import LocalProcesses
+    from pipeline.study.arrays import find_dataset
     from pipeline.study.params import load
 
     params = load(params_path)
-    spec = params.dataset(dataset)
-    arrays = sources.load(spec, params.prepare, lambda line: click.echo(line, err=True))
-    path = layout.clean_store(dataset)
-    sources.write_clean(path, spec, arrays)
-    sizes = ", ".join(f"{len(arrays[split, 'images']):,} {split}" for split in ("train", "test"))
-    click.echo(f"{path}: {sizes} images, digests verified")
+    source, path = params.subset(dataset).source, layout.clean_store(dataset)
+    if isinstance(source, Canonical):
+        spec = DATASETS[dataset]
+        sources.write_clean(path, spec, sources.load(spec, params.prepare, lambda line: click.echo(line, err=True)))
+        said = "digests verified"
+    else:
+        engine = LocalProcesses(workers)
+        opened = own.open_source(source, engine)
+        with progress_bar(f"prepare {dataset}", sum(len(split.labels) for split in opened.splits.values())) as bar:
+            preparing.write_own(path, dataset, source, opened, engine, bar.update)
+        for remark in opened.remarks:
+            click.echo(f"{dataset}: {remark}", err=True)
+        spec = find_dataset(params, dataset)
+        said = f"{len(spec.classes)} classes"
+    sizes = ", ".join(f"{spec.n_examples[split]:,} {split}" for split in ("train", "test"))
+    click.echo(f"{path}: {sizes} images, {said}")

@@ -1,12 +1,35 @@
-"""Which arrays the perturbed stores must hold."""
+"""Which data set a name stands for, and which arrays its perturbed stores must hold."""
 
 from functools import partial
 
-from pipeline.data.datasets import Dataset
+from pipeline.data import store
+from pipeline.data.datasets import DATASETS, Canonical, Dataset
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.perturbations.variants import PlannedArray, Variant
+from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.study.params import Params
+
+
+def find_dataset(params: Params, name: str) -> Dataset:
+    """The data set `name`; what params do not say of the user's own is read from its clean store.
+
+    Raises:
+        PipelineError: `datasets` does not have it; of an own one: it was not prepared, or with other settings, or has
+            fewer images than params use.
+    """
+    subset = params.subset(name)
+    if isinstance(subset.source, Canonical):
+        return DATASETS[name]
+    dataset, path = store.read_facts(name), layout.clean_store(name)
+    if (dataset.source, dataset.shape) != (subset.source.attributes, subset.source.shape):
+        raise PipelineError(f"{path}: made with other params; make it again with `python -m pipeline prepare {name}`")
+    for split, wanted in (("train", subset.n_train), ("test", subset.n_test)):
+        if wanted > dataset.n_examples[split]:
+            raise PipelineError(
+                f"datasets.{name}.n_{split}: {wanted} is more than the {dataset.n_examples[split]} images there are"
+            )
+    return dataset
 
 
 def plan_arrays(params: Params, dataset: Dataset, perturbation: str) -> list[PlannedArray]:

@@ -19,7 +19,7 @@ _STALE_SUFFIX = f".stale{PARTIAL_SUFFIX}"
 
 
 def read_examples(study: Study, split: str) -> tuple[Images, Labels]:
-    """The clean images of a split that the study uses, uint8 (N, H, W, C), and their labels, uint8 (N,).
+    """The clean images of a split that the study uses, uint8 (N, H, W, C), and their labels, (N,).
 
     Raises:
         PipelineError: The clean store is missing or damaged, or holds other data.
@@ -35,7 +35,7 @@ class StudyData:
 
     Attributes:
         clean: Split → uint8 (N, H, W, C).
-        labels: Split → uint8 (N,).
+        labels: Split → class numbers (N,).
         perturbed: (perturbation, level) → the perturbed test images, (trials, N, H, W, C).
         n_images: All of them, trials included.
     """
@@ -55,7 +55,8 @@ def open_study(study: Study, stage: str) -> StudyData:
     tested = study.tested(stage)
     perturbed = {(array.variant.perturbation, array.variant.level): array.opened() for array in tested}
     examples = {split: read_examples(study, split) for split in study.splits(stage)}
-    clean, labels = ({split: values[i] for split, values in examples.items()} for i in (0, 1))
+    clean = {split: images for split, (images, _) in examples.items()}
+    labels = {split: of_split for split, (_, of_split) in examples.items()}
     n_images = sum(len(images) for images in clean.values()) + sum(array.n_images for array in tested)
     return StudyData(clean, labels, perturbed, n_images)
 

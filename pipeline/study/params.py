@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from pipeline.data.datasets import DATASETS, Dataset, Prepare
+from pipeline.data.datasets import DATASETS, Canonical, Prepare, Source
 from pipeline.data.seeding import level_name
 from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.recipes.plan import NATURAL
@@ -22,11 +22,17 @@ Seed = Annotated[int, Field(ge=0, lt=2**256)]
 TrainSeed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of tables
 # Names that a person gives; files are called by them.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
+Shape = tuple[int, int, int]
+
+_PUBLISHED: Mapping[str, Shape] = {name: dataset.shape for name, dataset in DATASETS.items()}
+# What pydantic puts between a name and its keys: which of several kinds of block it is.
+_KINDS = ("paper", "fast", "canonical", "folder", "npz", "zarr", "torchvision")
 
 
 class Subset(Values):
-    """How much of a data set is used: the first images of each split."""
+    """Where a data set comes from, and how much of it is used: the first images of each split."""
 
+    source: Source
     n_train: Annotated[int, Field(ge=1)]
     n_test: Annotated[int, Field(ge=1)]
 
@@ -78,7 +84,7 @@ class Params(Values):
     """All of params.yaml."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")]
-    datasets: Mapping[str, Subset]
+    datasets: Mapping[Name, Subset]
     prepare: Prepare
     perturbations: Mapping[str, PerturbationLevels]
     perturb: Perturb
@@ -88,15 +94,15 @@ class Params(Values):
     evaluate: Evaluate
     ablations: Mapping[Name, Mapping[Name, Mapping[str, Any]]]
 
-    def dataset(self, name: str) -> Dataset:
-        """The data set `name`.
+    def subset(self, name: str) -> Subset:
+        """What is said of the data set `name`.
 
         Raises:
             PipelineError: `datasets` does not have it.
         """
         if name not in self.datasets:
             raise PipelineError(f"data set: unknown '{name}'; params.yaml has {', '.join(self.datasets)}")
-        return DATASETS[name]
+        return self.datasets[name]
 
     # Per field, so that what is wrong in one block does not hide what is wrong in another.
     @field_validator("datasets")
@@ -121,11 +127,10 @@ class Params(Values):
     def _check_perturbations(
         cls, perturbations: Mapping[str, PerturbationLevels], info: ValidationInfo
     ) -> Mapping[str, PerturbationLevels]:
-        shapes = {name: DATASETS[name].shape for name in info.data.get("datasets", DATASETS)}
         problems = [
             problem
             for name, levels in perturbations.items()
-            for problem in _perturbation_problems(name, levels, shapes)
+            for problem in _perturbation_problems(name, levels, _shapes(info))
         ]
         # The stages depend on the folder of perturbed stores.
         _raise(
@@ -136,15 +141,15 @@ class Params(Values):
     @field_validator("train")
     @classmethod
     def _check_train(cls, train: Train, info: ValidationInfo) -> Train:
-        datasets = info.data.get("datasets", {})
+        datasets, shapes = info.data.get("datasets", {}), {**_PUBLISHED, **_shapes(info)}
         problems = [] if train.seeds else ["train.seeds: empty; give at least one"]
         problems += ["train.seeds: a seed stands there twice"] * (len(set(train.seeds)) < len(train.seeds))
         problems += [f"train.recipes: no recipe for '{name}'" for name in datasets if name not in train.recipes]
         for name, recipe in train.recipes.items():
-            if name in DATASETS:
-                problems += _recipe_problems(f"train.recipes.{name}", name, recipe, datasets.get(name))
-            else:
-                problems.append(f"train.recipes: unknown {name!r}; choose from {', '.join(DATASETS)}")
+            if name in shapes:
+                problems += _recipe_problems(f"train.recipes.{name}", shapes[name], recipe, datasets.get(name))
+            elif datasets:
+                problems.append(f"train.recipes: unknown {name!r}; choose from {', '.join(shapes)}")
         _raise(problems)
         return train
 
@@ -177,7 +182,7 @@ class Params(Values):
     @field_validator("evaluate")
     @classmethod
     def _check_evaluate(cls, evaluate: Evaluate, info: ValidationInfo) -> Evaluate:
-        shapes = {name: DATASETS[name].shape for name in info.data.get("datasets", DATASETS)}
+        shapes = _shapes(info)
         problems = [
             f"evaluate.levels.{name}: missing"
             for name in info.data.get("perturbations", {})
@@ -213,7 +218,7 @@ class Params(Values):
                         key = f"ablations.{name}.{variant}"
                         try:
                             recipe = change_recipe(info.data["train"].recipes[dataset], changes)
-                            problems += _recipe_problems(key, dataset, recipe, subset)
+                            problems += _recipe_problems(key, _shape(dataset, subset), recipe, subset)
                         except ValidationError as error:
                             problems += [f"{key}.{line}" for detail in error.errors() for line in _explain(detail)]
         _raise(list(dict.fromkeys(problems)))
@@ -244,9 +249,28 @@ def _raise(problems: list[str]) -> None:
         raise ValueError("\n".join(problems))
 
 
+def _shape(name: str, subset: Subset) -> Shape:
+    """H, W, C of the images of a data set."""
+    return DATASETS[name].shape if isinstance(subset.source, Canonical) else subset.source.shape
+
+
+def _shapes(info: ValidationInfo) -> Mapping[str, Shape]:
+    """Shapes of the data sets of params.yaml; where these are wrong, of the published ones."""
+    datasets = info.data.get("datasets")
+    return _PUBLISHED if datasets is None else {name: _shape(name, subset) for name, subset in datasets.items()}
+
+
 def _dataset_problems(name: str, subset: Subset) -> list[str]:
+    source = subset.source
+    if not isinstance(source, Canonical):
+        problems = []
+        if name in DATASETS:
+            problems.append(f"datasets.{name}: the name of a published data set; choose another")
+        if not source.path.isprintable() or source.path.startswith("~"):  # DVC takes ~ for the name of a folder
+            problems.append(f"datasets.{name}.source.path: {source.path!r} is no path; write it out")
+        return problems
     if name not in DATASETS:
-        return [f"datasets: unknown {name!r}; choose from {', '.join(DATASETS)}"]
+        return [f"datasets: unknown {name!r}; published are {', '.join(DATASETS)}; for images of yours give a source"]
     available = DATASETS[name].n_examples
     return [
         f"datasets.{name}.n_{split}: {wanted} is more than the {available[split]} images there are"
@@ -255,9 +279,9 @@ def _dataset_problems(name: str, subset: Subset) -> list[str]:
     ]
 
 
-def _recipe_problems(key: str, dataset: str, recipe: Recipe, subset: Subset | None) -> list[str]:
+def _recipe_problems(key: str, shape: Shape, recipe: Recipe, subset: Subset | None) -> list[str]:
     problems = []
-    height, width, channels = DATASETS[dataset].shape
+    height, width, channels = shape
     shapes = [(height, width, channels)]
     if isinstance(recipe, FastRecipe):
         if recipe.shift >= min(height, width):
@@ -283,9 +307,7 @@ def _batch_problems(key: str, recipe: Recipe, subset: Subset | None) -> list[str
     return []
 
 
-def _perturbation_problems(
-    name: str, levels: PerturbationLevels, shapes: Mapping[str, tuple[int, int, int]]
-) -> list[str]:
+def _perturbation_problems(name: str, levels: PerturbationLevels, shapes: Mapping[str, Shape]) -> list[str]:
     if name not in PERTURBATIONS:
         return [f"perturbations: unknown {name!r}; choose from {', '.join(PERTURBATIONS)}"]
     perturbation = PERTURBATIONS[name]
@@ -304,7 +326,7 @@ def _perturbation_problems(
 
 
 def _level_problems(
-    perturbation: Perturbation, key: str, levels: tuple[float, ...], shapes: Mapping[str, tuple[int, int, int]]
+    perturbation: Perturbation, key: str, levels: tuple[float, ...], shapes: Mapping[str, Shape]
 ) -> list[str]:
     problems = []
     for level in levels:
@@ -361,8 +383,7 @@ def validate(values: dict[str, Any], path: Path) -> Params:
 def _explain(detail: Any) -> list[str]:
     # "[key]": the name itself is wrong.
     parts = [str(part) if str(part).isprintable() else repr(part) for part in detail["loc"] if part != "[key]"]
-    # pydantic puts the kind of a recipe between its name and its keys.
-    key = ".".join(part for i, part in enumerate(parts) if not (part in ("paper", "fast") and i in (0, 3)))
+    key = ".".join(part for i, part in enumerate(parts) if not (part in _KINDS and i in (0, 3)))
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "value_error":
         return str(context["error"]).splitlines()
@@ -374,10 +395,11 @@ def _explain(detail: Any) -> list[str]:
         return [f"{key}: a name may have small letters, digits and underscores only"]
     if kind == "extra_forbidden":
         return [f"{key}: unknown key"]
-    if kind == "union_tag_not_found":
-        return [f"{key}.recipe: missing; choose from paper, fast"]
-    if kind == "union_tag_invalid":
-        return [f"{key}.recipe: unknown {context['tag']!r}; choose from paper, fast"]
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tag = context["discriminator"].strip("'")
+        choices = "paper, fast" if tag == "recipe" else ", ".join(_KINDS[2:])
+        found = f"unknown {context['tag']!r}" if kind == "union_tag_invalid" else "missing"
+        return [f"{key}.{tag}: {found}; choose from {choices}"]
     if kind == "literal_error":
         return [f"{key}: unknown {value!r}; choose from {context['expected']}"]
     shown = repr(value)

@@ -17,7 +17,7 @@ from pipeline.recipes.recipe import Recipe
 from pipeline.recipes.strategies import STRATEGIES
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.study.arrays import plan_arrays
+from pipeline.study.arrays import find_dataset, plan_arrays
 from pipeline.study.params import Params, change_recipe
 from pipeline.training.job import TrainingJob
 
@@ -190,9 +190,9 @@ def plan_study(params: Params, name: str) -> Study:
     """All that params.yaml asks for of one data set.
 
     Raises:
-        PipelineError: `datasets` does not have it.
+        PipelineError: As `find_dataset`.
     """
-    dataset = params.dataset(name)
+    dataset = find_dataset(params, name)
     recipe = params.train.recipes[name]
     arrays = {perturbation: plan_arrays(params, dataset, perturbation) for perturbation in params.perturbations}
     new = partial(_plan_model, params, dataset)

@@ -1,0 +1,150 @@
+"""Says what lies in a folder or file of images, what is odd about it, and how params.yaml names it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data import own
+from pipeline.data.datasets import SPLITS, Own, OwnTorchvision
+from pipeline.runtime.engine import Engine
+from pipeline.runtime.errors import PipelineError
+
+# Of images of many sizes: larger ones take long to train on, on a laptop.
+_MAX_SIDE = 224
+_MAX_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is to be said of a source.
+
+    Attributes:
+        lines: For people.
+        is_usable: Whether `prepare` takes it as it is.
+    """
+
+    lines: list[str]
+    is_usable: bool
+
+
+def detect(path: Path, dataset: str | None, test_share: float, engine: Engine) -> tuple[Own, own.Opened]:
+    """The source at `path`, opened; its size and channels are not known yet, and stand at 1 pixel in colour.
+
+    Args:
+        path: A folder or file.
+        dataset: A class of torchvision.datasets that reads it, or None.
+        test_share: Used where there is no test set.
+        engine: Decodes pictures.
+
+    Raises:
+        PipelineError: As `own.open_source`.
+    """
+    if dataset is not None:
+        kind = "torchvision"
+    elif path.is_dir():
+        marks = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
+        kind = "zarr" if any((path / mark).exists() for mark in marks) else "folder"
+    else:
+        kind = "npz"
+
+    def source(test_share: float | None) -> Own:
+        values = {"kind": kind, "path": str(path), "size": (1, 1), "channels": 3, "test_share": test_share}
+        return Own(**values) if dataset is None else OwnTorchvision(**values, dataset=dataset)  # type: ignore[arg-type]
+
+    try:
+        return source(None), own.open_source(source(None), engine)
+    except own.NoTestSetError:
+        return source(test_share), own.open_source(source(test_share), engine)
+
+
+def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int], object]) -> Described:
+    """All that is to be said of a source; every image is decoded.
+
+    Args:
+        name: Of the data set, for the block to paste.
+        source: From `detect`.
+        opened: Likewise.
+        progress: Called with the number of images looked at since the last call.
+    """
+    looks = {split: list(_counted(opened.splits[split].looks(), progress)) for split in SPLITS}
+    readable = [look for of_split in looks.values() for look in of_split if look.problem is None]
+    broken = [look for of_split in looks.values() for look in of_split if look.problem is not None]
+    lines = [f"{source.path}: kind {source.kind}, {len(opened.classes)} classes", *_counts(opened)]
+    if not readable:
+        raise PipelineError(f"{source.path}: no image can be read; the first: {broken[0].problem}")
+    sizes = Counter(look.size for look in readable)
+    shown = ", ".join(f"{height}x{width} ({n:,})" for (height, width), n in sizes.most_common(5))
+    more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
+    lines.append(f"sizes, height x width: {shown}{more}")
+    is_grey = all(look.is_grey for look in readable)
+    lines.append("colours: grey" if is_grey else "colours: RGB")
+    oddities = [*opened.remarks, *_duplicates(looks)]
+    oddities += [f"cannot be used: {look.problem}" for look in sorted(broken, key=lambda look: look.where)[:_MAX_SHOWN]]
+    if len(broken) > _MAX_SHOWN:
+        oddities.append(f"cannot be used: {len(broken) - _MAX_SHOWN:,} more")
+    lines += [f"odd: {line}" for line in oddities] or ["nothing odd"]
+    lines += ["", "For params.yaml:", "", *_block(name, source, opened, sizes, is_grey)]
+    return Described(lines, is_usable=not broken)
+
+
+def _counted(looks: Iterator[own.Look], progress: Callable[[int], object]) -> Iterator[own.Look]:
+    for look in looks:
+        progress(1)
+        yield look
+
+
+def _counts(opened: own.Opened) -> list[str]:
+    counts = [np.bincount(opened.splits[split].labels, minlength=len(opened.classes)) for split in SPLITS]
+    rows = list(zip(opened.classes, *(of_split.tolist() for of_split in counts), strict=True))
+    rows.sort(key=lambda row: row[1])
+    shown = rows if len(rows) <= 2 * _MAX_SHOWN else rows[:_MAX_SHOWN] + rows[-_MAX_SHOWN:]
+    lines = [f"  {name}: {train:,} train, {test:,} test" for name, train, test in shown]
+    if len(shown) < len(rows):
+        lines.insert(_MAX_SHOWN, f"  ... {len(rows) - len(shown):,} classes between")
+    return [*lines, f"  all: {counts[0].sum():,} train, {counts[1].sum():,} test"]
+
+
+def _duplicates(looks: dict[str, list[own.Look]]) -> Iterator[str]:
+    of_train = {look.digest: look.where for look in looks["train"] if look.problem is None}
+    in_both = [(look.where, of_train[look.digest]) for look in looks["test"] if look.digest in of_train]
+    if in_both:
+        yield (
+            f"{len(in_both):,} test image(s) are training images too, pixel for pixel, such as {in_both[0][0]} and "
+            f"{in_both[0][1]}: test accuracy will be too high; remove one of each pair"
+        )
+    for split in SPLITS:
+        digests = [look.digest for look in looks[split] if look.problem is None]
+        n = len(digests) - len(set(digests))
+        if n:
+            yield f"{n:,} of the {len(digests):,} {split} images repeat another one of them, pixel for pixel"
+
+
+def _block(name: str, source: Own, opened: own.Opened, sizes: Counter[tuple[int, int]], is_grey: bool) -> list[str]:
+    size = next(iter(sizes))
+    if len(sizes) > 1:
+        sides = np.repeat([min(size) for size in sizes], list(sizes.values()))
+        side = min(_MAX_SIDE, int(np.median(sides)))
+        size = side, side
+    share = "null" if source.test_share is None else source.test_share
+    dataset = [f"      dataset: {source.dataset}"] if isinstance(source, OwnTorchvision) else []
+    return [
+        "datasets:",
+        f"  {name}:",
+        "    source:",
+        f"      kind: {source.kind}",
+        f"      path: {_quoted(source.path)}",
+        *dataset,
+        f"      size: [{size[0]}, {size[1]}]",
+        f"      channels: {1 if is_grey else 3}",
+        f"      test_share: {share}",
+        f"    n_train: {len(opened.splits['train'].labels)}",
+        f"    n_test: {len(opened.splits['test'].labels)}",
+    ]
+
+
+def _quoted(path: str) -> str:
+    # A YAML string in single quotes holds anything but a quote as it is.
+    return path if path.replace("/", "").replace(".", "").isalnum() else "'" + path.replace("'", "''") + "'"

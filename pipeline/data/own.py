@@ -1,0 +1,605 @@
+"""The user's own images, whatever they lie in: classes, and the images of each split in order, a few at a time."""
+
+import hashlib
+import inspect
+import os
+import unicodedata
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path, PurePath
+from typing import IO, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.data import pictures, store
+from pipeline.data.arrays import Images, Labels
+from pipeline.data.datasets import SPLITS, Own, OwnTorchvision
+from pipeline.runtime.engine import Engine
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import opened_zip
+
+# Decoded images that are passed on together, bytes.
+_BATCH_BYTES = 4 * 2**20
+_MAX_LISTED = 5
+_NPZ_NAMES = (
+    {split: (f"{split}_images", f"{split}_labels") for split in SPLITS},
+    {split: (f"x_{split}", f"y_{split}") for split in SPLITS},
+)
+_NPZ_UNSPLIT = (("images", "labels"), ("x", "y"))
+# Names of folders that are a split of another kind, not a class.
+_VALIDATION = ("val", "valid", "validation", "dev")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a split, in the order of the store.
+
+    Attributes:
+        labels: Class number of each, uint8 or uint16 (N,).
+        images: From which image on → uint8 (n, H, W, C), a few at a time.
+        looks: What is to be said of each image, in any order.
+    """
+
+    labels: Labels
+    images: Callable[[int], Iterator[Images]]
+    looks: Callable[[], Iterator["Look"]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is to be said of one image before it is resized.
+
+    Attributes:
+        where: Its file, or its number in an array.
+        size: Height and width, pixels.
+        is_grey: Whether its colours are all grey.
+        digest: Of its pixels; equal for two images that differ in their files only.
+        problem: Why it cannot be read; the other values mean nothing then.
+    """
+
+    where: str
+    size: tuple[int, int]
+    is_grey: bool
+    digest: bytes
+    problem: str | None = None
+
+
+def _look(where: str, pixels: Images) -> Look:
+    rgb = pixels if pixels.ndim == 3 else pixels[..., None]
+    is_grey = bool((rgb == rgb[..., :1]).all())
+    height, width = rgb.shape[:2]
+    content = np.ascontiguousarray(rgb[..., :1] if is_grey else rgb)
+    return Look(where, (height, width), is_grey, hashlib.sha256(str(content.shape).encode() + content.data).digest())
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Own images that were found to be a data set; none is decoded yet.
+
+    Attributes:
+        classes: Names of the labels.
+        splits: `train` and `test`.
+        remarks: What a user may not expect, such as files that are left out.
+    """
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+    remarks: list[str]
+
+
+class NoTestSetError(PipelineError):
+    """A source has no test set, and `test_share` does not say how large a part of it shall be one."""
+
+
+def open_source(source: Own, engine: Engine) -> Opened:
+    """What a source holds, checked as far as that goes without decoding.
+
+    Args:
+        source: Where it lies and of what kind it is.
+        engine: Decodes pictures of a folder.
+
+    Raises:
+        PipelineError: It is not there or no such source, has a label without training images, one class only or an
+            empty split; the message names the path.
+    """
+    path = Path(source.path)
+    if not path.exists():
+        raise PipelineError(f"{path}: no such file or folder; name it as datasets.….source.path")
+    opened = _KINDS[source.kind](path, source, engine)
+    _check_classes(path, opened)
+    return opened
+
+
+def fingerprint(path: Path) -> str:
+    """A digest of the names, sizes and times of a file, or of all files in a folder."""
+    digest = hashlib.sha256()
+    for file in _walk(str(path)) if path.is_dir() else [str(path)]:
+        status = Path(file).stat()
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _check_classes(path: Path, opened: Opened) -> None:
+    names = opened.classes
+    if len(names) > store.MAX_CLASSES:
+        raise PipelineError(f"{path}: {len(names):,} classes, more than the {store.MAX_CLASSES:,} allowed")
+    if len(names) < 2:
+        raise PipelineError(f"{path}: one class only ({names[0]}); a classifier needs two")
+    for split in SPLITS:
+        labels = opened.splits[split].labels
+        if not len(labels):
+            raise PipelineError(f"{path}: the {split} set is empty")
+        counts = np.bincount(labels, minlength=len(names))
+        if np.count_nonzero(counts) < 2:
+            raise PipelineError(f"{path}: the {split} set has one class only ({names[int(counts.argmax())]})")
+        missing = [names[i] for i in np.flatnonzero(counts == 0)]
+        if missing and split == "train":
+            raise PipelineError(f"{path}: no training images of {_some(missing)}")
+        if missing:
+            opened.remarks.append(f"no test images of {_some(missing)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
+
+
+def belongs_to_test(key: str, share: float) -> bool:
+    """Whether an image belongs to the test set, where the source has none.
+
+    Args:
+        key: Path of its file in the folder, or its number.
+        share: Of all images.
+
+    Source: our choice: a digest of the key decides, so that a file that is added moves no other.
+    """
+    return _place(key)[0] < share
+
+
+def _place(key: str) -> tuple[float, bytes]:
+    # The same file has one name on systems that compose accents and on those that do not.
+    digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[-4:], "big") / 2**32, digest
+
+
+# Folders of pictures.
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Pictures to decode; `number` counts the jobs of a split."""
+
+    number: int
+    paths: tuple[str, ...]
+    size: tuple[int, int]
+    channels: int
+
+
+def _decode(job: _Job) -> Images:
+    cv2.setNumThreads(1)  # the engine is the parallelism
+    images = np.empty((len(job.paths), *job.size, job.channels), np.uint8)
+    for image, path in zip(images, job.paths, strict=True):
+        image[...] = pictures.fit(pictures.read_picture(path, job.channels), job.size)
+    return images
+
+
+def _look_at(job: _Job) -> list[Look]:
+    looks = []
+    for path in job.paths:
+        try:
+            looks.append(_look(path, pictures.read_picture(path, 3)))
+        except PipelineError as error:
+            looks.append(Look(path, (0, 0), False, b"", str(error)))
+    return looks
+
+
+def _open_folder(path: Path, source: Own, engine: Engine) -> Opened:
+    remarks: list[str] = []
+    folders = find_splits(path, source.test_share, remarks)
+    listed = {split: find_pictures(folder, remarks) for split, folder in folders.items()}
+    names = sorted({name for by_class in listed.values() for name in by_class}, key=lambda name: name.encode())
+    _check_names(path, names)
+    number = {name: i for i, name in enumerate(names)}
+    examples: dict[str, list[tuple[bytes, str, int]]] = {split: [] for split in SPLITS}
+    for split, by_class in listed.items():
+        n_above = len(str(folders[split])) + 1
+        for name, files in by_class.items():
+            for file in files:
+                share, digest = _place(file[n_above:].replace(os.sep, "/"))
+                to = split or ("test" if share < (source.test_share or 0) else "train")
+                examples[to].append((digest, file, number[name]))
+    splits = {}
+    for split, found in examples.items():
+        found.sort()  # by digest: the first n of a split are a sample of all classes
+        files = [file for _, file, _ in found]
+        labels = np.array([label for *_, label in found], store.label_type(len(names)))
+        splits[split] = Split(labels, partial(_decoded, files, source, engine), partial(_looked, files, source, engine))
+    return Opened(tuple(names), splits, remarks)
+
+
+def _jobs(files: Sequence[str], source: Own) -> list[_Job]:
+    n = max(1, min(256, _BATCH_BYTES // prod(source.shape)))
+    parts = [tuple(files[first : first + n]) for first in range(0, len(files), n)]
+    return [_Job(number, paths, source.size, source.channels) for number, paths in enumerate(parts)]
+
+
+def _decoded(files: Sequence[str], source: Own, engine: Engine, start: int) -> Iterator[Images]:
+    waiting: dict[int, Images] = {}
+    turn = 0
+    for job, images in engine.run(_decode, _jobs(files[start:], source)):
+        waiting[job.number] = images
+        while turn in waiting:
+            yield waiting.pop(turn)
+            turn += 1
+
+
+def _looked(files: Sequence[str], source: Own, engine: Engine) -> Iterator[Look]:
+    for _, looks in engine.run(_look_at, _jobs(files, source)):
+        yield from looks
+
+
+def find_splits(path: Path, test_share: float | None, remarks: list[str]) -> dict[str, Path]:
+    """The folders that hold a folder per class: `train` and `test`, or one under an empty name, to be split.
+
+    Raises:
+        PipelineError: There is a split and `test_share` too, or neither, or half a split.
+    """
+    if not path.is_dir():
+        raise PipelineError(f"{path}: not a folder; for a file use kind npz")
+    folders = {entry.name.lower(): entry for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry.name)}
+    others = folders.keys() - {*SPLITS, *_VALIDATION}
+    if "train" not in folders or others:
+        if test_share is None:
+            raise NoTestSetError(f"{path}: has no train/ and test/; give a test_share, such as 0.2, to have it split")
+        return {"": path}
+    if "test" not in folders:
+        instead = [folders[name].name for name in _VALIDATION if name in folders]
+        way = f"rename {instead[0]}/" if instead else "make one"
+        raise PipelineError(f"{path}: has train/ but no test/; {way}")
+    if test_share is not None:
+        raise PipelineError(f"{path}: has train/ and test/ already; set test_share to null")
+    remarks += [f"{folders[name]} is not used" for name in _VALIDATION if name in folders]
+    return {split: folders[split] for split in SPLITS}
+
+
+def find_pictures(folder: Path, remarks: list[str]) -> dict[str, list[str]]:
+    """Class → the pictures below its folder.
+
+    Raises:
+        PipelineError: A picture lies outside of all classes or has a format that is not read; a class has none.
+    """
+    found: dict[str, list[str]] = {}
+    others: Counter[str] = Counter()
+    formats = Image.registered_extensions()
+    for entry in sorted(folder.iterdir()):
+        if _is_hidden(entry.name):
+            continue
+        if not entry.is_dir():
+            if entry.suffix.lower() in formats:
+                raise PipelineError(f"{entry}: in the folder of no class; move it into one")
+            others[entry.suffix.lower() or entry.name] += 1
+            continue
+        files = found.setdefault(unicodedata.normalize("NFC", entry.name), [])
+        if files:
+            raise PipelineError(f"{entry}: two folders with the same name, written in two ways; join them")
+        for file in _walk(str(entry)):
+            suffix = PurePath(file).suffix.lower()
+            if suffix in pictures.FORMATS:
+                files.append(file)
+            elif suffix in formats:
+                raise PipelineError(f"{file}: not a PNG, JPEG or WebP; convert it")
+            else:
+                others[suffix or PurePath(file).name] += 1
+        if not files:
+            raise PipelineError(f"{entry}: a class without images; put some there, or remove the folder")
+    if not found:
+        raise PipelineError(f"{folder}: has no folders; put the images of each class into a folder of its own")
+    if others:
+        kinds = _some([f"{n} {kind}" for kind, n in others.most_common()])
+        remarks.append(f"{folder}: {others.total():,} file(s) that are no pictures are left out ({kinds})")
+    return found
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    folded: dict[str, str] = {}
+    for name in names:
+        if not name.isprintable():
+            raise PipelineError(f"{path}: the folder {name!r} is no name of a class; rename it")
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise PipelineError(f"{path}: the folders {other} and {name} differ in case only; rename or join them")
+
+
+def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """All files below a folder in order of their names, links followed, hidden ones left out.
+
+    Raises:
+        PipelineError: A link leads nowhere, or back to where it was found.
+    """
+    status = Path(folder).stat()
+    if (status.st_dev, status.st_ino) in above:
+        raise PipelineError(f"{folder}: a link to a folder that holds it; remove it")
+    with os.scandir(folder) as entries:
+        listed = sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+    for entry in listed:
+        if entry.is_dir():
+            yield from _walk(entry.path, above | {(status.st_dev, status.st_ino)})
+        elif entry.is_file():
+            yield entry.path
+        elif Path(entry.path).exists():
+            raise PipelineError(f"{entry.path}: a pipe, socket or device; remove it")
+        else:
+            raise PipelineError(f"{entry.path}: a link to nowhere; remove it")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
+
+
+# Arrays in files.
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """Images and labels as they lie in a file: `images(start)` gives uint8 (n, H, W) or (n, H, W, C), in order."""
+
+    where: str
+    shape: tuple[int, ...]
+    labels: NDArray[Any]
+    images: Callable[[int], Iterator[NDArray[Any]]]
+
+
+def _flat(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([part.reshape(-1) for part in parts] or [np.empty(0, np.int64)])
+
+
+def _open_arrays(
+    path: Path, source: Own, found: Mapping[str, _Arrays], names: Any = None, remarks: Sequence[str] = ()
+) -> Opened:
+    """A data set of arrays: `train` and `test`, or, to be split, one under an empty name."""
+    values = np.unique(np.concatenate([arrays.labels for arrays in found.values()]))
+    are_names = isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(n, str) for n in names)
+    if are_names and values.min() >= 0 and values.max() < len(names):
+        classes = tuple(names[value] for value in values)
+    else:
+        classes = tuple(str(value) for value in values)
+    dtype, splits = store.label_type(len(classes)), {}
+    for split, arrays in found.items():
+        numbers = np.searchsorted(values, arrays.labels).astype(dtype)
+        if split:
+            splits[split] = Split(numbers, partial(_fitted, arrays, source, None), partial(_looks, arrays, None))
+            continue
+        assert source.test_share is not None
+        is_test = np.array([belongs_to_test(str(i), source.test_share) for i in range(len(numbers))], bool)
+        for name, chosen in (("train", ~is_test), ("test", is_test)):
+            places = np.flatnonzero(chosen)
+            splits[name] = Split(
+                numbers[chosen], partial(_fitted, arrays, source, places), partial(_looks, arrays, places)
+            )
+    return Opened(classes, splits, list(remarks))
+
+
+def _chosen(arrays: _Arrays, places: NDArray[Any] | None, start: int) -> Iterator[tuple[NDArray[Any], Images]]:
+    """Numbers and images, (n, H, W, C), of all rows or of those at `places`, from the `start`-th of them on."""
+    if places is not None:
+        start = int(places[start]) if start < len(places) else arrays.shape[0]
+    for block in arrays.images(start):
+        numbers = np.arange(start, start + len(block))
+        start += len(block)
+        if places is not None:
+            chosen = np.isin(numbers, places)
+            numbers, block = numbers[chosen], block[chosen]
+        yield numbers, block if block.ndim == 4 else block[..., None]
+
+
+def _fitted(arrays: _Arrays, source: Own, places: NDArray[Any] | None, start: int) -> Iterator[Images]:
+    cv2.setNumThreads(1)
+    for _, images in _chosen(arrays, places, start):
+        if images.shape[3] < source.channels:
+            images = np.repeat(images, source.channels, axis=3)
+        fitted = np.empty((len(images), *source.shape), np.uint8)
+        for image, target in zip(images, fitted, strict=True):
+            if image.shape[2] > source.channels:
+                image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+            target[...] = pictures.fit(image, source.size)
+        yield fitted
+
+
+def _looks(arrays: _Arrays, places: NDArray[Any] | None) -> Iterator[Look]:
+    for numbers, images in _chosen(arrays, places, 0):
+        for number, image in zip(numbers, images, strict=True):
+            yield _look(f"{arrays.where} {number}", image)
+
+
+def _check_images(where: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if dtype != np.uint8:
+        way = "; for values in [0, 1]: `(255 * images).round().astype(np.uint8)`" if dtype.kind == "f" else ""
+        raise PipelineError(f"{where}: of type {dtype}; give images of uint8, 0-255{way}")
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+        raise PipelineError(f"{where}: of shape {shape}, (N, C, H, W); give (N, H, W, C): `.transpose(0, 2, 3, 1)`")
+    if not (len(shape) in (3, 4) and min(shape[1:]) >= 1 and (len(shape) == 3 or shape[3] in (1, 3))):
+        raise PipelineError(f"{where}: of shape {shape}; give images (N, H, W) or (N, H, W, C), C = 1 or 3")
+    if shape[0] > store.SHARD_BYTES // 2:
+        raise PipelineError(f"{where}: {shape[0]:,} images, more than the {store.SHARD_BYTES // 2:,} allowed")
+
+
+def _check_labels(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], n_images: int) -> None:
+    if len(shape) == 2 and shape[1] > 1:
+        raise PipelineError(f"{where}: labels of shape {shape}; for one-hot ones: `labels.argmax(1)`")
+    if dtype.kind not in "iu":
+        raise PipelineError(f"{where}: labels of type {dtype}; give whole numbers")
+    if prod(shape) != n_images:
+        raise PipelineError(f"{where}: {n_images:,} images, but {prod(shape):,} labels")
+
+
+def _open_npz(path: Path, source: Own, engine: Engine) -> Opened:
+    with opened_zip(path) as archive:
+        members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
+    has = ", ".join(members) or "nothing"
+    pairs = next((names for names in _NPZ_NAMES if all({*pair} <= members.keys() for pair in names.values())), None)
+    if pairs is None:
+        unsplit = next((pair for pair in _NPZ_UNSPLIT if {*pair} <= members.keys()), None)
+        if unsplit is None:
+            raise PipelineError(
+                f"{path}: has {has}; needed are train_images, train_labels, test_images and test_labels, or x_train, "
+                "y_train, x_test and y_test, or images and labels with a test_share"
+            )
+        pairs = {"": unsplit}
+    _check_share(path, source, is_split="" not in pairs)
+    found = {}
+    for split, (images, labels) in pairs.items():
+        where, (shape, dtype) = f"{path}: {images}", _read_header(path, members[images])
+        _check_images(where, shape, dtype)
+        _check_labels(f"{path}: {labels}", *_read_header(path, members[labels]), shape[0])
+        values = _flat(_stream(path, members[labels], 0))
+        found[split] = _Arrays(where, shape, values, partial(_stream, path, members[images]))
+    return _open_arrays(path, source, found)
+
+
+def _check_share(path: Path, source: Own, is_split: bool) -> None:
+    if is_split and source.test_share is not None:
+        raise PipelineError(f"{path}: has a test set already; set test_share to null")
+    if not is_split and source.test_share is None:
+        raise NoTestSetError(f"{path}: has no test set; give a test_share, such as 0.2, to have it split")
+
+
+def _read_header(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    with opened_zip(path) as archive, archive.open(member) as file:
+        return _parse_header(path, member, file)
+
+
+def _parse_header(path: Path, member: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, is_fortran, dtype = read(file)
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise PipelineError(f"{path}: {member}: damaged, or no array: {error}") from None
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise PipelineError(f"{path}: {member}: of type {dtype}; give an array of numbers")
+    if is_fortran and len(shape) > 1:
+        raise PipelineError(f"{path}: {member}: in Fortran order; save `np.ascontiguousarray` of it")
+    return shape, dtype
+
+
+def _stream(path: Path, member: str, start: int) -> Iterator[NDArray[Any]]:
+    """An array of an npz file from row `start` on, a few MiB at a time; nothing of it is unpickled."""
+    with opened_zip(path) as archive, archive.open(member) as file:
+        shape, dtype = _parse_header(path, member, file)
+        row = dtype.itemsize * prod(shape[1:])
+        n = max(1, _BATCH_BYTES // max(1, row))
+        try:
+            file.seek(start * row, os.SEEK_CUR)
+            for first in range(start, shape[0] if shape else 0, n):
+                n_bytes = row * min(n, shape[0] - first)
+                content = file.read(n_bytes)
+                if len(content) < n_bytes:
+                    raise EOFError(f"ends after {first + len(content) // max(1, row):,} of {shape[0]:,} rows")
+                yield np.frombuffer(content, dtype).reshape(-1, *shape[1:])
+        except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+            raise PipelineError(f"{path}: {member}: damaged or truncated: {error}") from None
+        except Exception as error:  # zlib.error and its like have no common base
+            if type(error).__module__ not in ("zlib", "lzma", "_lzma"):
+                raise
+            raise PipelineError(f"{path}: {member}: damaged: {error}") from None
+
+
+def _open_zarr(path: Path, source: Own, engine: Engine) -> Opened:
+    groups = [split for split in SPLITS if store.open_foreign(path, f"{split}/images") is not None]
+    if groups and len(groups) < 2:
+        raise PipelineError(f"{path}: has {groups[0]}/images only; needed are train and test")
+    _check_share(path, source, is_split=bool(groups))
+    found = {}
+    for split in groups or [""]:
+        prefix = f"{split}/" if split else ""
+        images, labels = (store.open_foreign(path, f"{prefix}{kind}") for kind in ("images", "labels"))
+        if images is None or labels is None:
+            raise PipelineError(f"{path}: has no {prefix}images and {prefix}labels")
+        where = f"{path}/{prefix}images"
+        _check_images(where, images.shape, images.dtype)
+        _check_labels(f"{path}/{prefix}labels", labels.shape, labels.dtype, images.shape[0])
+        found[split] = _Arrays(where, images.shape, _flat(_slabs(labels, 0)), partial(_slabs, images))
+    return _open_arrays(path, source, found, store.foreign_classes(path))
+
+
+def _slabs(array: store.Array, start: int) -> Iterator[NDArray[Any]]:
+    """A zarr array from row `start` on, whole chunks at a time."""
+    row = max(1, array.dtype.itemsize * prod(array.shape[1:]))
+    step = array.chunks[0] * max(1, _BATCH_BYTES // (row * array.chunks[0]))
+    first = start
+    while first < array.shape[0]:
+        stop = min((first // step + 1) * step, array.shape[0])
+        yield store.read_foreign(array, slice(first, stop))
+        first = stop
+
+
+def _open_torchvision(path: Path, source: Own, engine: Engine) -> Opened:
+    assert isinstance(source, OwnTorchvision)
+    from torchvision import datasets  # imports torch: seconds, and only this kind needs it
+
+    make: Any = getattr(datasets, source.dataset, None)
+    is_dataset = inspect.isclass(make) and issubclass(make, datasets.VisionDataset)
+    if not is_dataset:
+        raise PipelineError(f"datasets.….source.dataset: torchvision.datasets has no {source.dataset!r}")
+    takes, read = inspect.signature(make).parameters, partial(make, str(path))
+    if "train" in takes:
+        keywords: dict[str, dict[str, Any]] = {split: {"train": split == "train"} for split in SPLITS}
+    elif "split" in takes:
+        keywords = {split: {"split": split} for split in SPLITS}
+    else:
+        keywords = {"": {}}
+    _check_share(path, source, is_split="" not in keywords)
+    found: dict[str, Any] = {}
+    for split, named in keywords.items():
+        try:
+            found[split] = read(**named)
+        except Exception as error:  # torchvision lets its readers' errors through
+            said = " ".join(str(error).split())
+            raise PipelineError(f"{path}: torchvision cannot read it as {source.dataset}: {said}") from None
+    arrays = {split: _as_arrays(path, source, examples) for split, examples in found.items()}
+    names = getattr(next(iter(found.values())), "classes", None)
+    return _open_arrays(path, source, arrays, names)
+
+
+def _as_arrays(path: Path, source: OwnTorchvision, examples: Any) -> _Arrays:
+    n = len(examples)
+    labels = next((v for name in ("targets", "labels", "_labels") if len(v := getattr(examples, name, ())) == n), None)
+    if labels is None:
+        labels = [examples[i][1] for i in range(n)]  # decodes every image for it: torchvision has no other way
+
+    def images(start: int) -> Iterator[NDArray[Any]]:
+        for i in range(start, n):
+            try:
+                pixels = _to_picture(examples[i][0], source.channels)
+            except Exception as error:  # of whatever decoder torchvision uses
+                said = " ".join(str(error).split())
+                raise PipelineError(f"{path}: image {i} of {source.dataset} cannot be read: {said}") from None
+            yield pictures.fit(pixels, source.size)[None]
+
+    where = f"{path}: {source.dataset}"
+    values = np.asarray(labels)
+    _check_labels(where, values.shape, values.dtype, n)
+    return _Arrays(where, (n, *source.shape), values.reshape(-1), images)
+
+
+def _to_picture(item: Any, channels: int) -> Images:
+    """An item as uint8 (H, W, C)."""
+    pixels = pictures.to_pixels(item if isinstance(item, Image.Image) else Image.fromarray(np.asarray(item)), channels)
+    if pixels is None:
+        raise ValueError("has transparent pixels")
+    return pixels
+
+
+_KINDS: Mapping[str, Callable[[Path, Any, Engine], Opened]] = {
+    "folder": _open_folder,
+    "npz": _open_npz,
+    "zarr": _open_zarr,
+    "torchvision": _open_torchvision,
+}

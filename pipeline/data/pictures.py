@@ -1,0 +1,97 @@
+"""Pictures in files: decoded strictly, turned as EXIF says, and brought to the size that a study has."""
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.data.arrays import Images
+from pipeline.runtime.errors import PipelineError, is_exhausted
+from pipeline.runtime.files import read_file
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+# Larger than any camera writes.
+_MAX_BYTES = 2**28
+_CONVERT = "convert it to 8-bit grey or RGB"
+
+
+def read_picture(path: Path | str, channels: int) -> Images:
+    """The pixels of a picture, as a viewer shows them.
+
+    Args:
+        path: A PNG, JPEG or WebP file.
+        channels: 1: grey (ITU-R 601 luma of a coloured picture). 3: RGB (grey three times of a grey one).
+
+    Returns:
+        uint8 (H, W, C), turned as its EXIF says.
+
+    Raises:
+        PipelineError: It is no such file, is damaged or truncated, is animated, has 16 bits, CMYK colours or
+            transparent pixels, or more pixels than Pillow takes for harmless (89 million).
+    """
+    try:
+        content = read_file(Path(path), _MAX_BYTES)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: a link to nowhere, or removed meanwhile") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(content), formats=tuple(set(FORMATS.values()))) as picture:
+                problem = _find_problem(picture, content)
+                pixels = None if problem else to_pixels(ImageOps.exif_transpose(picture), channels)
+    except UnidentifiedImageError:
+        raise PipelineError(f"{path}: no PNG, JPEG or WebP, whatever its name says") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow passes on what its decoders and parsers raise
+        if is_exhausted(error):
+            raise
+        raise PipelineError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from None
+    if pixels is None:
+        raise PipelineError(f"{path}: {problem or 'has transparent pixels; give it a background'}")
+    return pixels
+
+
+def _find_problem(picture: Image.Image, content: bytes) -> str | None:
+    if picture.format in ("PNG", "WEBP") and getattr(picture, "n_frames", 1) > 1:
+        return "animated; give one of its pictures"
+    # Pillow reads 16-bit colours as 8-bit without a word. Byte 24 of a PNG is its bit depth.
+    if picture.mode.startswith(("I", "F")) or (picture.format == "PNG" and content[24] == 16):
+        return f"has 16 bits per value; {_CONVERT}"
+    if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        return f"has {picture.mode} colours; {_CONVERT}"
+    return None
+
+
+def to_pixels(picture: Image.Image, channels: int) -> Images | None:
+    """A picture of Pillow's as uint8 (H, W, C), C = 1 or 3; None if some of it is transparent."""
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        if np.asarray(picture.getchannel("A")).min() < 255:
+            return None
+    values = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    return values[..., None] if channels == 1 else values
+
+
+def fit(image: Images, size: tuple[int, int]) -> Images:
+    """An image resized until its shorter side fits, the centre cut out of it.
+
+    Args:
+        image: uint8 (H, W, C).
+        size: Height and width of the result.
+
+    Source: our choice: area average to make it smaller, which keeps what a sensor of fewer pixels would see; bilinear
+    to make it larger.
+    """
+    if image.shape[:2] == size:
+        return image
+    height, width = image.shape[:2]
+    scale = max(size[0] / height, size[1] / width)
+    scaled = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image, scaled[::-1], interpolation=how).reshape(*scaled, image.shape[2])
+    top, left = ((long - short) // 2 for long, short in zip(scaled, size, strict=True))
+    return np.asarray(resized[top : top + size[0], left : left + size[1]], np.uint8)

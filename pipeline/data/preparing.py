@@ -1,0 +1,75 @@
+"""Writes the clean store of the user's own images, in bounded memory, and goes on where a run was stopped."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data import own, store
+from pipeline.data.arrays import Images
+from pipeline.data.datasets import SPLITS, Own
+from pipeline.runtime.engine import Engine
+from pipeline.runtime.errors import PipelineError
+
+
+def write_own(
+    path: Path, name: str, source: Own, opened: own.Opened, engine: Engine, progress: Callable[[int], object]
+) -> None:
+    """Write the clean store of a data set: groups `train` and `test`, each with `images` and `labels`.
+
+    Images are decoded and written shard by shard. A run that was stopped, however that was, leaves the shards it has
+    finished, and the next one goes on behind them, as long as no file of the source has changed meanwhile.
+
+    Args:
+        path: The store.
+        name: Of the data set.
+        source: Where the images come from.
+        opened: From `own.open_source`.
+        engine: As there.
+        progress: Called with the number of images written since the last call.
+
+    Raises:
+        PipelineError: A file cannot be read or decoded; the message names it.
+    """
+    attributes = {"dataset": name, "classes": list(opened.classes), "source": source.attributes}
+    if len(json.dumps(attributes, indent=2)) > store.MAX_METADATA_BYTES // 2:
+        raise PipelineError(f"{source.path}: the names of the classes are too long; {len(opened.classes):,} of them")
+    decides = json.dumps([attributes, own.fingerprint(Path(source.path))])
+    with store.replacing_store(path, attributes, hashlib.sha256(decides.encode()).hexdigest()) as root:
+        for split in SPLITS:
+            found, group = opened.splits[split], root.require_group(split)
+            array, there = store.resume_images(group, "images", (len(found.labels), *source.shape))
+            digest = hashlib.sha256()
+            n_done = 0
+            rest = list(store.shard_regions(array))
+            with suppress(PipelineError):  # a shard that a power cut has damaged is written anew, with those behind it
+                for region in there:
+                    values = store.read_part(array, region, "")
+                    digest.update(values.data)
+                    n_done += len(values)
+                    del rest[0]
+            progress(n_done)
+            for region, images in zip(rest, _cut(found.images(n_done), rest), strict=True):
+                array[region] = images
+                digest.update(images.data)
+                progress(len(images))
+            store.finish(array, digest.hexdigest())
+            store.create_labels(group, "labels", found.labels)
+
+
+def _cut(batches: Iterable[Images], regions: list[tuple[slice, ...]]) -> Iterator[Images]:
+    """Batches of any size as one array for each region of whole images."""
+    held, n_held = list[Images](), 0
+    lengths = iter([region[0].stop - region[0].start for region in regions])
+    wanted = next(lengths, 0)
+    for batch in batches:
+        while len(batch):
+            part, batch = batch[: wanted - n_held], batch[wanted - n_held :]
+            held.append(part)
+            n_held += len(part)
+            if n_held == wanted:
+                yield np.concatenate(held)
+                held, n_held, wanted = [], 0, next(lengths, 0)

@@ -1,0 +1,41 @@
+"""Command describe: what lies in a folder or file of images, and how params.yaml names it."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.stages.options import progress_bar, workers_option
+
+
+@click.command(short_help="Look at images of yours and print their block for params.yaml.")
+@click.argument("path", type=click.Path(path_type=Path, readable=False))
+@click.option("--name", default="photos", show_default=True, help="Name of the data set in params.yaml.")
+@click.option(
+    "--test-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of the images that becomes the test set, where there is none.",
+)
+@click.option("--torchvision", "dataset", help="Read PATH as this class of torchvision.datasets does.")
+@workers_option
+@click.pass_context
+def describe(
+    context: click.Context, path: Path, name: str, test_share: float, dataset: str | None, workers: int
+) -> None:
+    """Look at all images in PATH: a folder of pictures, an npz file, or a Zarr store.
+
+    Prints the classes with their counts, the sizes, what is odd (files that cannot be read, images that are in the
+    training and the test set), and the block for params.yaml. The exit status is 1 if some images cannot be used.
+    """
+    from pipeline.data.describing import describe, detect
+    from pipeline.runtime.engine import LocalProcesses
+
+    source, opened = detect(path, dataset, test_share, LocalProcesses(workers))
+    n_images = sum(len(split.labels) for split in opened.splits.values())
+    with progress_bar(f"describe {path}", n_images) as bar:
+        described = describe(name, source, opened, bar.update)
+    for line in described.lines:
+        click.echo(line)
+    if not described.is_usable:
+        context.exit(1)

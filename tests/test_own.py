@@ -1,0 +1,507 @@
+"""Images of the user's own: what is read of them, what is refused, and what a run that was stopped leaves."""
+
+import hashlib
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import cv2
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from PIL import Image
+from ruamel.yaml import YAML
+
+from pipeline.commands import main
+from pipeline.data import own, pictures, seeding, store
+from pipeline.runtime import layout
+from tests.conftest import WriteParams, tree
+
+SIZE = (12, 16)
+CLASSES = ("Zebra", "ant", "öl")
+
+
+def picture(seed: int, height: int = 12, width: int = 16, channels: int = 3) -> Any:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(values if channels == 3 else values[..., 0])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three classes of twenty pictures each, of two sizes."""
+    folder = tmp_path / "photos"
+    for number, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            picture(100 * number + i, *((12, 16) if i % 2 else (30, 26))).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
+    tiny_values: dict[str, Any],
+    write_params: WriteParams,
+) -> Callable[..., None]:
+    """Makes the current folder a study of one data set of ours, `photos`, from the source given."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def write(path: Path, kind: str = "folder", n_train: int = 2, n_test: int = 2, **changes: Any) -> None:
+        values, name = tiny_values, next(iter(tiny_values["train"]["recipes"]))
+        source = {"kind": kind, "path": str(path), "size": list(SIZE), "channels": 3, "test_share": None, **changes}
+        values["datasets"] = {"photos": {"source": source, "n_train": n_train, "n_test": n_test}}
+        for recipes in (values["train"]["recipes"], values["strategies"]["transfer"]["recipes"]):
+            recipe = recipes[name]
+            recipes.clear()
+            recipes["photos"] = {**recipe, "batch_size": 2}
+        values["train"]["recipes"]["photos"]["network"]["convolutions"][0].update(stride=1, pool=2)
+        for levels in values["perturbations"].values():
+            levels.update(train_levels=[1.0], test_levels=[1.0])
+        values["evaluate"]["levels"] = {name: [1.0] for name in values["perturbations"]}
+        write_params(values)
+
+    return write
+
+
+def succeed(*arguments: str) -> str:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def prepare() -> str:
+    return succeed("prepare", "photos", "--workers", "2")
+
+
+def refused() -> str:
+    result = CliRunner().invoke(main, ["prepare", "photos"])
+    assert result.exit_code == 1, result.output
+    assert not layout.clean_store("photos").exists()
+    *_, line = result.output.strip().splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def stored(split: str, kind: str) -> Any:
+    return store.read_clean(store.read_facts("photos"), split, kind)
+
+
+def fitted(pixels: Any) -> Any:
+    """Resized until the shorter side fits, and cropped: written anew, with another library's arithmetic aside."""
+    height, width = pixels.shape[:2]
+    scale = max(SIZE[0] / height, SIZE[1] / width)
+    scaled = max(SIZE[1], round(width * scale)), max(SIZE[0], round(height * scale))
+    if (height, width) != SIZE:
+        pixels = cv2.resize(pixels, scaled, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (pixels.shape[0] - SIZE[0]) // 2, (pixels.shape[1] - SIZE[1]) // 2
+    return pixels[top : top + SIZE[0], left : left + SIZE[1]]
+
+
+def test_a_folder_is_split_by_the_digests_of_its_paths(photos: Path, place: Callable[..., None]) -> None:
+    place(photos, test_share=0.3)
+    prepare()
+    expected: dict[str, list[tuple[bytes, int, Any]]] = {"train": [], "test": []}
+    for number, name in enumerate(CLASSES):
+        for path in (photos / name).iterdir():
+            digest = hashlib.sha256(unicodedata.normalize("NFC", f"{name}/{path.name}").encode()).digest()
+            split = "test" if int.from_bytes(digest[-4:], "big") < 0.3 * 2**32 else "train"
+            expected[split].append((digest, number, fitted(np.asarray(Image.open(path)))))
+    for split, rows in expected.items():
+        rows.sort(key=lambda row: row[0])
+        assert stored(split, "labels").tolist() == [label for _, label, _ in rows]
+        assert np.array_equal(stored(split, "images"), np.stack([image for *_, image in rows]))
+    facts = store.read_facts("photos")
+    assert facts.classes == CLASSES
+    assert facts.attributes["source"] == {
+        "kind": "folder", "size": list(SIZE), "channels": 3, "test_share": 0.3,
+    }  # fmt: skip
+
+
+def test_a_file_that_is_added_moves_no_other(photos: Path, place: Callable[..., None]) -> None:
+    place(photos, test_share=0.3)
+    prepare()
+    before = {split: {image.tobytes() for image in stored(split, "images")} for split in ("train", "test")}
+    picture(1000).save(photos / "ant" / "new.png")
+    prepare()
+    after = {split: {image.tobytes() for image in stored(split, "images")} for split in ("train", "test")}
+    assert all(before[split] <= after[split] for split in before)
+    assert sum(map(len, after.values())) == 61
+
+
+def as_npz(folder: Path, arrays: dict[str, Any], names: tuple[str, ...]) -> None:
+    np.savez_compressed(folder / "a.npz", **dict(zip(names, arrays.values(), strict=True)))
+
+
+def as_zarr(folder: Path, arrays: dict[str, Any], zarr_format: Any) -> None:
+    root = zarr.create_group(folder / "a.zarr", zarr_format=zarr_format)
+    for name, values in arrays.items():
+        root.create_array(name, data=values, chunks=(7, *values.shape[1:]))
+
+
+def as_torchvision(folder: Path, arrays: dict[str, Any]) -> None:
+    raw = folder / "KMNIST/raw"
+    raw.mkdir(parents=True)
+    for name, values in arrays.items():
+        split, kind = name.split("/")
+        header = b"\0\0\x08" + bytes([values.ndim]) + np.array(values.shape, ">i4").tobytes()
+        stem = {"train": "train", "test": "t10k"}[split]
+        (raw / f"{stem}-{kind}-idx{values.ndim}-ubyte").write_bytes(header + values.astype(np.uint8).tobytes())
+
+
+FILES: dict[str, tuple[str, str, Callable[[Path, dict[str, Any]], None]]] = {
+    "medmnist": (
+        "npz", "a.npz",
+        lambda f, a: as_npz(f, a, ("train_images", "train_labels", "test_images", "test_labels")),
+    ),
+    "keras": ("npz", "a.npz", lambda f, a: as_npz(f, a, ("x_train", "y_train", "x_test", "y_test"))),
+    "zarr-2": ("zarr", "a.zarr", lambda f, a: as_zarr(f, a, 2)),
+    "zarr-3": ("zarr", "a.zarr", lambda f, a: as_zarr(f, a, 3)),
+    "torchvision": ("torchvision", "", as_torchvision),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", FILES)
+def test_arrays_in_a_file_keep_their_order(
+    name: str, channels: int, tmp_path: Path, place: Callable[..., None]
+) -> None:
+    kind, file, write = FILES[name]
+    rng = np.random.default_rng(5)
+    given = {
+        f"{split}/{what}": rng.integers(0, 256, (n, *SIZE), dtype=np.uint8)
+        if what == "images"
+        else np.arange(n) % 4 + 3
+        for split, n in (("train", 40), ("test", 18))
+        for what in ("images", "labels")
+    }
+    if name == "medmnist":
+        given |= {f"{split}/labels": given[f"{split}/labels"][:, None] for split in ("train", "test")}
+    write(tmp_path, given)
+    changes = {"dataset": "KMNIST"} if kind == "torchvision" else {}
+    place(tmp_path / file, kind, channels=channels, **changes)
+    prepare()
+    for split in ("train", "test"):
+        images = stored(split, "images")
+        assert images.shape[3] == channels
+        assert all(np.array_equal(images[..., i], given[f"{split}/images"]) for i in range(channels))
+        assert stored(split, "labels").tolist() == [label - 3 for label in given[f"{split}/labels"].ravel().tolist()]
+    # Names are the labels themselves, where nobody gives others.
+    assert store.read_facts("photos").classes == (tuple("3456") if kind != "torchvision" else CLASSES_OF_KMNIST[3:7])
+
+
+CLASSES_OF_KMNIST = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+
+
+def test_arrays_without_a_test_set_are_split_by_their_numbers(tmp_path: Path, place: Callable[..., None]) -> None:
+    images, labels = np.arange(90, dtype=np.uint8)[:, None, None] + np.zeros((90, *SIZE), np.uint8), np.arange(90) % 3
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    place(tmp_path / "a.npz", "npz", channels=1, test_share=0.25)
+    prepare()
+    numbers = {split: stored(split, "images")[:, 0, 0, 0].tolist() for split in ("train", "test")}
+    assert sorted(numbers["train"] + numbers["test"]) == list(range(90))
+    assert numbers["test"] == [i for i in range(90) if own.belongs_to_test(str(i), 0.25)]
+    for split in numbers:
+        assert stored(split, "labels").tolist() == [i % 3 for i in numbers[split]]
+
+
+def test_pictures_are_shown_as_a_viewer_shows_them(tmp_path: Path) -> None:
+    plain = picture(1, 10, 20)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn clockwise
+    plain.save(tmp_path / "turned.png", exif=turned)
+    assert np.array_equal(pictures.read_picture(tmp_path / "turned.png", 3), np.rot90(np.asarray(plain), -1))
+    for name, made in {
+        "grey.png": plain.convert("L"),
+        "palette.png": plain.quantize(256),
+        "opaque.webp": plain.convert("RGBA"),
+        "bits.png": plain.convert("1"),
+    }.items():
+        made.save(tmp_path / name, lossless=True) if name.endswith("webp") else made.save(tmp_path / name)
+        assert np.array_equal(pictures.read_picture(tmp_path / name, 3), np.asarray(made.convert("RGB"))), name
+    grey = pictures.read_picture(tmp_path / "turned.png", 1)
+    assert np.array_equal(grey[..., 0], np.rot90(np.asarray(plain.convert("L")), -1))
+
+
+def truncated(path: Path) -> None:
+    picture(1, 300, 300).save(path)
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def deep(path: Path) -> None:
+    assert cv2.imwrite(str(path), np.random.default_rng(1).integers(0, 2**16, (12, 16, 3), dtype=np.uint16))
+
+
+def bomb(path: Path) -> None:
+    Image.new("1", (30_000, 30_000)).save(path)
+
+
+BAD_PICTURES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "text": ("x.png", lambda path: path.write_text("no picture"), "no PNG, JPEG or WebP"),
+    "truncated-png": ("x.png", truncated, "cannot be decoded"),
+    "truncated-jpeg": ("x.jpg", truncated, "cannot be decoded"),
+    "empty": ("x.png", lambda path: path.touch(), "no PNG, JPEG or WebP"),
+    "deep-grey": ("x.png", lambda path: Image.fromarray(np.full((12, 16), 999, np.uint16)).save(path), "16 bits"),
+    "deep-colour": ("x.png", deep, "16 bits"),
+    "cmyk": ("x.jpg", lambda path: picture(1).convert("CMYK").save(path), "CMYK"),
+    "transparent": ("x.png", lambda path: Image.new("RGBA", (16, 12), (9, 9, 9, 99)).save(path), "transparent"),
+    "animated-webp": (
+        "x.webp", lambda path: picture(1).save(path, save_all=True, append_images=[picture(2)]), "animated",
+    ),
+    "animated-png": (
+        "x.png", lambda path: picture(1).save(path, save_all=True, append_images=[picture(2)]), "animated",
+    ),
+    "bomb": ("x.png", bomb, "cannot be decoded"),
+    "gif": ("x.gif", lambda path: picture(1).save(path), "not a PNG, JPEG or WebP"),
+    "broken-link": ("x.png", lambda path: path.symlink_to("nowhere.png"), "a link to nowhere"),
+    "looping-link": ("x", lambda path: path.symlink_to(path.parent), "a link to a folder that holds it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_PICTURES)
+def test_a_bad_picture_is_one_line_with_its_path(case: str, photos: Path, place: Callable[..., None]) -> None:
+    name, make, reason = BAD_PICTURES[case]
+    make(photos / "ant" / name)
+    place(photos, test_share=0.3)
+    line = refused()
+    assert f"{photos / 'ant' / name}: " in line
+    assert reason in line
+
+
+def test_describe_lists_every_bad_picture_and_leaves_with_an_error(photos: Path, in_process: None) -> None:
+    bad = {"text", "truncated-jpeg", "deep-colour", "animated-webp"}
+    for case in bad:
+        name, make, _ = BAD_PICTURES[case]
+        make(photos / "ant" / f"{case}{Path(name).suffix}")
+    (photos / "ant/again.png").write_bytes((photos / "Zebra/3.png").read_bytes())
+    (photos / "ant/notes.txt").touch()
+    result = CliRunner().invoke(main, ["describe", str(photos), "--name", "mine", "--test-share", "0.3"])
+    assert result.exit_code == 1
+    for case in bad:
+        assert f"{photos / 'ant' / case}." in result.output
+    assert "repeat" in result.output or "training images too" in result.output
+    assert "1 file(s) that are no pictures are left out (1 .txt)" in result.output
+
+
+def moved(photos: Path, *names: str) -> bool:
+    """The classes go into folders of these names, the last pictures of each into the last."""
+    for name in CLASSES:
+        files = sorted((photos / name).iterdir())
+        for to, some in zip(names, (files[:15], files[15:]), strict=False):
+            (photos / to / name).mkdir(parents=True)
+            for file in some:
+                file.rename(photos / to / name / file.name)
+        for file in (photos / name).iterdir():
+            file.unlink()
+        (photos / name).rmdir()
+    return False
+
+
+def only_class(photos: Path) -> None:
+    for name in CLASSES[1:]:
+        for file in (photos / name).iterdir():
+            file.unlink()
+        (photos / name).rmdir()
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], float | None, str]] = {
+    "missing": (lambda photos: photos.rename(photos.with_name("elsewhere")), 0.3, "photos: no such file or folder"),
+    "no-split": (lambda photos: None, None, "photos: has no train/ and test/; give a test_share"),
+    "two-splits": (lambda photos: moved(photos, "train", "test"), 0.3, "set test_share to null"),
+    "validation": (lambda photos: moved(photos, "train", "val"), None, "has train/ but no test/; rename val/"),
+    "empty-class": (lambda photos: (photos / "bee").mkdir(), 0.3, "bee: a class without images"),
+    "no-classes": (lambda photos: picture(1).save(photos / "1.png"), 0.3, "in the folder of no class"),
+    "one-class": (only_class, 0.3, "one class only (Zebra)"),
+    "case": (lambda photos: copied(photos, "zebra"), 0.3, "the folders Zebra and zebra differ in case only"),
+    "accents": (lambda photos: copied(photos, "o\u0308l"), 0.3, "two folders with the same name"),
+    "no-test-images": (lambda photos: None, 1e-9, "the test set is empty"),
+    "no-training-images": (lambda photos: None, 1 - 1e-9, "the train set is empty"),
+    "class-in-test-only": (
+        lambda photos: not moved(photos, "train", "test") and copied(photos / "test", "bee"),
+        None, "no training images of bee",
+    ),
+    "unprintable": (lambda photos: (photos / "ant").rename(photos / "a\tb"), 0.3, "is no name of a class"),
+}  # fmt: skip
+
+
+def copied(photos: Path, name: str) -> bool:
+    (photos / name).mkdir()
+    picture(1).save(photos / name / "1.png")
+    return True
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_a_bad_folder_is_one_line_with_its_path(case: str, photos: Path, place: Callable[..., None]) -> None:
+    spoil, share, reason = BAD_FOLDERS[case]
+    spoil(photos)
+    place(photos, test_share=share)
+    line = refused()
+    assert str(photos) in line
+    assert reason in line
+
+
+def test_a_split_with_a_class_missing_from_the_test_set_is_said(photos: Path, place: Callable[..., None]) -> None:
+    moved(photos, "train", "test")
+    for file in (photos / "test/ant").iterdir():
+        file.unlink()
+    (photos / "test/ant").rmdir()
+    place(photos)
+    assert "photos: no test images of ant" in prepare()
+    assert sorted(set(stored("test", "labels").tolist())) == [0, 2]
+
+
+def test_links_to_pictures_and_folders_are_followed(photos: Path, tmp_path: Path, place: Callable[..., None]) -> None:
+    picture(7).save(tmp_path / "far.png")
+    (photos / "ant/link.png").symlink_to(tmp_path / "far.png")
+    (photos / "ant").rename(tmp_path / "ants")
+    (photos / "ant").symlink_to(tmp_path / "ants")
+    place(photos, test_share=0.3)
+    prepare()
+    assert sum(len(stored(split, "labels")) for split in ("train", "test")) == 61
+
+
+ARRAYS = {
+    "train_images": np.zeros((6, *SIZE, 3), np.uint8),
+    "train_labels": np.arange(6) % 2,
+    "test_images": np.zeros((4, *SIZE, 3), np.uint8),
+    "test_labels": np.arange(4) % 2,
+}
+BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "floats": ({"train_images": np.zeros((6, *SIZE, 3))}, "train_images: of type float64; give images of uint8"),
+    "channels-first": ({"train_images": np.zeros((6, 3, *SIZE), np.uint8)}, "`.transpose(0, 2, 3, 1)`"),
+    "four-channels": ({"train_images": np.zeros((6, *SIZE, 4), np.uint8)}, "C = 1 or 3"),
+    "flat": ({"train_images": np.zeros((6, 99), np.uint8)}, "of shape (6, 99)"),
+    "objects": ({"train_images": np.array([None] * 6, object)}, "train_images.npy: of type object"),
+    "one-hot": ({"train_labels": np.eye(6)}, "`labels.argmax(1)`"),
+    "float-labels": ({"train_labels": np.zeros(6)}, "train_labels: labels of type float64"),
+    "fewer-labels": ({"train_labels": np.zeros(5, int)}, "6 images, but 5 labels"),
+    "fortran": ({"train_images": np.asfortranarray(ARRAYS["train_images"])}, "in Fortran order"),
+    "no-test": ({"test_images": None}, "has train_images, train_labels, test_labels; needed are"),
+    "label-in-test-only": ({"test_labels": np.array([0, 1, 0, 9])}, "no training images of 9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays_are_one_line_with_their_path(case: str, tmp_path: Path, place: Callable[..., None]) -> None:
+    changes, reason = BAD_ARRAYS[case]
+    np.savez(tmp_path / "a.npz", **{name: value for name, value in {**ARRAYS, **changes}.items() if value is not None})
+    place(tmp_path / "a.npz", "npz")
+    line = refused()
+    assert str(tmp_path / "a.npz") in line
+    assert reason in line
+
+
+@pytest.mark.parametrize("keep", [10, 500, -400])
+def test_a_truncated_npz_is_one_line_with_its_path(keep: int, tmp_path: Path, place: Callable[..., None]) -> None:
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, **ARRAYS)  # type: ignore[arg-type]
+    path.write_bytes(path.read_bytes()[:keep])
+    place(path, "npz")
+    assert f"{path}: no zip archive, or damaged" in refused()
+
+
+def test_a_run_that_was_stopped_goes_on_and_one_whose_files_changed_begins_anew(
+    photos: Path, place: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((seeding, "BLOCK_BYTES"), (store, "CHUNK_BYTES"), (store, "SHARD_BYTES")):
+        monkeypatch.setattr(module, name, 5 * 12 * 16 * 3)  # shards of five images
+    place(photos, test_share=0.3)
+    prepare()
+    whole = tree(Path("data/clean"))
+    decoded: list[str] = []
+    read = pictures.read_picture
+
+    def limited(path: str, channels: int) -> Any:
+        decoded.append(path)
+        if len(decoded) == limit:
+            raise KeyboardInterrupt
+        return read(path, channels)
+
+    monkeypatch.setattr(pictures, "read_picture", limited)
+    monkeypatch.setattr(own, "_BATCH_BYTES", 1)
+    limit = 33
+    with pytest.raises(click.Abort):
+        CliRunner().invoke(main, ["prepare", "photos"], catch_exceptions=False, standalone_mode=False)
+    assert tree(Path("data/clean/photos.zarr")) == {k[len("photos.zarr/") :]: v for k, v in whole.items() if "/" in k}
+    decoded.clear()
+    limit = -1
+    prepare()
+    assert len(decoded) <= 60 - 30  # six shards of five images were there
+    assert tree(Path("data/clean")) == whole
+    decoded.clear()
+    limit = 33
+    with pytest.raises(click.Abort):
+        CliRunner().invoke(main, ["prepare", "photos"], catch_exceptions=False, standalone_mode=False)
+    picture(5).save(photos / "ant/5.png")
+    decoded.clear()
+    limit = -1
+    prepare()
+    assert len(decoded) == 60
+
+
+def test_what_the_store_does_not_hold_of_params_is_said(photos: Path, place: Callable[..., None]) -> None:
+    def plan() -> str:
+        result = CliRunner().invoke(main, ["plan"])
+        assert result.exit_code == 1
+        return result.output
+
+    place(photos, test_share=0.3)
+    assert "data/clean/photos.zarr: no such store; make it with `python -m pipeline prepare photos`" in plan()
+    prepare()
+    place(photos, test_share=0.2)
+    assert "data/clean/photos.zarr: made with other params" in plan()
+    place(photos, test_share=0.3, n_train=61)
+    assert "datasets.photos.n_train: 61 is more than the" in plan()
+
+
+@pytest.mark.parametrize("size", [(224, 224), (8, 8)], ids=["large-images", "thousand-classes"])
+def test_a_study_of_own_images_runs_through_every_stage(
+    size: tuple[int, int],
+    tmp_path: Path,
+    place: Callable[..., None],
+    tiny_values: dict[str, Any],
+    write_params: WriteParams,
+) -> None:
+    n_classes, n = (1000, 1200) if size == (8, 8) else (3, 12)
+    rng = np.random.default_rng(3)
+    images, labels = rng.integers(0, 256, (n, *size, 3), dtype=np.uint8), np.arange(n) % n_classes
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images[::-1], y_test=labels[::-1])
+    del tiny_values["ablations"]["components"]
+    for name in sorted({*tiny_values["perturbations"]} - {"noise", "hot"}):
+        del tiny_values["perturbations"][name]
+    tiny_values["perturb"]["trials"] = 1
+    place(tmp_path / "a.npz", "npz", n, n, size=list(size), channels=3)
+    tiny_values["train"]["recipes"]["photos"]["batch_size"] = n // 4
+    tiny_values["strategies"] = {"constant": {}}
+    write_params(tiny_values)
+    for command in ("prepare photos", *(f"perturb photos {name}" for name in tiny_values["perturbations"])):
+        succeed(*command.split())
+    for stage in ("train", "impact", "strategies", "evaluate", "ablations"):
+        succeed(stage, "photos")
+    assert stored("test", "labels").dtype == (np.uint16 if n_classes > 256 else np.uint8)
+    (Path("profiles")).mkdir()
+    (Path("profiles/paper.yaml")).write_text(Path("params.yaml").read_text())
+    succeed("report")
+    page = Path("metrics/report/index.html").read_text()
+    assert len(page) < 3_000_000
+    result = CliRunner().invoke(main, ["verify"])
+    assert result.exit_code == 0, result.output
+    assert Path("metrics/confusion/photos.csv").stat().st_size < 40 * 12 * (n + 1)
+
+
+def test_the_block_that_describe_prints_is_one_that_check_accepts(
+    photos: Path, place: Callable[..., None], tiny_values: dict[str, Any], write_params: WriteParams
+) -> None:
+    place(photos, test_share=0.3)
+    result = CliRunner().invoke(main, ["describe", str(photos)])
+    assert result.exit_code == 0, result.output
+    block = YAML(typ="safe", pure=True).load(result.output.split("For params.yaml:")[1])
+    write_params({**tiny_values, **block})
+    succeed("check")
+    prepare()
+    assert block["datasets"]["photos"]["n_train"] == len(stored("train", "labels"))
