@@ -69,6 +69,8 @@ def _explain(error: Exception) -> str | None:
             return f"{text} (PYTHONWARNINGS or -W makes an error of this warning)"
         case RuntimeError() if "can't start new thread" in text:
             return f"{text}; {_ADVICE[errno.EAGAIN]}"
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
+        return f"{text.partition('.')[0]}; choose another architecture, or device: cpu"
     from_library = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
     return f"not enough memory ({text[:200]}); {_ASK_FOR_LESS}" if from_library and _NO_MEMORY.search(text) else None
 

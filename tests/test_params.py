@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.datasets import DATASETS
 from pipeline.perturbations import PERTURBATIONS
-from pipeline.recipes.recipe import PaperRecipe
+from pipeline.recipes.recipe import Network, PaperRecipe
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
 from pipeline.study.arrays import find_dataset, plan_arrays
@@ -99,6 +99,7 @@ def test_the_paper_trains_as_its_authors_did(
 ) -> None:
     recipe = paper.train.recipes[name]
     assert isinstance(recipe, PaperRecipe)
+    assert isinstance(recipe.network, Network)
     assert [layer.filters for layer in recipe.network.convolutions] == filters
     assert (recipe.adam.learning_rate, recipe.epochs, recipe.batch_size) == (learning_rate, epochs, batch_size)
     assert (recipe.adam.beta1, recipe.adam.beta2) == (0.9, 0.999)

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.data.arrays import Images
+from pipeline.models import library
 from pipeline.models.accelerated.windows import first_block
+from pipeline.models.devices import free_memory
 from pipeline.models.layers import (
     ACTIVATIONS,
     Block,
@@ -25,8 +27,10 @@ from pipeline.models.layers import (
     Standardize,
     Whitening,
 )
-from pipeline.recipes.recipe import FastNetwork, Network
+from pipeline.recipes.recipe import FastNetwork, LibraryNetwork, Network
+from pipeline.runtime.errors import PipelineError
 
+AnyNetwork = Network | FastNetwork | LibraryNetwork
 # The child of a network that gives the logits, which transfer to another task replaces.
 HEAD = "output"
 
@@ -63,7 +67,7 @@ def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64],
     return total / count, np.sqrt(variance)
 
 
-def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
+def build_network(network: AnyNetwork, shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
     """Untrained layers from float32 (N, C, H, W) to logits (N, n_classes).
 
     Args:
@@ -75,7 +79,10 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = shape[2]
-    if isinstance(network, FastNetwork):
+    if isinstance(network, LibraryNetwork):
+        body = library.Body(network, shape)
+        layers["body"], n_features = body, body.n_features
+    elif isinstance(network, FastNetwork):
         patches = Whitening(channels) if network.whiten else Patches(channels)
         layers["patches"], layers["activation"] = patches, ACTIVATIONS[network.activation]()
         channels = patches.out_channels
@@ -83,12 +90,12 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n
             layers[f"group{number}"] = Group(channels, group_width, network.activation)
             channels = group_width
         layers["pool"] = nn.AdaptiveMaxPool2d(1)
+        layers["flatten"], n_features = Flatten(), network.n_features(shape)
     else:
         for number, convolution in enumerate(network.convolutions, start=1):
             block = first_block(network, convolution, shape) if number == 1 else Block(network, convolution, channels)
             layers[f"block{number}"], channels = block, convolution.filters
-    layers["flatten"] = Flatten()
-    n_features = network.n_features(shape)
+        layers["flatten"], n_features = Flatten(), network.n_features(shape)
     for number, hidden in enumerate(network.fully_connected, start=1):
         layers[f"hidden{number}"] = nn.Linear(n_features, hidden)
         layers[f"hidden{number}_activation"] = ACTIVATIONS[network.activation]()
@@ -99,7 +106,33 @@ def build_network(network: Network | FastNetwork, shape: tuple[int, int, int], n
     return nn.Sequential(layers)
 
 
-def native_code(network: Network | FastNetwork, shape: tuple[int, int, int], device: torch.device) -> str | None:
+def check_step(
+    network: AnyNetwork, shape: tuple[int, int, int], n_classes: int, batch_size: int, device: torch.device
+) -> None:
+    """Refuse a library's network that cannot take the images, or whose training step does not fit into free memory.
+
+    Args:
+        network: Its description; for networks of our own layers, which are small, `Params` has checked all.
+        shape: (H, W, C) of the images.
+        n_classes: How many classes there are.
+        batch_size: Images per step.
+        device: Where it is trained.
+
+    Raises:
+        PipelineError: As said.
+    """
+    if not isinstance(network, LibraryNetwork):
+        return
+    needed, free = library.try_step(network, shape, n_classes, batch_size), free_memory(device)
+    if needed > free:
+        raise PipelineError(
+            f"batch_size: a step of {network.architecture} with {batch_size} images of {shape[0]}x{shape[1]} takes "
+            f"about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; give a smaller batch_size, or fewer "
+            "--workers"
+        )
+
+
+def native_code(network: AnyNetwork, shape: tuple[int, int, int], device: torch.device) -> str | None:
     """Digest of the compiled code of ours that computes a network on a device; None where torch's alone does.
 
     Args:
@@ -143,6 +176,10 @@ class Classifier(nn.Module):
         for layer in self.network:
             if (fit := getattr(layer, "fit", None)) is not None:
                 fit(self.standardize(images))
+
+    def load_start(self) -> None:
+        """Load the weights that training starts from, where the network's description names a file of them."""
+        first_layer(self.network).load_start(self.network[1])
 
     def forward(self, images: Tensor, side: int | None = None) -> Tensor:
         """Logits of raw images; scaled to `side` pixels after standardization, if that is given."""

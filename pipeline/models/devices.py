@@ -2,6 +2,7 @@
 
 import os
 
+import psutil
 import torch
 
 from pipeline.runtime.errors import PipelineError
@@ -53,6 +54,13 @@ def select_precision(name: str, device: torch.device) -> torch.dtype:
             is_faster = bool(has.get("amx_bf16") or has.get("bf16") or (has.get("avx512_bf16") and not is_intel))
         name = "bfloat16" if is_faster else "float32"
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device has left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
 
 
 def images_per_pass(n_cifar10: int, image_values: int) -> int:

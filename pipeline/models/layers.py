@@ -52,6 +52,13 @@ class FirstLayer(nn.Module):
             values = interpolate(values, size=(side, side), mode="bilinear")
         return self(values)  # type: ignore[no-any-return]
 
+    def load_start(self, following: nn.Module) -> None:
+        """Load the weights that its description names, if it names any.
+
+        Args:
+            following: The layer behind it.
+        """
+
     def native_code(self, device: torch.device) -> str | None:
         """Digest of the compiled code of ours that `of_raw` runs on a device; None where torch's alone does it."""
         return None

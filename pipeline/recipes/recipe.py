@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from pipeline.runtime.values import Values
 
@@ -33,6 +33,10 @@ class Network(Values):
     batch_norm: bool
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Refuse images of `shape` (H, W, C) that are too small, as `n_features` does."""
+        self.n_features(shape)
+
     def n_features(self, shape: tuple[int, int, int]) -> int:
         """Values that the convolutions leave of an image of `shape` (H, W, C).
 
@@ -62,6 +66,12 @@ class FastNetwork(Values):
     activation: Literal["relu", "tanh", "gelu"]
     whiten: bool
 
+    batch_norm: ClassVar[bool] = True
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """As `Network.check`."""
+        self.n_features(shape)
+
     def n_features(self, shape: tuple[int, int, int]) -> int:
         """Values that the convolutions leave of an image of `shape` (H, W, C).
 
@@ -72,6 +82,44 @@ class FastNetwork(Values):
         if (min(height, width) - 1) >> len(self.widths) < 1:
             raise ValueError(f"{len(self.widths)} groups leave nothing of a {height}x{width} image")
         return self.widths[-1]
+
+
+class Weights(Values):
+    """A file of weights, and the SHA-256 of its bytes: another file is another model."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1000)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class LibraryNetwork(Values):
+    """A network of torchvision.models or timm, its last layer replaced for the classes at hand.
+
+    Attributes:
+        kind: `torchvision`, or `timm` where it is installed.
+        architecture: Its name there, such as `resnet18`.
+        weights: What to start from; None: weights as the library draws them.
+        stem: `full`: as it is. `small`: the first convolution keeps every pixel and no pooling follows it, for images
+            of few pixels.
+        fully_connected: Widths of layers between it and the output layer, with ReLU.
+    """
+
+    kind: Literal["torchvision", "timm"]
+    architecture: Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,80}$")]
+    weights: Weights | None
+    stem: Literal["full", "small"]
+    fully_connected: Widths
+
+    # As the networks above; what their classes say by a value.
+    activation: ClassVar[Literal["relu"]] = "relu"
+    batch_norm: ClassVar[bool] = True  # for all that params know: most have it
+
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Nothing: what takes images of which size only the library knows, which `train` asks before it begins."""
+
+
+def _network_tag(value: object) -> str:
+    is_library = "kind" in value if isinstance(value, dict) else isinstance(value, LibraryNetwork)
+    return "library" if is_library else "layers"
 
 
 class Adam(Values):
@@ -103,7 +151,7 @@ class Recipe(Values):
     """How a model of one data set is trained: what all recipes have."""
 
     recipe: str
-    network: Network | FastNetwork
+    network: Network | FastNetwork | LibraryNetwork
     standardize: Literal["pixel", "channel", "none"]
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=2)]
@@ -133,7 +181,9 @@ class PaperRecipe(Recipe):
     """As the paper trains: Adam at one learning rate, images as they are."""
 
     recipe: Literal["paper"]
-    network: Network
+    network: Annotated[
+        Annotated[Network, Tag("layers")] | Annotated[LibraryNetwork, Tag("library")], Discriminator(_network_tag)
+    ]
     adam: Adam
 
     OPTIMIZER: ClassVar[str] = "adam"
@@ -143,7 +193,9 @@ class FastRecipe(Recipe):
     """As networks are trained for speed: few epochs, large steps, augmented images, small ones first."""
 
     recipe: Literal["fast"]
-    network: FastNetwork
+    network: Annotated[
+        Annotated[FastNetwork, Tag("layers")] | Annotated[LibraryNetwork, Tag("library")], Discriminator(_network_tag)
+    ]
     sgd: Sgd
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     flip: bool
@@ -155,4 +207,4 @@ class FastRecipe(Recipe):
 
 RecipeOf = Annotated[PaperRecipe | FastRecipe, Field(discriminator="recipe")]
 RECIPES: TypeAdapter[PaperRecipe | FastRecipe] = TypeAdapter(RecipeOf)
-NETWORKS: TypeAdapter[Network | FastNetwork] = TypeAdapter(Network | FastNetwork)
+NETWORKS: TypeAdapter[Network | FastNetwork | LibraryNetwork] = TypeAdapter(Network | FastNetwork | LibraryNetwork)

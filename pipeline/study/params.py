@@ -1,6 +1,7 @@
 """params.yaml as typed, frozen, validated values."""
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from pipeline.data.datasets import DATASETS, Canonical, Prepare, Source
 from pipeline.data.seeding import level_name
 from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.recipes.plan import NATURAL
-from pipeline.recipes.recipe import RECIPES, FastNetwork, FastRecipe, Recipe, RecipeOf
+from pipeline.recipes.recipe import RECIPES, FastRecipe, Recipe, RecipeOf
 from pipeline.recipes.strategies import STRATEGIES
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
@@ -26,6 +27,7 @@ Shape = tuple[int, int, int]
 
 _PUBLISHED: Mapping[str, Shape] = {name: dataset.shape for name, dataset in DATASETS.items()}
 # What pydantic puts between a name and its keys: which of several kinds of block it is.
+_NETS = ("layers", "library")
 _KINDS = ("paper", "fast", "canonical", "folder", "npz", "zarr", "torchvision")
 
 
@@ -289,7 +291,7 @@ def _recipe_problems(key: str, shape: Shape, recipe: Recipe, subset: Subset | No
         shapes += [(recipe.small_images.side, recipe.small_images.side, channels)] * (recipe.small_images.share > 0)
     for shape in shapes:
         try:
-            recipe.network.n_features(shape)
+            recipe.network.check(shape)
         except ValueError as error:
             problems.append(f"{key}.network: {error}")
             break
@@ -301,8 +303,7 @@ def _batch_problems(key: str, recipe: Recipe, subset: Subset | None) -> list[str
         return []
     if recipe.batch_size > subset.n_train:
         return [f"{key}.batch_size: {recipe.batch_size} is more than the {subset.n_train} training images"]
-    uses_batch_norm = isinstance(recipe.network, FastNetwork) or recipe.network.batch_norm
-    if not recipe.drop_last and uses_batch_norm and subset.n_train % recipe.batch_size == 1:
+    if not recipe.drop_last and recipe.network.batch_norm and subset.n_train % recipe.batch_size == 1:
         return [f"{key}.batch_size: leaves a last batch of one image, too few for BatchNorm"]
     return []
 
@@ -383,7 +384,8 @@ def validate(values: dict[str, Any], path: Path) -> Params:
 def _explain(detail: Any) -> list[str]:
     # "[key]": the name itself is wrong.
     parts = [str(part) if str(part).isprintable() else repr(part) for part in detail["loc"] if part != "[key]"]
-    key = ".".join(part for i, part in enumerate(parts) if not (part in _KINDS and i in (0, 3)))
+    kinds = {*product((0, 3), _KINDS), *product((2, 5), _NETS)}
+    key = ".".join(part for i, part in enumerate(parts) if (i, part) not in kinds)
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "value_error":
         return str(context["error"]).splitlines()

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.models import classifier, storage
+from pipeline.models import classifier, library, storage
 from pipeline.models.devices import select_device, select_precision
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
@@ -27,7 +27,7 @@ from pipeline.training.loop import Epoch
 TRAINING_CODE = (
     "data.seeding",
     *(f"models.accelerated.{name}" for name in ("compiled", "windows", "winograd")),
-    *(f"models.{name}" for name in ("classifier", "devices", "layers")),
+    *(f"models.{name}" for name in ("classifier", "devices", "layers", "library")),
     *("recipes.plan", "recipes.recipe", "training.loop", "training.schedules"),
 )
 # By these, users tell the libraries that torch computes with how to compute.
@@ -155,6 +155,7 @@ def find_entry(job: TrainingJob) -> CacheEntry:
         "code": _digest_own_code(),
         "native_code": classifier.native_code(recipe.network, (height, width, channels), device),
         "torch": torch.__version__,
+        "library": library.version(recipe.network),
         "processor": _processor(device),
         "environment": {
             name: value for name, value in os.environ.items() if name.startswith(_ENVIRONMENT) and name not in _THREADS

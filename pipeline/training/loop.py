@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.data.arrays import Images
 from pipeline.data.seeding import derive_seed
-from pipeline.models.classifier import HEAD, Classifier, build_network, fit_standardization
+from pipeline.models.classifier import HEAD, Classifier, build_network, check_step, fit_standardization
 from pipeline.models.devices import images_per_pass, select_precision
 from pipeline.models.layers import Standardize
 from pipeline.recipes.plan import Plan
@@ -122,7 +122,7 @@ class _Training:
     ) -> None:
         self.plan, self.recipe, self.seed_names = plan, plan.recipe, seed_names
         _seed_torch(*seed_names, "weights")
-        self.classifier, started = _start(plan, data, natural)
+        self.classifier, started = _start(plan, data, natural, device)
         self.classifier.to(device)
         self.classifier.network.to(memory_format=torch.channels_last)
         self.frozen = started if plan.freezes_start else []
@@ -206,15 +206,19 @@ def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor
     return values[start:stop] if order is None else values.index_select(0, order[start:stop])
 
 
-def _start(plan: Plan, data: TrainingData, natural: Classifier | None) -> tuple[Classifier, list[nn.Module]]:
+def _start(
+    plan: Plan, data: TrainingData, natural: Classifier | None, device: torch.device
+) -> tuple[Classifier, list[nn.Module]]:
     """The classifier before its first step, and those of its layers that come from the natural model."""
     clean = data.train.images
     seen = clean if data.perturbed is None or not plan.fits_on_perturbed else data.perturbed
     height, width, channels = clean.shape[1:]
     shape = (height, width, channels)
+    check_step(plan.recipe.network, shape, data.train.n_classes, plan.recipe.batch_size, device)
     network = build_network(plan.recipe.network, shape, data.train.n_classes)
     classifier = Classifier(shape, Standardize(*fit_standardization(seen, plan.recipe.standardize)), network)
     classifier.fit(torch.from_numpy(seen[:5000]))
+    classifier.load_start()
     if not plan.starts_from_natural:
         return classifier, []
     if natural is None:

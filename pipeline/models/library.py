@@ -1,0 +1,271 @@
+"""Networks of torchvision.models and timm, without their last layer, for images of any size."""
+
+import hashlib
+import inspect
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.layers import FirstLayer
+from pipeline.recipes.recipe import LibraryNetwork
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file
+
+_MAX_WEIGHTS = 16 * 2**30
+# A number of classes that no layer has as its width by chance.
+_MARKED = 997
+
+
+class Body(FirstLayer):
+    """All of a library's network but its last layer: float32 (N, C, H, W) → features (N, n).
+
+    Grey images are given to all three of its input channels.
+
+    Attributes:
+        model: The library's own module.
+        head: Name of the layer that was taken out of it.
+        n_features: Values that it leaves of an image.
+    """
+
+    def __init__(self, network: LibraryNetwork, shape: tuple[int, int, int]) -> None:
+        """Weights as the library draws them.
+
+        Args:
+            network: Which one.
+            shape: (H, W, C) of the images.
+
+        Raises:
+            PipelineError: There is no such network, or the library is not installed.
+        """
+        super().__init__()
+        self._weights = network.weights
+        self.model = build_model(network, shape[:2], _MARKED)
+        if network.stem == "small":
+            _keep_resolution(self.model)
+        self.head, self.n_features = _take_out_head(self.model, network)
+
+    def load_start(self, following: nn.Module) -> None:
+        """Load the weights of the file that params name.
+
+        Those of the last layer are taken too where they fit the layer that follows: then the file is of a model for
+        as many classes.
+
+        Args:
+            following: The layer behind this one.
+
+        Raises:
+            PipelineError: The file is missing or damaged, is not the one that params name, or is of another
+                architecture.
+        """
+        if self._weights is None:
+            return
+        tensors = read_tensors(Path(self._weights.path), self._weights.sha256)
+        of_head = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{self.head}.")}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in of_head}
+        load_tensors(self.model, rest, self._weights.path)
+        given = {name.rpartition(".")[2]: tensor for name, tensor in of_head.items()}
+        own = following.state_dict()
+        if own and {n: v.shape for n, v in given.items()} == {n: v.shape for n, v in own.items()}:
+            following.load_state_dict(given)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of standardized images."""
+        features: Tensor = self.model(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+        return features
+
+
+def build_model(network: LibraryNetwork, size: tuple[int, int], n_classes: int) -> nn.Module:
+    """A library's network for three channels, whole, with new weights.
+
+    Args:
+        network: Which one.
+        size: Height and width of the images, which some architectures have to know.
+        n_classes: How many classes it tells apart.
+
+    Raises:
+        PipelineError: As `Body`.
+    """
+    name, where = network.architecture, f"network.architecture: {network.kind}"
+    with _explained(network, size):
+        if network.kind == "torchvision":
+            from torchvision import models  # takes seconds; only these networks need it
+
+            if name not in models.list_models(module=models):
+                raise PipelineError(f"{where} has no {name!r}; torchvision.models.list_models() names what it has")
+            make = models.get_model_builder(name)
+            takes = {**inspect.signature(_class_of(make)).parameters, **inspect.signature(make).parameters}
+            options: dict[str, Any] = {"num_classes": n_classes}
+            # What would give a second answer while training, or waste time on weights that are replaced.
+            options |= {option: False for option in ("aux_logits", "init_weights") if option in takes}
+            if "image_size" in takes:
+                options["image_size"] = size[0]
+            model: nn.Module = make(weights=None, **options)
+            return model
+        try:
+            import timm  # an extra
+        except ImportError:
+            raise PipelineError(f"{where} is not installed: `pip install -c constraints.txt -e '.[timm]'`") from None
+        if name not in timm.list_models():
+            raise PipelineError(f"{where} has no {name!r}; timm.list_models() names what it has")
+        try:
+            model = timm.create_model(name, pretrained=False, num_classes=n_classes, img_size=size)
+        except TypeError:  # most do not have to know the size
+            model = timm.create_model(name, pretrained=False, num_classes=n_classes)
+        return model
+
+
+def _class_of(builder: Any) -> Any:
+    # The options of a builder are those of the class that it names as what it returns.
+    return inspect.signature(builder).return_annotation
+
+
+@contextmanager
+def _explained(network: LibraryNetwork, size: tuple[int, int]) -> Iterator[None]:
+    try:
+        yield
+    except PipelineError:
+        raise
+    except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise PipelineError(
+            f"network.architecture: {network.architecture} does not take images of {size[0]}x{size[1]} ({said}); "
+            "take larger ones, stem: small, or another architecture"
+        ) from None
+
+
+def _keep_resolution(model: nn.Module) -> None:
+    """Have the first convolution keep every pixel, and leave out the pooling behind it, as is usual for small images.
+
+    Source: He et al., "Deep Residual Learning" (arXiv 1512.03385), section 4.2, which has no pooling for CIFAR-10.
+    """
+    first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    if first is not None and first.stride == (2, 2):
+        first.stride = (1, 1)
+    for name, child in model.named_children():
+        if isinstance(child, nn.MaxPool2d):
+            setattr(model, name, nn.Identity())
+            return
+
+
+def _take_out_head(model: nn.Module, network: LibraryNetwork) -> tuple[str, int]:
+    """Replace the layer that gives the answers by one that passes its input on."""
+    for name, layer in reversed(list(model.named_modules())):
+        if isinstance(layer, nn.Linear) and layer.out_features == _MARKED:
+            n_features = layer.in_features
+        elif isinstance(layer, nn.Conv2d) and layer.out_channels == _MARKED:
+            n_features = layer.in_channels
+        else:
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, nn.Identity())
+        return name, n_features
+    raise PipelineError(f"network.architecture: {network.architecture} has no last layer that could be replaced")
+
+
+def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: int, batch_size: int) -> int:
+    """Try a network on images that are not there, and return the bytes that a training step will need.
+
+    Args:
+        network: Which one.
+        shape: (H, W, C) of the images.
+        n_classes: How many classes there are.
+        batch_size: Images per step.
+
+    Raises:
+        PipelineError: As `Body`; the images are too small for the network.
+    """
+    held: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.device("meta"):
+        body = Body(network, shape)
+        height, width, channels = shape
+        images = torch.empty(batch_size, channels, height, width)
+        with (
+            _explained(network, (height, width)),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        ):
+            features = body(images)
+        if features.shape != (batch_size, body.n_features):
+            raise PipelineError(
+                f"network.architecture: {network.architecture} gives {tuple(features.shape)} of {batch_size} images of "
+                f"{height}x{width}, not features (N, {body.n_features}); take larger images or another architecture"
+            )
+    n_weights = sum(weight.numel() for weight in body.parameters()) + body.n_features * n_classes
+    # Weights, gradients, and what an optimizer keeps: two values for each.
+    return sum(held.values()) + 4 * 4 * n_weights
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> None:
+    """Give a network weights.
+
+    Raises:
+        PipelineError: They are of another network.
+    """
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    # Heads that only train, such as those of googlenet, are left out here.
+    given = {name: tensor for name, tensor in tensors.items() if not name.lower().startswith("aux")}
+    wrong = [name for name in own if name not in given] + [name for name in given if name not in own]
+    wrong += [name for name in own if name in given and own[name] != given[name].shape]
+    if wrong:
+        some = ", ".join(wrong[:3])
+        raise PipelineError(f"{path}: weights of another architecture: {len(wrong)} do not fit, such as {some}")
+    model.load_state_dict(dict(given))
+
+
+def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
+    """The tensors of a file: safetensors, or a state_dict that torch.save has written. Nothing is unpickled but those.
+
+    Args:
+        path: The file.
+        sha256: Of its bytes; None: any.
+
+    Raises:
+        PipelineError: It is missing, damaged, holds something else or what is not finite, or has another
+            digest.
+    """
+    try:
+        content = read_file(path, _MAX_WEIGHTS)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file of weights") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, digest):
+        raise PipelineError(f"{path}: has SHA-256 {digest}, params.yaml names {sha256}")
+    try:
+        if content[:2] == b"PK" or content[:1] == b"\x80":
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            loaded = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, dict) else loaded
+        else:
+            loaded = safetensors.torch.load(content)
+        if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise ValueError("no state_dict")
+    except Exception as error:  # what damaged files make libraries raise
+        if isinstance(error, MemoryError):
+            raise
+        said = " ".join(str(error).split())[:160]
+        raise PipelineError(
+            f"{path}: no weights: neither safetensors nor a state_dict saved by torch.save(model.state_dict()) ({said})"
+        ) from None
+    tensors = {str(name).removeprefix("module."): value for name, value in loaded.items()}  # of DataParallel
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise PipelineError(f"{path}: some of its weights are not finite numbers")
+    return tensors
+
+
+def version(network: object) -> str | None:
+    """The library that a network comes from, with its version; None for layers of our own."""
+    if not isinstance(network, LibraryNetwork):
+        return None
+    return f"{network.kind} {metadata.version(network.kind)}"
