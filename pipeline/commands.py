@@ -9,6 +9,7 @@ import click
 
 from pipeline.runtime.errors import PipelineError
 from pipeline.stages.ablations import ablations
+from pipeline.stages.bring import bring
 from pipeline.stages.check import check
 from pipeline.stages.clean import clean
 from pipeline.stages.describe import describe
@@ -116,7 +117,7 @@ def main() -> None:
         raise PipelineError("PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it, leave out -O")
 
 
-for command in (check, prepare, perturb, train, impact, strategies, evaluate, ablations, report):
+for command in (check, prepare, perturb, train, bring, impact, strategies, evaluate, ablations, report):
     main.add_command(command)
 main.add_command(describe)
 main.add_command(plan)

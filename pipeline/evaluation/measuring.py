@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pipeline.data.arrays import Images, Labels
 from pipeline.evaluation.metrics import Cell, Confusion, Example
-from pipeline.models import storage
+from pipeline.models import brought, storage
+from pipeline.models.brought import BroughtClassifier
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import images_per_pass, select_device, select_precision
 from pipeline.perturbations.variants import StoredArray
@@ -23,6 +24,7 @@ from pipeline.runtime.engine import LocalThreads
 from pipeline.runtime.errors import PipelineError
 from pipeline.study.opening import StudyData
 from pipeline.study.planning import PlannedCell, Study
+from pipeline.training.job import BroughtModel, TrainingJob
 
 Extra = TypeVar("Extra")
 Classes = Mapping[ModelKey, NDArray[np.int64]]
@@ -37,7 +39,7 @@ class Predictor:
         device: Where it computes.
     """
 
-    def __init__(self, classifier: Classifier, device: torch.device, precision: str) -> None:
+    def __init__(self, classifier: Classifier | BroughtClassifier, device: torch.device, precision: str) -> None:
         """The classifier in evaluation mode.
 
         Args:
@@ -113,10 +115,15 @@ def load_models(study: Study, stage: str) -> dict[ModelKey, Predictor]:
         PipelineError: One is missing, damaged, or made with other params.
     """
     device = select_device(study.device)
-    return {
-        job.key: Predictor(storage.load(job.path, job.made_by, job.description), device, job.plan.recipe.precision)
-        for job in study.models(stage)
-    }
+
+    def load(model: TrainingJob | BroughtModel) -> Predictor:
+        if isinstance(model, BroughtModel):
+            shape, n_classes = study.dataset.shape, len(study.dataset.classes)
+            return Predictor(brought.load(model.path, model.spec, shape, n_classes, model.made_by), device, "float32")
+        classifier = storage.load(model.path, model.made_by, model.description)
+        return Predictor(classifier, device, model.plan.recipe.precision)
+
+    return {model.key: load(model) for model in study.models(stage)}
 
 
 def measure(

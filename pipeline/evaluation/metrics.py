@@ -1,6 +1,6 @@
 """Measurements and what follows from them: accuracies in [0, 1], aggregates, comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import sqrt
 from typing import Any
@@ -191,11 +191,12 @@ def pair_with_natural(cells: pd.DataFrame) -> pd.DataFrame:
     return groups.mean().reset_index()
 
 
-def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
+def summarize_strategy(cells: pd.DataFrame, baseline: str = NATURAL) -> dict[str, Any]:
     """The few numbers that tell two ways of training apart.
 
     Args:
-        cells: Columns as the fields of `Cell`: the models of one strategy, and the natural ones.
+        cells: From `of_strategy`.
+        baseline: As there.
 
     Returns:
         clean_accuracy: On clean test images, mean over models.
@@ -231,12 +232,22 @@ def summarize_strategy(cells: pd.DataFrame) -> dict[str, Any]:
         "baseline_worst_accuracy": own["baseline_accuracy"].min(),
         "baseline_cross_accuracy": cross["baseline_accuracy"].mean(),
     }
-    return {name: round(float(value), 6) for name, value in numbers.items() if pd.notna(value)} | {"baseline": NATURAL}
+    return {name: round(float(value), 6) for name, value in numbers.items() if pd.notna(value)} | {"baseline": baseline}
 
 
-def of_strategy(cells: pd.DataFrame, strategy: str) -> pd.DataFrame:
-    """The cells of the models of a strategy, and of the natural ones."""
-    return cells[cells["strategy"].isin([NATURAL, strategy])]
+def of_strategy(cells: pd.DataFrame, strategy: str, baseline: str = NATURAL) -> pd.DataFrame:
+    """The cells of the models of a strategy, and those of its baseline under the name of the natural models.
+
+    Args:
+        cells: Columns as the fields of `Cell`.
+        strategy: Which one.
+        baseline: `natural`, or a model of the user's, which then stands beside the models of every seed.
+    """
+    if baseline == NATURAL:
+        return cells[cells["strategy"].isin([NATURAL, strategy])]
+    own, given = cells[cells["strategy"] == strategy], cells[cells["strategy"] == baseline]
+    beside = [given.assign(strategy=NATURAL, seed=seed) for seed in own["seed"].unique()]
+    return pd.concat([own, *beside], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -251,6 +262,7 @@ class Comparison:
         robust_accuracy: On the damage that each model was trained on, as in `summarize_strategy`.
         baseline_robust_accuracy: Of the natural model, over the same images with the same weights.
         relative_error: As in `summarize_strategy`; None where the natural model makes no error.
+        baseline: The model that stands in the place of the natural one.
     """
 
     strategy: str
@@ -260,6 +272,7 @@ class Comparison:
     robust_accuracy: float
     baseline_robust_accuracy: float
     relative_error: float | None
+    baseline: str = NATURAL
 
     @property
     def gain(self) -> float:
@@ -292,17 +305,19 @@ class Comparison:
         return self.gain > self.chance
 
 
-def compare_strategies(cells: pd.DataFrame) -> list[Comparison]:
+def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None = None) -> list[Comparison]:
     """What every strategy gains over doing nothing, the largest gain first, the first named of equal ones.
 
     Args:
         cells: Columns as the fields of `Cell`: models of all strategies, and the natural ones. Strategies of which no
             model was tested on damage of the family that it was trained on are left out.
+        baselines: Strategy → its baseline, where that is not the natural model.
     """
     compared = []
     for strategy in cells.loc[cells["strategy"] != NATURAL, "strategy"].unique():
-        table = of_strategy(cells, strategy)
-        numbers = summarize_strategy(table)
+        baseline = (baselines or {}).get(strategy, NATURAL)
+        table = of_strategy(cells, strategy, baseline)
+        numbers = summarize_strategy(table, baseline)
         if "robust_accuracy" in numbers:
             accuracies = {
                 name: numbers[name]
@@ -315,7 +330,9 @@ def compare_strategies(cells: pd.DataFrame) -> list[Comparison]:
             }
             n_examples = int(table["n_examples"].min())
             compared.append(
-                Comparison(strategy, n_examples, **accuracies, relative_error=numbers.get("relative_error"))
+                Comparison(
+                    strategy, n_examples, **accuracies, relative_error=numbers.get("relative_error"), baseline=baseline
+                )
             )
     return sorted(compared, key=lambda comparison: comparison.gain, reverse=True)
 

@@ -23,7 +23,7 @@ from pipeline.evaluation.metrics import (
     to_csv,
     to_frame,
 )
-from pipeline.recipes.plan import CLEAN, ModelKey
+from pipeline.recipes.plan import CLEAN, NATURAL, ModelKey
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_folder, write_text, write_texts
@@ -77,14 +77,15 @@ def confused_models(study: Study, cells: pd.DataFrame) -> list[tuple[ModelKey, s
         cells: From `read_cells`, of `evaluate`.
 
     Returns:
-        (model, perturbation, level): the natural model of the first seed on clean images and at the hardest level of
-        every perturbation, and beside it the best model that was trained on that family, where there is one.
+        (model, perturbation, level): the natural model of the first seed and those of the user's on clean images and at
+        the hardest level of every perturbation, and beside them the best model that was trained on that family, where
+        there is one.
     """
-    natural = study.natural[0].key
-    confused = [(natural, CLEAN, 0.0)]
+    given = [study.natural[0].key, *(model.key for model in study.brought)]
+    confused = [(model, CLEAN, 0.0) for model in given]
     for perturbation, level in study.hardest.items():
         best = find_best(cells, perturbation, level)
-        confused += [(model, perturbation, level) for model in (natural, best) if model is not None]
+        confused += [(model, perturbation, level) for model in (*given, best) if model is not None]
     return confused
 
 
@@ -155,11 +156,12 @@ def summarize_stage(study: Study, stage: str, cells: pd.DataFrame) -> dict[Path,
     """
     name = study.dataset.name
     if stage == "impact":
-        return {layout.summary(stage, name): summarize(cells)}
+        groups = {str(strategy): summarize(rows) for strategy, rows in cells.groupby("strategy", sort=False)}
+        return {layout.summary(stage, name): {**groups.pop(NATURAL), **groups}}
     if stage == "evaluate":
         return {
-            layout.summary(stage, name, strategy): summarize_strategy(of_strategy(cells, strategy))
-            for strategy in study.strategies
+            layout.summary(stage, name, strategy): summarize_strategy(of_strategy(cells, strategy, baseline), baseline)
+            for strategy, baseline in study.baselines.items()
         }
     return {
         layout.summary(stage, name, ablation, label): summary

@@ -66,10 +66,22 @@ class Body(FirstLayer):
         """
         if self._weights is None:
             return
-        tensors = read_tensors(Path(self._weights.path), self._weights.sha256)
+        self.take(read_tensors(Path(self._weights.path), self._weights.sha256), following, self._weights.path)
+
+    def take(self, tensors: Mapping[str, Tensor], following: nn.Module, where: str) -> None:
+        """Take the weights of a whole model of this architecture.
+
+        Args:
+            tensors: Its state_dict.
+            following: The layer behind this one, which takes those of the last layer where they fit.
+            where: Path of the model, for messages.
+
+        Raises:
+            PipelineError: They are of another architecture.
+        """
         of_head = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{self.head}.")}
         rest = {name: tensor for name, tensor in tensors.items() if name not in of_head}
-        load_tensors(self.model, rest, self._weights.path)
+        load_tensors(self.model, rest, where)
         given = {name.rpartition(".")[2]: tensor for name, tensor in of_head.items()}
         own = following.state_dict()
         if own and {n: v.shape for n, v in given.items()} == {n: v.shape for n, v in own.items()}:
@@ -93,7 +105,7 @@ def build_model(network: LibraryNetwork, size: tuple[int, int], n_classes: int) 
         PipelineError: As `Body`.
     """
     name, where = network.architecture, f"network.architecture: {network.kind}"
-    with _explained(network, size):
+    with explained(name, size):
         if network.kind == "torchvision":
             from torchvision import models  # takes seconds; only these networks need it
 
@@ -106,7 +118,12 @@ def build_model(network: LibraryNetwork, size: tuple[int, int], n_classes: int) 
             options |= {option: False for option in ("aux_logits", "init_weights") if option in takes}
             if "image_size" in takes:
                 options["image_size"] = size[0]
-            model: nn.Module = make(weights=None, **options)
+            try:
+                model: nn.Module = make(weights=None, **options)
+            except NotImplementedError:  # computes with its own weights, of which torch's `meta` has no values
+                with torch.device("cpu"):
+                    model = make(weights=None, **options)
+                model = model.to(torch.get_default_device())
             return model
         try:
             import timm  # an extra
@@ -127,7 +144,8 @@ def _class_of(builder: Any) -> Any:
 
 
 @contextmanager
-def _explained(network: LibraryNetwork, size: tuple[int, int]) -> Iterator[None]:
+def explained(architecture: str, size: tuple[int, ...]) -> Iterator[None]:
+    """What a network's own layers say against images of a size is an error that names both."""
     try:
         yield
     except PipelineError:
@@ -137,8 +155,8 @@ def _explained(network: LibraryNetwork, size: tuple[int, int]) -> Iterator[None]
             raise
         said = " ".join(str(error).split())[:200]
         raise PipelineError(
-            f"network.architecture: {network.architecture} does not take images of {size[0]}x{size[1]} ({said}); "
-            "take larger ones, stem: small, or another architecture"
+            f"network.architecture: {architecture} does not take images of {size[0]}x{size[1]} ({said}); give another "
+            "size, the other stem, or another architecture"
         ) from None
 
 
@@ -194,7 +212,7 @@ def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: in
         height, width, channels = shape
         images = torch.empty(batch_size, channels, height, width)
         with (
-            _explained(network, (height, width)),
+            explained(network.architecture, (height, width)),
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         ):
             features = body(images)
@@ -225,12 +243,12 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> 
     model.load_state_dict(dict(given))
 
 
-def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
+def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     """The tensors of a file: safetensors, or a state_dict that torch.save has written. Nothing is unpickled but those.
 
     Args:
         path: The file.
-        sha256: Of its bytes; None: any.
+        sha256: Of its bytes.
 
     Raises:
         PipelineError: It is missing, damaged, holds something else or what is not finite, or has another
@@ -241,8 +259,21 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file of weights") from None
     digest = hashlib.sha256(content).hexdigest()
-    if sha256 not in (None, digest):
+    if digest != sha256:
         raise PipelineError(f"{path}: has SHA-256 {digest}, params.yaml names {sha256}")
+    return parse_tensors(content, str(path))
+
+
+def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
+    """The tensors of safetensors, or of a state_dict that torch.save has written.
+
+    Args:
+        content: Of the file.
+        where: Its path, for messages.
+
+    Raises:
+        PipelineError: As `read_tensors`.
+    """
     try:
         if content[:2] == b"PK" or content[:1] == b"\x80":
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -256,11 +287,11 @@ def read_tensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
             raise
         said = " ".join(str(error).split())[:160]
         raise PipelineError(
-            f"{path}: no weights: neither safetensors nor a state_dict saved by torch.save(model.state_dict()) ({said})"
+            f"{where}: no weights: neither safetensors nor what torch.save(model.state_dict()) writes ({said})"
         ) from None
     tensors = {str(name).removeprefix("module."): value for name, value in loaded.items()}  # of DataParallel
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise PipelineError(f"{path}: some of its weights are not finite numbers")
+        raise PipelineError(f"{where}: some of its weights are not finite numbers")
     return tensors
 
 

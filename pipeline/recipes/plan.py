@@ -38,6 +38,8 @@ class Plan:
         fits_on_perturbed: Whether input standardization is fitted on the perturbed images instead of the clean.
         starts_from_natural: Whether the layers that the natural model has too start with its weights.
         freezes_start: Whether those layers stay as they start.
+        repairs: Name of the model of the user's that is trained on, with its output layer and its standardization; None
+            for a model of our own.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class Plan:
     fits_on_perturbed: bool
     starts_from_natural: bool = False
     freezes_start: bool = False
+    repairs: str | None = None
 
 
 def plan_natural(recipe: Recipe) -> Plan:

@@ -33,6 +33,11 @@ class Network(Values):
     batch_norm: bool
     dropout: Annotated[float, Field(ge=0, lt=1)]
 
+    @property
+    def summary(self) -> str:
+        """Filters and kernels of the convolutions, for tables."""
+        return ", ".join(f"{layer.filters}@{layer.kernel}×{layer.kernel}" for layer in self.convolutions)
+
     def check(self, shape: tuple[int, int, int]) -> None:
         """Refuse images of `shape` (H, W, C) that are too small, as `n_features` does."""
         self.n_features(shape)
@@ -67,6 +72,11 @@ class FastNetwork(Values):
     whiten: bool
 
     batch_norm: ClassVar[bool] = True
+
+    @property
+    def summary(self) -> str:
+        """Widths of the groups, for tables."""
+        return f"fast: {', '.join(map(str, self.widths))}"
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """As `Network.check`."""
@@ -112,6 +122,11 @@ class LibraryNetwork(Values):
     # As the networks above; what their classes say by a value.
     activation: ClassVar[Literal["relu"]] = "relu"
     batch_norm: ClassVar[bool] = True  # for all that params know: most have it
+
+    @property
+    def summary(self) -> str:
+        """Its name in the library, for tables."""
+        return f"{self.kind} {self.architecture}"
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Nothing: what takes images of which size only the library knows, which `train` asks before it begins."""

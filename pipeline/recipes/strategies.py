@@ -78,6 +78,36 @@ def plan_transfer(settings: Transfer, recipe: Recipe, dataset: str) -> Plan:
     )
 
 
+class Repairing(Values):
+    """The second training of a model of the user's."""
+
+    model: str
+    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(ge=2)]
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class Repair(Values):
+    """Fine-tuning of a model of the user's; `share` of every batch is perturbed."""
+
+    share: Share
+    recipes: Mapping[str, Repairing]
+
+
+def plan_repair(settings: Repair, recipe: Recipe, dataset: str) -> Plan:
+    """A model of the user's, whole, fine-tuned on clean and perturbed images.
+
+    Source: our choice; clean images among the others keep what the model knows.
+    """
+    tuning = settings.recipes[dataset]
+    return Plan(
+        recipe.fine_tuned((), tuning.learning_rate, tuning.batch_size, tuning.epochs),
+        (settings.share,) * tuning.epochs,
+        fits_on_perturbed=False,
+        repairs=tuning.model,
+    )
+
+
 @dataclass(frozen=True)
 class Strategy:
     """One way of training, as params know it.
@@ -95,4 +125,5 @@ STRATEGIES: Mapping[str, Strategy] = {
     "constant": Strategy(NoSettings, plan_constant),
     "incremental": Strategy(Ramp, plan_incremental),
     "transfer": Strategy(Transfer, plan_transfer),
+    "repair": Strategy(Repair, plan_repair),
 }

@@ -13,7 +13,7 @@ import pandas as pd
 from pipeline.data.datasets import DATASETS
 from pipeline.data.seeding import level_name
 from pipeline.evaluation import results
-from pipeline.evaluation.metrics import aggregate_trials, compare_strategies, recall_by_class
+from pipeline.evaluation.metrics import Comparison, aggregate_trials, compare_strategies, recall_by_class
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.perturbations.variants import split_label
 from pipeline.recipes.plan import CLEAN, NATURAL
@@ -29,7 +29,7 @@ from pipeline.reporting.figures import (
     explain_level,
     name_level,
 )
-from pipeline.reporting.verdict import describe_verdict, percent
+from pipeline.reporting.verdict import describe_brought, describe_repair, describe_verdict, percent
 from pipeline.runtime import layout
 from pipeline.runtime.files import replacing_folder
 from pipeline.study.opening import read_examples
@@ -165,23 +165,24 @@ class _Described:
         )
         self.examples = results.read_examples(study)
         self.confusions = results.read_confusions(study, self.evaluated)
-        self.comparisons = compare_strategies(self.evaluated)
+        brought = [model.key.strategy for model in study.brought]
+        trained = self.evaluated[~self.evaluated["strategy"].isin(brought)]
+        compared = compare_strategies(self.evaluated, study.baselines)
+        self.comparisons = [one for one in compared if one.baseline == NATURAL]
+        self.repairs = [one for one in compared if one.baseline != NATURAL]
         self.summaries = {
             stage: results.summarize_stage(study, stage, cells)
             for stage, cells in (("evaluate", self.evaluated), ("ablations", self.ablated))
         }
-        self.levels = aggregate_trials(self.impact)  # of the natural models
-        self.models = _aggregate_models(self.evaluated)
+        by_model = {str(name): aggregate_trials(rows) for name, rows in self.impact.groupby("strategy", sort=False)}
+        self.levels = by_model.pop(NATURAL)
+        self.brought = by_model  # name of a model of the user's → its levels, as those of the natural models
+        self.models = _aggregate_models(trained)
 
     def context(self) -> dict[str, Any]:
         """All that the template shows of this data set."""
         clean = float(self.levels.loc[self.levels["perturbation"] == CLEAN, "mean"].iloc[0])
-        damaged = self.levels[self.levels["perturbation"] != CLEAN]
-        robust = worst = None
-        if len(damaged):
-            robust = float(damaged["mean"].mean())
-            row = damaged.iloc[int(damaged["mean"].argmin())]
-            worst = explain_level(str(row["perturbation"]), float(row["level"])), float(row["mean"])
+        robust, worst = self._damaged(self.levels).values()
         ablations = {ablation: dict(self._variants(ablation)) for ablation in self.study.ablations}
         n_classes = len(self.study.dataset.classes)
         return {
@@ -190,8 +191,13 @@ class _Described:
             "n_test": self.study.n_examples["test"],
             "recipe": self.recipe,
             "is_published": self.is_published,
-            "verdict": describe_verdict(clean, robust, worst, self.comparisons, ablations, n_classes),
+            "verdict": [
+                *describe_verdict(clean, robust, worst, self.comparisons, ablations, n_classes),
+                *self._describe_brought(),
+                *map(describe_repair, self.repairs),
+            ],
             "answer": list(self._answer()),
+            "brought": self._brought(),
             "summary": self._summary(),
             "impact": list(self._impact(clean)),
             "impact_rows": self.levels.to_dict("records"),
@@ -210,16 +216,48 @@ class _Described:
         return self.summaries["evaluate"][layout.summary("evaluate", self.name, strategy)]
 
     def _answer(self) -> Iterator[dict[str, Any]]:
-        """A row per strategy, the natural model first."""
-        compared = {comparison.strategy: comparison for comparison in self.comparisons}
-        for number, strategy in enumerate(self.study.strategies):
+        """A row per strategy, behind the model that it is compared with."""
+        compared = {comparison.strategy: comparison for comparison in (*self.comparisons, *self.repairs)}
+        shown = set()
+        for strategy, baseline in sorted(self.study.baselines.items(), key=lambda item: item[1] != NATURAL):
             numbers = self._summary_of(strategy)
-            if number == 0:
-                natural = {key: numbers.get(f"baseline_{key}") for key in _ACCURACIES}
+            if baseline not in shown:
+                shown.add(baseline)
+                own = {key: numbers.get(f"baseline_{key}") for key in _ACCURACIES}
                 error = 1.0 if "relative_error" in numbers else None
-                yield {"strategy": NATURAL, **natural, "relative_error": error, "compared": None}
+                yield {"strategy": baseline, **own, "relative_error": error, "compared": None}
             row = {key: numbers.get(key) for key in (*_ACCURACIES, "relative_error")}
             yield {"strategy": strategy, **row, "compared": compared.get(strategy)}
+
+    def _brought(self) -> dict[str, Any] | None:
+        """The models of the user's beside the natural one: accuracies on clean images and under each damage."""
+        if not self.brought:
+            return None
+        models = {NATURAL: self.levels, **self.brought}
+        means = {name: levels.groupby("perturbation", sort=False)["mean"].mean() for name, levels in models.items()}
+        damages = [CLEAN, *self._tested()]
+        groups = {damage: [float(means[name][damage]) for name in models] for damage in damages}
+        rows = [{"name": name, "means": dict(means[name]), **self._damaged(levels)} for name, levels in models.items()]
+        chart = draw_bars(f"{self.name}, your models: accuracy, mean over levels, %", groups, list(models))
+        return {"rows": rows, "damages": damages, "chart": chart}
+
+    def _damaged(self, levels: pd.DataFrame) -> dict[str, Any]:
+        """Of one model: `robust`, its mean accuracy under damage, and `worst`, the damage in words and its accuracy."""
+        damaged = levels[levels["perturbation"] != CLEAN]
+        if damaged.empty:
+            return {"robust": None, "worst": None}
+        row = damaged.iloc[int(damaged["mean"].argmin())]
+        worst = explain_level(str(row["perturbation"]), float(row["level"])), float(row["mean"])
+        return {"robust": float(damaged["mean"].mean()), "worst": worst}
+
+    def _describe_brought(self) -> Iterator[str]:
+        n, natural = self.study.n_examples["test"], self._damaged(self.levels)
+        for name, levels in self.brought.items():
+            found = self._damaged(levels)
+            tables = (levels, self.levels)
+            ours, theirs = (float(table.loc[table["perturbation"] == CLEAN, "mean"].iloc[0]) for table in tables)
+            robust, beside = (numbers["robust"] or 0.0 for numbers in (found, natural))
+            yield describe_brought(Comparison(name, n, ours, theirs, robust, beside, None), found["worst"])
 
     def _summary(self) -> Chart | None:
         rows = list(self._answer())
@@ -426,7 +464,10 @@ class _Described:
         for perturbation, level in self.study.hardest.items():
             tested = confusions[confusions["perturbation"] == perturbation]
             damage = explain_level(perturbation, level)
-            natural, best = tested[tested["strategy"] == NATURAL], tested[tested["strategy"] != NATURAL]
+            natural, best = (
+                tested[tested["strategy"] == NATURAL],
+                tested[tested["strategy"].isin(self.study.strategies)],
+            )
             matrices.append(self._matrix(natural, f"natural model, {damage}"))
             recall, model = None, None
             if len(best):
@@ -446,6 +487,14 @@ class _Described:
                 }
                 for loss in find_losses(before, natural)
             ]
+        for name in self.brought:
+            of_model = confusions[confusions["strategy"] == name]
+            matrices.append(
+                self._matrix(of_model[of_model["perturbation"] == CLEAN], f"your model {name}, clean images")
+            )
+            for perturbation, level in self.study.hardest.items():
+                rows = of_model[of_model["perturbation"] == perturbation]
+                matrices.append(self._matrix(rows, f"your model {name}, {explain_level(perturbation, level)}"))
         return {"matrices": matrices, "losses": losses}
 
     def _matrix(self, confusions: pd.DataFrame, title: str) -> dict[str, Any]:

@@ -53,6 +53,44 @@ def describe_verdict(
     return said + ([] if robust is None else _describe_ablations(ablations, robust))
 
 
+def describe_repair(comparison: Comparison) -> str:
+    """What a strategy makes of a model of the user's.
+
+    Args:
+        comparison: Of the strategy with that model.
+    """
+    mine, gain = comparison.baseline, comparison.gain
+    found = (
+        f"{percent(comparison.robust_accuracy)} % on the damage that its models were trained on, {_size(gain)} "
+        f"{'more' if gain > 0 else 'less'} than {mine} itself"
+    )
+    if not comparison.beats_natural:
+        return f"Strategy {comparison.strategy} does not clearly repair your model {mine}: it reaches {found}."
+    cost = comparison.clean_cost
+    clean = f"{'loses' if cost > 0 else 'gains'} {_size(cost)}" if cost else "loses nothing"
+    return f"Strategy {comparison.strategy} repairs your model {mine}: it reaches {found}, and {clean} on clean images."
+
+
+def describe_brought(comparison: Comparison, worst: tuple[str, float] | None) -> str:
+    """How a model of the user's stands beside the natural model.
+
+    Args:
+        comparison: Of the two, under all damage.
+        worst: The damage that costs the user's model most, in words, and its accuracy there; None without damage.
+    """
+    said = f"Your model {comparison.strategy} is right on {percent(comparison.clean_accuracy)} % of clean images"
+    if worst is None:
+        return f"{said}; no damage was tested."
+    gain = comparison.gain
+    beside = f"{_size(gain)} {'more' if gain > 0 else 'less'} than the natural model"
+    if abs(gain) <= comparison.chance:
+        beside = f"which with {comparison.n_examples:,} test images cannot be told from the natural model"
+    return (
+        f"{said} and on {percent(comparison.robust_accuracy)} % under damage, {beside}; {worst[0]} costs it most "
+        f"({percent(worst[1])} %)."
+    )
+
+
 def _describe_strategies(best: Comparison, *others: Comparison) -> list[str]:
     natural = f"the natural model's {percent(best.baseline_robust_accuracy)} % on the same images"
     size = f"{_size(best.gain)} {'above' if best.gain > 0 else 'below'}" if best.gain else "as much as"

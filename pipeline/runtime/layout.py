@@ -45,6 +45,11 @@ def ablation_models(dataset: str) -> Path:
     return Path("models", dataset, "ablations")
 
 
+def brought_model(name: str) -> Path:
+    """Folder of a model of the user's, as it was taken in: the file itself and its description."""
+    return Path("models/brought", name)
+
+
 def cached_models() -> Path:
     """Folder of finished models by the digest of all that decides them: the model cache; no stage's output."""
     return Path("models/.finished")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pipeline.data.datasets import DATASETS, Canonical, Prepare, Source
 from pipeline.data.seeding import level_name
 from pipeline.perturbations import PERTURBATIONS, Perturbation
+from pipeline.recipes.brought import Brought
 from pipeline.recipes.plan import NATURAL
 from pipeline.recipes.recipe import RECIPES, FastRecipe, Recipe, RecipeOf
 from pipeline.recipes.strategies import STRATEGIES
@@ -92,6 +93,7 @@ class Params(Values):
     perturb: Perturb
     train: Train
     impact: Impact
+    models: Mapping[Name, Brought]
     strategies: Mapping[str, Values]
     evaluate: Evaluate
     ablations: Mapping[Name, Mapping[Name, Mapping[str, Any]]]
@@ -155,6 +157,19 @@ class Params(Values):
         _raise(problems)
         return train
 
+    @field_validator("models")
+    @classmethod
+    def _check_models(cls, models: Mapping[str, Brought], info: ValidationInfo) -> Mapping[str, Brought]:
+        taken, datasets = (NATURAL, *STRATEGIES), info.data.get("datasets")
+        problems = [f"models.{name}: the name of a way of training; choose another" for name in models if name in taken]
+        for name, model in models.items():
+            if datasets is not None and model.dataset not in datasets:
+                problems.append(f"models.{name}.dataset: unknown {model.dataset!r}; choose from {', '.join(datasets)}")
+            if not _is_path(model.path):
+                problems.append(f"models.{name}.path: {model.path!r} is no path; write it out")
+        _raise(problems)
+        return models
+
     @field_validator("strategies", mode="before")
     @classmethod
     def _parse_strategies(cls, strategies: Any, info: ValidationInfo) -> dict[str, Values]:
@@ -170,7 +185,11 @@ class Params(Values):
                 parsed[name] = STRATEGIES[name].settings.model_validate(values)
                 for dataset, subset in info.data.get("datasets", {}).items():
                     recipe = info.data["train"].recipes[dataset]
-                    planned = STRATEGIES[name].plan(parsed[name], recipe, dataset).recipe
+                    plan = STRATEGIES[name].plan(parsed[name], recipe, dataset)
+                    planned = plan.recipe
+                    if plan.repairs is not None:
+                        key = f"strategies.{name}.recipes.{dataset}.model"
+                        problems += _repair_problems(key, plan.repairs, dataset, info.data.get("models", {}))
                     if planned.batch_size != recipe.batch_size:
                         problems += _batch_problems(f"strategies.{name}.recipes.{dataset}", planned, subset)
             except ValidationError as error:
@@ -209,7 +228,7 @@ class Params(Values):
             if not variants
         ]
         # Rows of all models have one column for the way in which they were trained.
-        taken = (NATURAL, *STRATEGIES)
+        taken = (NATURAL, *STRATEGIES, *info.data.get("models", ()))
         problems += [
             f"ablations.{name}: the name of a way of training; choose another" for name in ablations if name in taken
         ]
@@ -262,13 +281,17 @@ def _shapes(info: ValidationInfo) -> Mapping[str, Shape]:
     return _PUBLISHED if datasets is None else {name: _shape(name, subset) for name, subset in datasets.items()}
 
 
+def _is_path(path: str) -> bool:
+    return path.isprintable() and not path.startswith("~")  # which DVC takes for the name of a folder
+
+
 def _dataset_problems(name: str, subset: Subset) -> list[str]:
     source = subset.source
     if not isinstance(source, Canonical):
         problems = []
         if name in DATASETS:
             problems.append(f"datasets.{name}: the name of a published data set; choose another")
-        if not source.path.isprintable() or source.path.startswith("~"):  # DVC takes ~ for the name of a folder
+        if not _is_path(source.path):
             problems.append(f"datasets.{name}.source.path: {source.path!r} is no path; write it out")
         return problems
     if name not in DATASETS:
@@ -296,6 +319,17 @@ def _recipe_problems(key: str, shape: Shape, recipe: Recipe, subset: Subset | No
             problems.append(f"{key}.network: {error}")
             break
     return problems + _batch_problems(key, recipe, subset)
+
+
+def _repair_problems(key: str, name: str, dataset: str, models: Mapping[str, Brought]) -> list[str]:
+    if name not in models or models[name].dataset != dataset:
+        of_dataset = [model for model, spec in models.items() if spec.dataset == dataset]
+        return [f"{key}: unknown {name!r}; models has {', '.join(of_dataset) or 'none'} for {dataset}"]
+    try:
+        _ = models[name].network
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    return []
 
 
 def _batch_problems(key: str, recipe: Recipe, subset: Subset | None) -> list[str]:
@@ -388,7 +422,8 @@ def _explain(detail: Any) -> list[str]:
     key = ".".join(part for i, part in enumerate(parts) if (i, part) not in kinds)
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "value_error":
-        return str(context["error"]).splitlines()
+        said = str(context["error"]).splitlines()
+        return [f"{key}.{line}" for line in said] if parts[:1] == ["models"] and len(parts) > 1 else said
     if kind == "missing":
         return [f"{key}: missing"]
     if kind == "string_pattern_mismatch":

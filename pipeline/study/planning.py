@@ -19,7 +19,7 @@ from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.study.arrays import find_dataset, plan_arrays
 from pipeline.study.params import Params, change_recipe
-from pipeline.training.job import TrainingJob
+from pipeline.training.job import BroughtModel, TrainingJob
 
 Levels = Mapping[str, tuple[float, ...]]
 # Stages that measure models.
@@ -78,6 +78,7 @@ class Study:
         natural: The natural models, one for each seed.
         strategies: Strategy → its models.
         ablations: Ablation → its models. A variant that changes nothing is a natural model under another key.
+        brought: Models of the user's.
         levels: Stage → perturbation → the levels at which it tests.
         batch_sizes: Stage → images per evaluation step.
         cross_trials: Trials on which `evaluate` tests a model on perturbations that it was not trained on.
@@ -92,6 +93,7 @@ class Study:
     natural: Sequence[TrainingJob]
     strategies: Mapping[str, Sequence[TrainingJob]]
     ablations: Mapping[str, Sequence[TrainingJob]]
+    brought: Sequence[BroughtModel]
     levels: Mapping[str, Levels]
     batch_sizes: Mapping[str, int]
     cross_trials: int
@@ -115,12 +117,12 @@ class Study:
         given = {job.path for job in self.natural}
         return [job for jobs in groups.values() for job in jobs if job.path not in given]
 
-    def models(self, stage: str) -> list[TrainingJob]:
+    def models(self, stage: str) -> list[TrainingJob | BroughtModel]:
         """The models that stage `impact`, `evaluate` or `ablations` measures."""
         if stage == "ablations":
             return [job for jobs in self.ablations.values() for job in jobs]
         trained = self.strategies.values() if stage == "evaluate" else ()
-        return [*self.natural, *(job for jobs in trained for job in jobs)]
+        return [*self.natural, *(job for jobs in trained for job in jobs), *self.brought]
 
     def cells(self, stage: str) -> list[PlannedCell]:
         """What stage `impact`, `evaluate` or `ablations` measures, in that order."""
@@ -149,7 +151,7 @@ class Study:
             for trial in range(array.leading[0]):
                 for job in models:
                     seen = job.trained_on is not None and job.trained_on.variant.kernel.family == variant.kernel.family
-                    if seen or trial < self.cross_trials or stage != "evaluate" or job.key.strategy == NATURAL:
+                    if seen or trial < self.cross_trials or stage != "evaluate" or job.trained_on is None:
                         yield new(
                             **vars(job.key),
                             seen=seen,
@@ -175,6 +177,12 @@ class Study:
         ]
 
     @property
+    def baselines(self) -> dict[str, str]:
+        """Strategy → the model that it is compared with: the natural one, or the one of the user's that it repairs."""
+        repaired = {name: jobs[0].plan.repairs for name, jobs in self.strategies.items() if jobs}
+        return {name: repaired.get(name) or NATURAL for name in self.strategies}
+
+    @property
     def hardest(self) -> dict[str, float]:
         """Perturbation → the highest of its levels in `evaluate.levels`."""
         levels = self.levels["evaluate"]
@@ -197,6 +205,17 @@ def plan_study(params: Params, name: str) -> Study:
     arrays = {perturbation: plan_arrays(params, dataset, perturbation) for perturbation in params.perturbations}
     new = partial(_plan_model, params, dataset)
     natural = {seed: new(ModelKey(NATURAL, CLEAN, seed), plan_natural(recipe)) for seed in params.train.seeds}
+    brought = {
+        model: BroughtModel(
+            ModelKey(model, CLEAN, 0),
+            dataset,
+            spec,
+            layout.brought_model(model),
+            made_by=f"python -m pipeline bring {model}",
+        )
+        for model, spec in params.models.items()
+        if spec.dataset == name
+    }
     strategies = {
         strategy: [
             new(
@@ -204,6 +223,7 @@ def plan_study(params: Params, name: str) -> Study:
                 STRATEGIES[strategy].plan(settings, recipe, name),
                 trained_on=array,
                 natural=natural[seed],
+                brought=brought,
             )
             for seed in params.train.seeds
             for of_store in arrays.values()
@@ -230,6 +250,7 @@ def plan_study(params: Params, name: str) -> Study:
         natural=list(natural.values()),
         strategies=strategies,
         ablations=ablations,
+        brought=list(brought.values()),
         levels={"impact": impact_levels, "evaluate": params.evaluate.levels, "ablations": impact_levels},
         batch_sizes={
             "impact": params.impact.batch_size,
@@ -249,7 +270,13 @@ def _plan_model(
     trained_on: PlannedArray | None = None,
     natural: TrainingJob | None = None,
     path: Path | None = None,
+    brought: Mapping[str, BroughtModel] | None = None,
 ) -> TrainingJob:
+    start: TrainingJob | BroughtModel | None = natural if plan.starts_from_natural else None
+    if plan.repairs is not None:
+        assert brought is not None
+        start = brought[plan.repairs]
+        plan = replace(plan, recipe=plan.recipe.model_copy(update={"network": start.spec.network}))
     subset = params.datasets[dataset.name]
     stage = "train" if key.strategy == NATURAL else "strategies" if trained_on else "ablations"
     seed_names: tuple[int | str, ...] = (key.seed,)  # an ablation differs from the natural model by its recipe alone
@@ -264,7 +291,7 @@ def _plan_model(
         plan,
         seed_names,
         trained_on,
-        start=natural if plan.starts_from_natural else None,
+        start=start,
         device=params.device,
         n_threads=0 if stage == "train" else 1,
         path=path or layout.model(dataset.name, key.strategy, key.label, key.seed),
@@ -298,6 +325,7 @@ def _describe_model(
         "fits_on_perturbed": plan.fits_on_perturbed,
         "starts_from_natural": plan.starts_from_natural,
         "freezes_start": plan.freezes_start,
+        "repairs": plan.repairs,
         "seed": key.seed,
         "network": plan.recipe.network.model_dump(mode="json"),
         "recipe": plan.recipe.model_dump(mode="json", exclude={"network"}),

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.models import classifier, library, storage
+from pipeline.models import brought, classifier, library, storage
 from pipeline.models.devices import select_device, select_precision
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.training.job import TrainingJob
+from pipeline.training.job import BroughtModel, TrainingJob
 from pipeline.training.loop import Epoch
 
 # Modules whose code decides weights or learning curves. tests/test_cache.py holds that nothing is left out.
@@ -144,14 +144,11 @@ def find_entry(job: TrainingJob) -> CacheEntry:
     recipe, device = job.plan.recipe, select_device(job.device)
     height, width, channels = job.dataset.shape
     computed_in = str(select_precision(recipe.precision, device)).removeprefix("torch.")
-    start = (
-        None if job.start is None else storage.read_checked(job.start.path, job.start.made_by, job.start.description)
-    )
     names = {
         "description": dict(job.description),
         "seed_names": job.seed_names,
         "images": None if job.trained_on is None else job.trained_on.opened().sha256,
-        "natural": None if start is None else start["weights_sha256"],
+        "start": _digest_start(job.start),
         "code": _digest_own_code(),
         "native_code": classifier.native_code(recipe.network, (height, width, channels), device),
         "torch": torch.__version__,
@@ -165,6 +162,15 @@ def find_entry(job: TrainingJob) -> CacheEntry:
     }
     key = hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()
     return CacheEntry(key, job.description, computed_in)
+
+
+def _digest_start(start: TrainingJob | BroughtModel | None) -> Any:
+    """Digest of the weights that a model starts from."""
+    if start is None:
+        return None
+    if isinstance(start, BroughtModel):
+        return brought.read_description(start.path, start.made_by)["model_sha256"]
+    return storage.read_checked(start.path, start.made_by, start.description)["weights_sha256"]
 
 
 def cached_files() -> dict[str, list[Path]]:

@@ -1,4 +1,4 @@
-"""A model to train, as a frozen value that can be sent to another process."""
+"""Models to train or to measure, as frozen values that can be sent to another process."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,29 @@ from typing import Any
 
 from pipeline.data.datasets import Dataset
 from pipeline.perturbations.variants import PlannedArray
+from pipeline.recipes.brought import Brought
 from pipeline.recipes.plan import ModelKey, Plan
+
+
+@dataclass(frozen=True)
+class BroughtModel:
+    """A model of the user's: measured as the natural model is, never trained.
+
+    Attributes:
+        key: Its name, as the strategy; label `clean` and seed 0.
+        dataset: Whose images it classifies.
+        spec: Where the user has it and what it expects.
+        path: Folder of the copy that is measured.
+        made_by: The command that takes it in.
+        trained_on: None: on what, nobody knows.
+    """
+
+    key: ModelKey
+    dataset: Dataset
+    spec: Brought
+    path: Path
+    made_by: str
+    trained_on: None = None
 
 
 @dataclass(frozen=True)
@@ -22,7 +44,7 @@ class TrainingJob:
         plan: How it is trained.
         seed_names: Decide initial weights, order of images and dropout.
         trained_on: The perturbed training images; None for a plan that never uses any.
-        start: The natural model that a plan starts from, if it does.
+        start: The model that a plan starts from, if it does: the natural one, or one of the user's.
         device: `device` of params.yaml.
         n_threads: Threads of torch on CPU; 0 for all. Models trained side by side have one each, so that their weights
             do not depend on the number of cores.
@@ -38,7 +60,7 @@ class TrainingJob:
     plan: Plan
     seed_names: tuple[int | str, ...]
     trained_on: PlannedArray | None
-    start: "TrainingJob | None"
+    start: "TrainingJob | BroughtModel | None"
     device: str
     n_threads: int
     path: Path

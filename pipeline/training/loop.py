@@ -88,7 +88,8 @@ def train_model(
         seed_names: Decide initial weights, order and dropout; on one machine with the same number of threads the
             weights are the same, bit for bit.
         device: Where to train.
-        natural: The model to start from; None for a plan that starts from scratch.
+        natural: The model to start from, the natural one or one of the user's; None for a plan that starts from
+            scratch.
         checkpoint: File that holds the state after the last whole epoch; training goes on from it, to the same
             weights. None: no checkpoints.
         report: Called after every epoch.
@@ -219,10 +220,12 @@ def _start(
     classifier = Classifier(shape, Standardize(*fit_standardization(seen, plan.recipe.standardize)), network)
     classifier.fit(torch.from_numpy(seen[:5000]))
     classifier.load_start()
-    if not plan.starts_from_natural:
+    if not plan.starts_from_natural and plan.repairs is None:
         return classifier, []
     if natural is None:
-        raise PipelineError("this strategy starts from the natural model, and there is none")
+        raise PipelineError("this strategy starts from another model, and there is none")
+    if plan.repairs is not None:
+        return natural, []
     # All but the output layer, which the new head replaces.
     own, given = (dict(model.network.named_children()) for model in (classifier, natural))
     shared = [name for name in own if name in given and name != HEAD]

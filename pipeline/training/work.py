@@ -10,13 +10,14 @@ import torch
 
 from pipeline.data import store
 from pipeline.data.datasets import Dataset
-from pipeline.models import storage
+from pipeline.models import brought, storage
+from pipeline.models.classifier import Classifier
 from pipeline.models.devices import select_device
 from pipeline.recipes.plan import ModelKey
 from pipeline.runtime.engine import Engine
 from pipeline.runtime.files import locked, replacing_folder
 from pipeline.training.cache import find_entry
-from pipeline.training.job import TrainingJob
+from pipeline.training.job import BroughtModel, TrainingJob
 from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 
 # The compiler is not used, but imported by the first optimizer of a process, for two seconds.
@@ -38,7 +39,7 @@ def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[Tra
         PipelineError: A store or the natural model is missing, damaged, or made with other params; a worker was killed.
     """
     for start in {job.start.path: job.start for job in jobs if job.start is not None}.values():
-        storage.load(start.path, start.made_by, start.description)
+        _load_start(start)
     waiting = []
     for job in jobs:
         if find_entry(job).is_finished():
@@ -68,7 +69,7 @@ def train(
     with locked(entry.lock, f"{job.dataset.name} {job.key}"):
         if entry.is_finished():
             return
-        start = None if job.start is None else storage.load(job.start.path, job.start.made_by, job.start.description)
+        start = None if job.start is None else _load_start(job.start)
         data = TrainingData(
             train=_read_examples(job.dataset, "train", job.n_train),
             test=_read_examples(job.dataset, "test", job.n_test),
@@ -76,6 +77,13 @@ def train(
         )
         trained = train_model(job.plan, data, job.seed_names, device, start, entry.checkpoint, report, progress)
         entry.finish(*trained)
+
+
+def _load_start(start: TrainingJob | BroughtModel) -> Classifier:
+    if isinstance(start, TrainingJob):
+        return storage.load(start.path, start.made_by, start.description)
+    shape, n_classes = start.dataset.shape, len(start.dataset.classes)
+    return brought.load(start.path, start.spec, shape, n_classes, start.made_by).to_train()
 
 
 def _read_examples(dataset: Dataset, split: str, n: int) -> Examples:

@@ -1,0 +1,324 @@
+"""Models of the user's: taken in once, checked on clean images, and asked like our own."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from pipeline.data.arrays import Images, Labels
+from pipeline.models import library
+from pipeline.models.classifier import HEAD, Classifier, build_network
+from pipeline.models.layers import Standardize
+from pipeline.recipes.brought import Brought
+from pipeline.runtime.errors import PipelineError, is_exhausted
+from pipeline.runtime.files import read_file, replacing_folder
+
+SCHEMA_VERSION = 1
+_MAX_MODEL, _MAX_DESCRIPTION = 16 * 2**30, 2**20
+# Clean test images that a model is tried on before it is measured.
+N_TRIED = 500
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MODEL, _DESCRIPTION = "model", "description.json"
+
+
+class Preprocess(nn.Module):
+    """uint8 (N, H, W, C), 0-255 → float32 (N, C, H, W), as a model of the user's expects them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: Brought) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images of the size, order and range that the description names."""
+        values = images.permute(0, 3, 1, 2).float()
+        if self.spec.channels == "grey":
+            if values.shape[1] == 3:  # ITU-R 601, as Pillow and OpenCV compute it
+                values = (values * values.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        else:
+            values = values.expand(-1, 3, -1, -1)
+            values = values.flip(1) if self.spec.channels == "bgr" else values
+        if self.spec.size is not None and tuple(values.shape[2:]) != self.spec.size:
+            values = interpolate(values, size=self.spec.size, mode="bilinear", antialias=True)
+        return (values / self.spec.scale - self.mean) / self.std
+
+
+class OnnxModel(nn.Module):
+    """A graph in onnxruntime on one thread of the CPU, whatever the device: float32 (N, C, H, W) → (N, n_classes)."""
+
+    def __init__(self, content: bytes, where: str) -> None:
+        """The graph; nothing of it runs but the operators that onnxruntime has itself.
+
+        Args:
+            content: Of an ONNX file, weights included.
+            where: Its path, for messages.
+
+        Raises:
+            PipelineError: onnxruntime is not installed, or cannot read it; it has several inputs.
+        """
+        super().__init__()
+        try:
+            import onnxruntime  # an extra
+        except ImportError:
+            raise PipelineError(f"{where}: needs onnxruntime: `pip install -c constraints.txt -e '.[onnx]'`") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the caller is the parallelism
+        options.log_severity_level = 4
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has no base class for its errors
+            if is_exhausted(error):
+                raise
+            said = " ".join(str(error).split())[:200]
+            raise PipelineError(f"{where}: not an ONNX file with its weights in it, or damaged ({said})") from None
+        self.where = where
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or "float" not in inputs[0].type or len(inputs[0].shape) != 4:
+            takes = "; ".join(f"{given.name}: {given.type} {given.shape}" for given in inputs)
+            raise PipelineError(f"{where}: takes {takes}; a classifier takes one float32 array of images, of four axes")
+        self.name, self.shape = inputs[0].name, inputs[0].shape
+        self.kind = np.float16 if "float16" in inputs[0].type else np.float32
+        self.is_channels_last = self.shape[3] in (1, 3) and self.shape[1] not in (1, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Its first answer."""
+        values = images.permute(0, 2, 3, 1) if self.is_channels_last else images
+        _, *given = values.shape
+        wanted = [own if isinstance(own, int) else other for own, other in zip(self.shape[1:], given, strict=True)]
+        if wanted != given:
+            raise PipelineError(
+                f"{self.where}: takes images of shape {tuple(self.shape[1:])}, is given {tuple(given)}; set size and "
+                "channels to what it takes"
+            )
+        array = values.contiguous().cpu().numpy().astype(self.kind)
+        # A graph that was exported for one batch size takes no other.
+        n = self.shape[0] if isinstance(self.shape[0], int) and self.shape[0] > 0 else len(array)
+        answers = []
+        for start in range(0, len(array), n):
+            part = array[start : start + n]
+            padded = np.concatenate([part, np.repeat(part[:1], n - len(part), axis=0)])
+            try:
+                answer = self.session.run(None, {self.name: padded})[0]
+            except Exception as error:
+                said = " ".join(str(error).split())[:200]
+                raise PipelineError(f"{self.where}: fails on images of shape {tuple(given)} ({said})") from None
+            answers.append(np.asarray(answer)[: len(part)])
+        return torch.from_numpy(np.concatenate(answers)).to(images.device)
+
+
+class BroughtClassifier(nn.Module):
+    """uint8 (N, H, W, C) → logits (N, n_classes), as `Classifier`.
+
+    Attributes:
+        shape: (H, W, C) of the images it takes.
+        path: Where the user has it.
+        is_probability: Whether the model gives probabilities, of which logits are the logarithms.
+    """
+
+    def __init__(
+        self, spec: Brought, model: nn.Module, shape: tuple[int, int, int], n_classes: int, is_probability: bool
+    ) -> None:
+        super().__init__()
+        self.preprocess, self.model = Preprocess(spec), model
+        self.spec, self.path, self.shape, self.n_classes = spec, Path(spec.path), shape, n_classes
+        self.is_probability = is_probability
+
+    def to_train(self) -> Classifier:
+        """The same as a network of ours, which can be trained."""
+        spec, network = self.spec, self.spec.network
+        if max(len(spec.mean), len(spec.std)) > self.shape[2]:
+            raise PipelineError(f"{self.path}: mean and std of three channels for grey images; give one number each")
+        mean, std = (np.array(values).reshape(1, 1, -1) * spec.scale for values in (spec.mean, spec.std))
+        weights = self.model.state_dict()
+        built = build_network(network, self.shape, self.n_classes)
+        body, output = built[0], built.get_submodule(HEAD)
+        assert isinstance(body, library.Body)
+        body.take(weights, output, str(self.path))
+        return Classifier(self.shape, Standardize(mean, std), built)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of raw images."""
+        answer: Tensor = self.model(self.preprocess(images)).float()
+        return answer.clamp(min=1e-30).log() if self.is_probability else answer
+
+
+@dataclass(frozen=True)
+class TakenIn:
+    """What was found of a model on clean images.
+
+    Attributes:
+        accuracy: Share of them that it has right, in [0, 1].
+        n_tried: How many.
+        is_probability: Whether its answers are probabilities.
+        remarks: What its user should look at.
+    """
+
+    accuracy: float
+    n_tried: int
+    is_probability: bool
+    remarks: tuple[str, ...]
+
+
+def take_in(name: str, spec: Brought, images: Images, labels: Labels, n_classes: int, folder: Path) -> TakenIn:
+    """Check a model on clean test images and copy it to where the stages find it.
+
+    Args:
+        name: Its name in params.yaml.
+        spec: Where it lies and what it expects.
+        images: uint8 (N, H, W, C), N at most `N_TRIED`.
+        labels: Class numbers (N,).
+        n_classes: Classes of the data set.
+        folder: Of the copy; it appears whole or not at all.
+
+    Raises:
+        PipelineError: The file is missing or damaged, or not a model for these images and classes; it does no better
+            than guessing, which a mistake in its preprocessing or in the order of classes explains.
+    """
+    content = _read(Path(spec.path))
+    height, width, channels = images.shape[1:]
+    model = _open(spec, content, (height, width), n_classes)
+    answers = _ask(spec, model, images)
+    if answers.shape != (len(images), n_classes):
+        gives = f"answers of shape {tuple(answers.shape)} for {len(images)} images"
+        raise PipelineError(
+            f"{spec.path}: gives {gives}, and {spec.dataset} has {n_classes} classes; a model for other classes needs "
+            "a new last layer"
+        )
+    if not answers.isfinite().all():
+        raise PipelineError(f"{spec.path}: some of its answers are not finite; check scale, mean and std")
+    is_probability = bool((answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-3).all())
+    accuracy = _accuracy(answers, labels)
+    remarks = _check_accuracy(spec, model, images, labels, accuracy)
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "spec": spec.decides,
+        "model_sha256": hashlib.sha256(content).hexdigest(),
+        "shape": [height, width, channels],
+        "n_classes": n_classes,
+        "is_probability": is_probability,
+    }
+    with replacing_folder(folder) as staged:
+        (staged / _MODEL).write_bytes(content)
+        (staged / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return TakenIn(accuracy, len(images), is_probability, remarks)
+
+
+def load(folder: Path, spec: Brought, shape: tuple[int, int, int], n_classes: int, made_by: str) -> BroughtClassifier:
+    """A model that was taken in, in evaluation mode.
+
+    Args:
+        folder: Where its copy lies.
+        spec: What params say of it.
+        shape: (H, W, C) of the images.
+        n_classes: Classes of the data set.
+        made_by: Command that takes it in, for messages.
+
+    Raises:
+        PipelineError: It is not there, is damaged, or was taken in with other params.
+    """
+    description = read_description(folder, made_by)
+    expected = {"spec": spec.decides, "shape": list(shape), "n_classes": n_classes}
+    for key, value in expected.items():
+        if description.get(key) != value:
+            raise PipelineError(f"{folder}: taken in with other params ({key}); do it again with `{made_by}`")
+    content = read_file(folder / _MODEL, _MAX_MODEL)
+    if hashlib.sha256(content).hexdigest() != description.get("model_sha256"):
+        raise PipelineError(f"{folder / _MODEL}: damaged; take it in again with `{made_by}`")
+    model = _open(spec, content, shape[:2], n_classes)
+    return BroughtClassifier(spec, model, shape, n_classes, bool(description["is_probability"])).eval()
+
+
+def read_description(folder: Path, made_by: str) -> dict[str, Any]:
+    """What is written beside the copy of a model.
+
+    Raises:
+        PipelineError: It is missing or damaged.
+    """
+    path = folder / _DESCRIPTION
+    try:
+        described = json.loads(read_file(path, _MAX_DESCRIPTION))
+        if described["schema_version"] != SCHEMA_VERSION or not (folder / _MODEL).exists():
+            raise ValueError("of another version, or not whole")
+    except FileNotFoundError:
+        raise PipelineError(f"{folder}: not taken in yet; do it with `{made_by}`") from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise PipelineError(f"{path}: damaged ({error}); take the model in again with `{made_by}`") from None
+    checked: dict[str, Any] = described
+    return checked
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path, _MAX_MODEL)
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such model; name it as models.….path") from None
+
+
+def _open(spec: Brought, content: bytes, size: tuple[int, int], n_classes: int) -> nn.Module:
+    if spec.kind == "onnx":
+        return OnnxModel(content, spec.path)
+    assert spec.architecture is not None
+    network = spec.model_copy(update={"channels": "rgb", "size": None}).network
+    tensors = library.parse_tensors(content, spec.path)
+    own = library.build_model(network, spec.size or size, n_classes)
+    library.load_tensors(own, tensors, spec.path)
+    return own.eval()
+
+
+@torch.inference_mode()
+def _ask(spec: Brought, model: nn.Module, images: Images) -> Tensor:
+    preprocess = Preprocess(spec)
+    with library.explained(spec.architecture or spec.kind, images.shape[1:3]):
+        parts = [model(preprocess(part)) for part in torch.split(torch.from_numpy(images), 50)]
+    return torch.cat(parts).float()
+
+
+def _accuracy(answers: Tensor, labels: Labels) -> float:
+    return float((answers.argmax(1).numpy() == labels).mean())
+
+
+def _check_accuracy(
+    spec: Brought, model: nn.Module, images: Images, labels: Labels, accuracy: float
+) -> tuple[str, ...]:
+    """What to look at in the preprocessing; an error where the model only guesses."""
+    n = len(labels)
+    guessing = float(np.bincount(labels).max() / n)
+    better, found = "", accuracy + 3 * (0.5 / n) ** 0.5  # three standard deviations of the difference of two shares
+    for changes in _other_ways(spec):
+        tried = _accuracy(_ask(spec.model_copy(update=changes), model, images), labels)
+        if tried > found:
+            said = ", ".join(
+                f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in changes.items()
+            )
+            better, found = f"with {said} it has {100 * tried:.0f} % right", tried
+    if accuracy <= guessing + 3 * (guessing * (1 - guessing) / n) ** 0.5:
+        raise PipelineError(
+            f"{spec.path}: {100 * accuracy:.0f} % of {n} clean test images right, no more than by guessing; probably "
+            f"its preprocessing or the order of its classes{f': {better}' if better else ''}"
+        )
+    return (f"{100 * accuracy:.0f} % of {n} clean test images right, but {better}",) if better else ()
+
+
+def _other_ways(spec: Brought) -> Iterator[Mapping[str, Any]]:
+    """Preprocessings that a user may have mistaken for the right one."""
+    orders = ["rgb", "bgr"] if spec.channels != "grey" else ["grey"]
+    ranges = [(spec.mean, spec.std), ((0.0,), (1.0,)), ((0.5,), (0.5,))]
+    ranges += [_IMAGENET] if spec.channels != "grey" else []
+    for channels, scale, (mean, std) in itertools.product(orders, (255.0, 1.0), ranges):
+        ways = {"channels": channels, "scale": scale, "mean": mean, "std": std}
+        changes = {key: value for key, value in ways.items() if value != getattr(spec, key)}
+        if changes:
+            yield changes

@@ -1,0 +1,70 @@
+"""Models that others have trained: where they lie and what they expect, as frozen values."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.recipes.recipe import LibraryNetwork
+from pipeline.runtime.values import Values
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=3)]
+
+
+class Brought(Values):
+    """A model of the user's, measured as the natural model is, never trained.
+
+    Attributes:
+        dataset: Whose images it classifies; its answers are in the order of that data set's classes.
+        kind: `onnx`: a graph with one input, of images, and one answer (N, n_classes). `torchvision`, `timm`: weights
+            for an architecture of theirs, as safetensors or as a state_dict that torch.save has written.
+        path: The file, absolute or relative to the repository.
+        architecture: Its name in the library; None for `onnx`.
+        channels: What it takes: `rgb`, `bgr` or `grey`.
+        size: Height and width that images are resized to for it, pixels; None: as they are.
+        scale: Values, 0-255, are divided by this first: 255 for a model that takes values in [0, 1].
+        mean: Subtracted then, one number for each channel in the model's order, or one for all.
+        std: Divided by then, likewise.
+    """
+
+    dataset: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
+    kind: Literal["onnx", "torchvision", "timm"]
+    path: Annotated[str, Field(min_length=1, max_length=1000)]
+    architecture: Annotated[str, Field(pattern=r"^[a-z0-9_.]{1,80}$")] | None
+    channels: Literal["rgb", "bgr", "grey"]
+    size: Annotated[tuple[Side, Side], Field(strict=False)] | None
+    scale: Annotated[float, Field(gt=0)]
+    mean: PerChannel
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1, max_length=3)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        allowed = (1,) if self.channels == "grey" else (1, 3)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in allowed:
+                raise ValueError(
+                    f"{name}: {len(values)} values for {self.channels}; give {' or '.join(map(str, allowed))}"
+                )
+        if (self.architecture is None) != (self.kind == "onnx"):
+            raise ValueError("architecture: name the one of torchvision or timm; leave it empty for onnx")
+        return self
+
+    @property
+    def network(self) -> LibraryNetwork:
+        """The network that strategy `repair` trains.
+
+        Raises:
+            ValueError: It cannot: a graph cannot be trained, and training takes images as they are, in RGB.
+        """
+        if self.kind == "onnx" or self.architecture is None:
+            raise ValueError("an ONNX graph cannot be trained; give its weights as kind torchvision or timm")
+        if self.channels != "rgb" or self.size is not None:
+            raise ValueError("only a model that takes images as they are can be trained: channels: rgb and no size")
+        return LibraryNetwork(
+            kind=self.kind, architecture=self.architecture, weights=None, stem="full", fully_connected=()
+        )
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """All that decides its answers but the file, as JSON values."""
+        return self.model_dump(mode="json", exclude={"path"})

@@ -1,0 +1,38 @@
+"""Stage bring: check a model of the user's and copy it to where the other stages find it."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.stages.options import Stage, params_option
+
+
+@click.command(cls=Stage, short_help="Check a model of yours and take it in.")
+@click.argument("name")
+@params_option
+def bring(name: str, params_path: Path) -> None:
+    """Check the model that params.yaml calls NAME under `models` on clean test images, and copy it to models/brought.
+
+    A model that has other classes, takes other images or only guesses is refused, with what is probably the reason.
+    """
+    from pipeline.runtime.errors import PipelineError
+    from pipeline.study.opening import read_examples
+    from pipeline.study.params import load
+    from pipeline.study.planning import plan_study
+
+    params = load(params_path)
+    if name not in params.models:
+        raise PipelineError(f"model: unknown '{name}'; params.yaml has {', '.join(params.models) or 'none'}")
+    study = plan_study(params, params.models[name].dataset)
+    images, labels = read_examples(study, "test")
+
+    # torch takes seconds to import: only once params and data are right.
+    from pipeline.models.brought import N_TRIED, take_in
+
+    model = next(model for model in study.brought if model.key.strategy == name)
+    n_classes = len(study.dataset.classes)
+    found = take_in(name, model.spec, images[:N_TRIED], labels[:N_TRIED], n_classes, model.path)
+    for remark in found.remarks:
+        click.echo(f"{name}: check its preprocessing: {remark}", err=True)
+    kind = "probabilities" if found.is_probability else "logits"
+    click.echo(f"{model.path}: {100 * found.accuracy:.1f} % of {found.n_tried} clean test images right; gives {kind}")

@@ -1,0 +1,470 @@
+"""Networks of libraries, models that others have trained, and training these on."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from torchvision import models as library_models
+
+from pipeline.commands import main
+from pipeline.models import brought, classifier, library
+from pipeline.models.devices import select_device
+from pipeline.models.layers import Standardize
+from pipeline.recipes.brought import Brought
+from pipeline.recipes.plan import plan_natural
+from pipeline.recipes.recipe import RECIPES, LibraryNetwork, Weights
+from pipeline.runtime.errors import PipelineError
+from pipeline.study.params import load
+from pipeline.study.planning import plan_study
+from pipeline.training.loop import Examples, TrainingData, train_model
+from tests.conftest import WriteParams
+
+SHAPE, N_CLASSES = (16, 16, 3), 4
+
+
+def network(architecture: str = "shufflenet_v2_x0_5", **changes: Any) -> LibraryNetwork:
+    values = {"kind": "torchvision", "weights": None, "stem": "small", "fully_connected": (), **changes}
+    return LibraryNetwork(architecture=architecture, **values)
+
+
+def examples(n: int = 60, seed: int = 0) -> Examples:
+    """Images of one colour each, by class, so that a network learns them in a moment."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(n) % N_CLASSES).astype(np.uint8)
+    colours = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250], [200, 200, 200]], np.uint8)
+    noise = rng.integers(0, 20, (n, *SHAPE), dtype=np.uint8)
+    return Examples(colours[labels][:, None, None] - 20 + noise, labels, N_CLASSES)
+
+
+# Networks of a library.
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side"),
+    [("resnet18", 32), ("mobilenet_v3_small", 32), ("squeezenet1_1", 32), ("vit_b_32", 32), ("regnet_x_400mf", 32),
+     ("convnext_tiny", 32), ("densenet121", 32), ("googlenet", 32), ("inception_v3", 96), ("swin_t", 32)],
+)  # fmt: skip
+@pytest.mark.parametrize("channels", [1, 3])
+def test_networks_of_torchvision_give_an_answer_for_every_class(architecture: str, side: int, channels: int) -> None:
+    shape = (side, side, channels)
+    assert library.try_step(network(architecture), shape, 7, batch_size=2) > 0
+    with torch.device("meta"):
+        built = classifier.build_network(network(architecture, fully_connected=(9,)), shape, 7)
+        assert built(torch.empty(2, channels, side, side)).shape == (2, 7)
+    assert built.get_submodule("output").in_features == 9
+
+
+def test_a_network_of_timm_does_too() -> None:
+    pytest.importorskip("timm")
+    assert library.try_step(network("resnet10t", kind="timm"), (32, 32, 3), 7, batch_size=2) > 0
+    with pytest.raises(PipelineError, match="timm has no 'resnet18x'"):
+        library.try_step(network("resnet18x", kind="timm"), (32, 32, 3), 7, batch_size=2)
+
+
+def test_the_memory_of_a_step_is_about_what_it_takes() -> None:
+    """Against the sizes of what autograd keeps, counted on real tensors."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    body = library.Body(network("resnet18"), (32, 32, 3))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        body(torch.zeros(8, 3, 32, 32))
+    n_weights = sum(weight.numel() for weight in body.parameters())
+    estimated = library.try_step(network("resnet18"), (32, 32, 3), 4, batch_size=8)
+    assert estimated == pytest.approx(sum(kept.values()) + 16 * n_weights, rel=0.1)
+
+
+def test_more_than_the_free_memory_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "free_memory", lambda device: 2**20)
+    with pytest.raises(PipelineError, match=r"batch_size: a step of .* takes about .* GiB, and 0.0 GiB are free"):
+        classifier.check_step(network(), SHAPE, N_CLASSES, 10, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "reason"),
+    [
+        ({"architecture": "resnet19"}, SHAPE, "torchvision has no 'resnet19'"),
+        ({"architecture": "raft_large"}, SHAPE, "torchvision has no 'raft_large'"),
+        ({"architecture": "alexnet", "stem": "full"}, SHAPE, "alexnet does not take images of 16x16"),
+        ({"architecture": "vit_b_16"}, (20, 20, 3), "vit_b_16 does not take images of 20x20"),
+    ],
+)
+def test_what_a_library_cannot_do_is_one_line(
+    changes: dict[str, Any], shape: tuple[int, int, int], reason: str
+) -> None:
+    with pytest.raises(PipelineError, match=reason):
+        library.try_step(network(**changes), shape, N_CLASSES, 2)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model of torchvision that knows the colours, as `torch.save` writes it."""
+    torch.manual_seed(1)
+    model = library_models.shufflenet_v2_x0_5(num_classes=N_CLASSES)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    data = examples()
+    images = torch.from_numpy(data.images).permute(0, 3, 1, 2) / 255
+    for _ in range(15):
+        loss = torch.nn.functional.cross_entropy(model(images), torch.from_numpy(data.labels).long())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        for _ in range(20):  # BatchNorm's means
+            model(images)
+    path = tmp_path_factory.mktemp("taught") / "mine.pt"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def answers_of(path: Path, images: Any) -> torch.Tensor:
+    """What the model in that file says, by torchvision alone."""
+    model = library_models.shufflenet_v2_x0_5(num_classes=N_CLASSES)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    with torch.no_grad():
+        answers: torch.Tensor = model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+    return answers
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_training_starts_from_the_weights_that_params_name(taught: Path, tiny_values: dict[str, Any]) -> None:
+    weights = Weights(path=str(taught), sha256=digest(taught))
+    built = classifier.build_network(network(stem="full", weights=weights), SHAPE, N_CLASSES)
+    standardize = Standardize(np.zeros((1, 1, 1)), np.full((1, 1, 1), 255.0))
+    started = classifier.Classifier(SHAPE, standardize, built)
+    started.load_start()
+    images = examples(seed=9).images
+    assert torch.allclose(started.eval()(torch.from_numpy(images)), answers_of(taught, images), atol=1e-4)
+    # With a hidden layer behind it, or another number of classes, the rest is taken all the same.
+    other = classifier.Classifier(SHAPE, standardize, classifier.build_network(network(weights=weights), SHAPE, 9))
+    other.load_start()
+    state, given = dict(other.network.named_children())["body"].state_dict(), torch.load(taught, weights_only=True)
+    assert all(torch.equal(state[f"model.{name}"], value) for name, value in given.items() if name[:3] != "fc.")
+
+
+def spoiled(path: Path, kind: str) -> Path:
+    tensors = torch.load(path, weights_only=True)
+    made = path.with_name(f"{kind}.pt")
+    match kind:
+        case "text":
+            made.write_text("no weights")
+        case "module":
+            torch.save(library_models.squeezenet1_1(), made)
+        case "architecture":
+            torch.save(library_models.squeezenet1_1().state_dict(), made)
+        case "not-finite":
+            tensors["fc.bias"][0] = float("nan")
+            torch.save(tensors, made)
+        case "truncated":
+            made.write_bytes(path.read_bytes()[:5000])
+    return made
+
+
+BAD_WEIGHTS = {
+    "text": "neither safetensors nor",
+    "module": "neither safetensors nor",
+    "architecture": "weights of another architecture",
+    "not-finite": "not finite numbers",
+    "truncated": "neither safetensors nor",
+    "missing": "no such file of weights",
+}
+
+
+@pytest.mark.parametrize("kind", BAD_WEIGHTS)
+def test_bad_weights_are_one_line(kind: str, taught: Path) -> None:
+    path = spoiled(taught, kind)
+    sha256 = digest(path) if path.exists() else "0" * 64
+    body = library.Body(network(stem="full", weights=Weights(path=str(path), sha256=sha256)), SHAPE)
+    with pytest.raises(PipelineError, match=f"^{path}: .*{BAD_WEIGHTS[kind]}"):
+        body.load_start(torch.nn.Linear(1024, N_CLASSES))
+
+
+def test_other_weights_than_params_name_are_refused(taught: Path) -> None:
+    body = library.Body(network(stem="full", weights=Weights(path=str(taught), sha256="0" * 64)), SHAPE)
+    with pytest.raises(PipelineError, match=f"has SHA-256 {digest(taught)}, params.yaml names 0000"):
+        body.load_start(torch.nn.Identity())
+
+
+# Models of others.
+
+
+def colour_graph(
+    channels_last: bool = False,
+    is_probability: bool = False,
+    n: int | str = "n",
+    swaps: bool = False,
+    channels: int = 3,
+) -> bytes:
+    """A graph that knows the colours by their means, in [0, 1] and RGB, or BGR where it `swaps`."""
+    colours = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.75, 0.75, 0.75]], np.float32)
+    weights = (colours[:, ::-1] if swaps else colours).T[:channels].copy()
+    bias = -(colours**2).sum(1) / 2
+    shape = [n, *SHAPE] if channels_last else [n, channels, *SHAPE[:2]]
+    axes = numpy_helper.from_array(np.array([1, 2] if channels_last else [2, 3]), "axes")
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], ["product"]),
+        helper.make_node("Add", ["product", "b"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    answer = "probabilities" if is_probability else "logits"
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(answer, TensorProto.FLOAT, [n, N_CLASSES])],
+        [axes, numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias.astype(np.float32), "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def spec(path: Path, **changes: Any) -> Brought:
+    values = {
+        "dataset": "colours", "kind": "onnx", "path": str(path), "architecture": None, "channels": "rgb", "size": None,
+        "scale": 255.0, "mean": (0.0,), "std": (1.0,), **changes,
+    }  # fmt: skip
+    return Brought(**values)
+
+
+def take_in(given: Brought, folder: Path, n_classes: int = N_CLASSES) -> brought.TakenIn:
+    data = examples(200, seed=3)
+    return brought.take_in("mine", given, data.images, data.labels, n_classes, folder)
+
+
+@pytest.mark.parametrize("form", [{}, {"channels_last": True}, {"is_probability": True}, {"n": 1}, {"n": 7}], ids=str)
+def test_a_graph_is_taken_in_and_answers_as_onnxruntime_does(form: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(colour_graph(**form))
+    found = take_in(spec(path), tmp_path / "brought")
+    assert (found.accuracy, found.n_tried, found.remarks) == (1.0, 200, ())
+    assert found.is_probability == form.get("is_probability", False)
+    path.unlink()  # the copy is what is measured
+    model = brought.load(tmp_path / "brought", spec(path), SHAPE, N_CLASSES, "bring mine")
+    data = examples(23, seed=4)
+    logits = model(torch.from_numpy(data.images))
+    assert logits.argmax(1).tolist() == data.labels.tolist()
+    means = data.images.astype(np.float32).mean((1, 2)) / 255
+    colours = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.75, 0.75, 0.75]], np.float32)
+    expected = means @ colours.T - (colours**2).sum(1) / 2
+    if form.get("is_probability"):
+        expected -= np.log(np.exp(expected).sum(1, keepdims=True))
+    assert logits.numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_weights_of_a_library_are_taken_in(taught: Path, tmp_path: Path) -> None:
+    as_safetensors = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(torch.load(taught, weights_only=True), as_safetensors)
+    for path in (taught, as_safetensors):
+        given = spec(path, kind="torchvision", architecture="shufflenet_v2_x0_5")
+        assert take_in(given, tmp_path / "brought").accuracy >= 0.5
+        model = brought.load(tmp_path / "brought", given, SHAPE, N_CLASSES, "bring mine")
+        images = examples(seed=5).images
+        for same in (model, model.to_train().eval()):
+            assert torch.allclose(same(torch.from_numpy(images)), answers_of(taught, images), atol=1e-4)
+
+
+def test_the_size_that_a_model_takes_is_given_to_it(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(colour_graph())
+    data = examples(40, seed=3)
+    large = np.repeat(np.repeat(data.images, 2, axis=1), 2, axis=2)
+    folder = tmp_path / "brought"
+    with pytest.raises(PipelineError, match=r"takes images of shape \(3, 16, 16\), is given \(3, 32, 32\); set size"):
+        brought.take_in("mine", spec(tmp_path / "a.onnx"), large, data.labels, N_CLASSES, folder)
+    given = spec(tmp_path / "a.onnx", size=(16, 16))
+    assert brought.take_in("mine", given, large, data.labels, N_CLASSES, folder).accuracy == 1
+
+
+def test_a_model_that_only_guesses_is_refused_with_what_is_probably_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(colour_graph())
+    with pytest.raises(PipelineError, match=r"no more than by guessing; .*: with scale: 255.0 it has 100 % right"):
+        take_in(spec(path, scale=1e12), tmp_path / "brought")
+    assert not (tmp_path / "brought").exists()
+
+
+def test_swapped_channels_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(colour_graph(swaps=True))
+    found = take_in(spec(path), tmp_path / "brought")
+    assert found.accuracy < 0.8
+    assert len(found.remarks) == 1
+    assert "but with channels: bgr it has 100 % right" in found.remarks[0]
+    assert take_in(spec(path, channels="bgr"), tmp_path / "brought").remarks == ()
+
+
+BAD_MODELS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "text": (lambda: b"no model", "not an ONNX file"),
+    "empty": (lambda: b"", "not an ONNX file"),
+    "truncated": (lambda: colour_graph()[:-20], "not an ONNX file"),
+    "grey": (lambda: colour_graph(channels=1), r"takes images of shape \(1, 16, 16\)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_a_bad_model_is_one_line_with_its_path(case: str, tmp_path: Path) -> None:
+    make, reason = BAD_MODELS[case]
+    path = tmp_path / "a.onnx"
+    path.write_bytes(make())
+    with pytest.raises(PipelineError, match=f"^{path}: .*{reason}"):
+        take_in(spec(path), tmp_path / "brought")
+
+
+def test_a_model_for_other_classes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    path.write_bytes(colour_graph())
+    with pytest.raises(PipelineError, match=r"gives answers of shape \(200, 4\) .*, and colours has 5 classes"):
+        take_in(spec(path), tmp_path / "brought", n_classes=5)
+
+
+@pytest.mark.parametrize("damage", ["model", "description.json", "gone"])
+def test_a_damaged_copy_is_one_line(damage: str, tmp_path: Path) -> None:
+    path, folder = tmp_path / "a.onnx", tmp_path / "brought"
+    path.write_bytes(colour_graph())
+    take_in(spec(path), folder)
+    if damage == "gone":
+        (folder / "description.json").unlink()
+    else:
+        (folder / damage).write_bytes((folder / damage).read_bytes()[:-3])
+    with pytest.raises(PipelineError, match=f"^{folder}.*`bring mine`"):
+        brought.load(folder, spec(path), SHAPE, N_CLASSES, "bring mine")
+
+
+def test_other_params_than_it_was_taken_in_with_are_an_error(tmp_path: Path) -> None:
+    path, folder = tmp_path / "a.onnx", tmp_path / "brought"
+    path.write_bytes(colour_graph())
+    take_in(spec(path), folder)
+    with pytest.raises(PipelineError, match="taken in with other params"):
+        brought.load(folder, spec(path, scale=254.0), SHAPE, N_CLASSES, "bring mine")
+
+
+# In a study.
+
+
+@pytest.fixture
+def colours(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
+    tiny_values: dict[str, Any],
+    write_params: WriteParams,
+    taught: Path,
+) -> dict[str, Any]:
+    """The params of a study of the colours with two models of others, one of which is repaired, in its folder."""
+    train, test = examples(80, 1), examples(120, 2)
+    np.savez(tmp_path / "a.npz", x_train=train.images, y_train=train.labels, x_test=test.images, y_test=test.labels)
+    (tmp_path / "graph.onnx").write_bytes(colour_graph())
+    monkeypatch.chdir(tmp_path)
+    values = tiny_values
+    source = {"kind": "npz", "path": "a.npz", "size": [16, 16], "channels": 3, "test_share": None}
+    values["datasets"] = {"colours": {"source": source, "n_train": 80, "n_test": 120}}
+    recipe = {**values["train"]["recipes"]["mnist"], "batch_size": 20, "standardize": "channel"}
+    recipe["network"] = network(architecture="mobilenet_v3_small").model_dump(mode="json")
+    values["train"]["recipes"] = {"colours": recipe}
+    for name in sorted({*values["perturbations"]} - {"noise"}):
+        del values["perturbations"][name], values["evaluate"]["levels"][name]
+    values["perturbations"]["noise"].update(train_levels=[0.3], test_levels=[0.1, 0.3])
+    values["evaluate"]["levels"]["noise"] = [0.3]
+    values["models"] = {
+        "mine": spec(taught, kind="torchvision", architecture="shufflenet_v2_x0_5").model_dump(mode="json"),
+        "graph": spec(Path("graph.onnx")).model_dump(mode="json"),
+    }
+    repairing = {"model": "mine", "learning_rate": 0.001, "batch_size": 20, "epochs": 2}
+    values["strategies"] = {"constant": {}, "repair": {"share": 0.5, "recipes": {"colours": repairing}}}
+    values["ablations"] = {}
+    write_params(values)
+    return values
+
+
+def succeed(*arguments: str) -> str:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, Any]) -> None:
+    for command in ("prepare colours", "perturb colours noise", "train colours", "bring mine", "bring graph"):
+        succeed(*command.split())
+    for stage in ("impact", "strategies", "evaluate", "ablations"):
+        succeed(stage, "colours")
+    summary = json.loads(Path("metrics/impact/summary/colours.json").read_text())
+    assert summary["graph"]["clean_accuracy"] == 1
+    assert {"clean_accuracy", "robust_accuracy", "noise_accuracy"} <= summary["mine"].keys()
+    repaired = json.loads(Path("metrics/evaluate/summary/colours/repair.json").read_text())
+    assert repaired["baseline"] == "mine"
+    # What it is compared with is the model itself, on the images on which the natural model is measured.
+    study = plan_study(load(), "colours")
+    cells = [line.split(",") for line in Path("metrics/evaluate/cells/colours.csv").read_text().splitlines()]
+    mine = [row for row in cells if row[1] == "mine" and row[6] == "noise"]
+    assert len(mine) == colours["perturb"]["trials"]
+    share = sum(int(row[10]) for row in mine) / sum(int(row[9]) for row in mine)
+    assert repaired["baseline_robust_accuracy"] == pytest.approx(share, abs=1e-6)
+    assert study.baselines == {"constant": "natural", "repair": "mine"}
+    Path("profiles").mkdir()
+    Path("profiles/paper.yaml").write_text(Path("params.yaml").read_text())
+    succeed("report")
+    page = Path("metrics/report/index.html").read_text()
+    assert "colours: your models" in page
+    assert "Your model graph is right on 100.0 % of clean images" in page
+    assert "our model mine" in page
+    assert "\n0 problem(s)" in succeed("verify")
+    # Another file is another model: what was made of the old one is not taken for it.
+    Path("graph.onnx").write_bytes(colour_graph(is_probability=True))
+    succeed("bring", "graph")
+    succeed("impact", "colours")
+
+
+BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
+    ({"models.graph.dataset": "photos"}, "models.graph.dataset: unknown 'photos'; choose from colours"),
+    ({"models.graph.architecture": "resnet18"}, "models.graph.architecture: name the one of torchvision or timm"),
+    ({"models.graph.mean": [0.1, 0.2]}, "models.graph.mean: 2 values for rgb; give 1 or 3"),
+    ({"models.graph.path": "~/a.onnx"}, "models.graph.path: '~/a.onnx' is no path; write it out"),
+    ({"models.constant": {}}, "models.constant"),
+    ({"strategies.repair.recipes.colours.model": "theirs"}, "unknown 'theirs'; models has graph, mine for colours"),
+    ({"strategies.repair.recipes.colours.model": "graph"}, "an ONNX graph cannot be trained"),
+    ({"models.mine.channels": "bgr"}, "only a model that takes images as they are can be trained"),
+    ({"train.recipes.colours.network.kind": "keras"}, "train.recipes.colours.network.kind: unknown 'keras'"),
+    ({"train.recipes.colours.network.widths": [3]}, "train.recipes.colours.network.widths: unknown key"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "reason"), BAD_PARAMS, ids=[reason for _, reason in BAD_PARAMS])
+def test_bad_params_of_models_are_named(
+    changes: dict[str, Any], reason: str, colours: dict[str, Any], write_params: WriteParams
+) -> None:
+    for key, value in changes.items():
+        *parts, last = key.split(".")
+        node = colours
+        for part in parts:
+            node = node[part]
+        node[last] = value
+    write_params(colours)
+    result = CliRunner().invoke(main, ["check"])
+    assert result.exit_code == 1
+    assert reason in result.output
+
+
+def test_a_library_network_trains_to_the_same_weights_each_time(tiny_values: dict[str, Any]) -> None:
+    data = TrainingData(examples(40), examples(20, 7))
+    recipe = {**tiny_values["train"]["recipes"]["mnist"], "batch_size": 10, "epochs": 1}
+    recipe["network"] = network().model_dump(mode="json")
+    plan = plan_natural(RECIPES.validate_python(recipe))
+    first, again = (train_model(plan, data, (1,), select_device("cpu"))[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
