@@ -14,7 +14,7 @@ PACKAGE = ROOT / "pipeline"
 # The packages, and the modules beside them, lowest first: each imports from those before it only.
 LAYERS = (
     *("runtime", "recipes", "data", "perturbations", "models", "training", "study", "evaluation", "reporting"),
-    *("lockfile", "verification", "stages", "commands", "__main__"),
+    *("lockfile", "verification", "pytorch", "stages", "commands", "__main__"),
 )
 # These say what types are called, where things lie, how params are read, what errors look like, and how work is spread;
 # no output depends on them.
@@ -22,7 +22,7 @@ PLUMBING = {
     *("", "runtime", "lockfile", "stages", "stages.options", "training", "training.job"),
     *("study", "study.opening", "study.params", "study.reading"),
 }
-STAGES = ("check", "prepare", "perturb", "train", "impact", "strategies", "evaluate", "ablations", "report")
+STAGES = ("check", "prepare", "perturb", "train", "bring", "impact", "strategies", "evaluate", "ablations", "report")
 
 
 def find_modules() -> dict[str, Path]:
@@ -97,7 +97,7 @@ def test_only_one_module_imports_zarr_and_generating_data_does_not_import_torch(
             for name in names:
                 importers.setdefault(name.split(".")[0], set()).add(module)
     assert importers["zarr"] == {"data.store"}
-    assert {room_of(module) for module in importers["torch"]} == {"models", "training", "evaluation"}
+    assert {room_of(module) for module in importers["torch"]} == {"models", "training", "evaluation", "pytorch"}
     without_torch = closure("stages.perturb", set()) | closure("stages.prepare", set()) | closure("stages.plan", set())
     assert not importers["torch"] & without_torch
 
@@ -156,13 +156,12 @@ def test_the_graph_has_exactly_the_stages_that_have_a_command(graph: dict[str, A
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
 def test_every_tracked_param_exists(graph: dict[str, Any], profile: str) -> None:
     values = YAML(typ="safe", pure=True).load((ROOT / f"profiles/{profile}.yaml").read_text())
-    for stage in graph.values():
+    values["models"] = {"mine": {"dataset": next(iter(values["datasets"]))}}
+    for name, stage in graph.items():
         for template in stage.get("params", []):
-            matrix = {"dataset": "datasets", "perturbation": "perturbations"}
-            for items in itertools.product(*(values[block] for block in matrix.values())):
-                node, key = values, template
-                for name, item in zip(matrix, items, strict=True):
-                    key = key.replace(f"${{item.{name}}}", item).replace("${key}", items[0])
+            for dataset, perturbation in itertools.product(values["datasets"], values["perturbations"]):
+                node, key = values, template.replace("${key}", "mine" if name == "bring" else dataset)
+                key = key.replace("${item.dataset}", dataset).replace("${item.perturbation}", perturbation)
                 for part in key.split("."):
                     assert part in node, key
                     node = node[part]

@@ -15,7 +15,7 @@ from pipeline.data.arrays import Images
 P = ParamSpec("P")
 Choices = tuple[str | bool, ...]
 
-_ARRAY = "give a numpy array of uint8 (N, H, W, C), values 0-255"
+_ARRAY = "give a numpy array of uint8, one image (H, W) or (H, W, C) or a batch (N, H, W, C), values 0-255"
 
 
 def kernel(function: Callable[P, Images]) -> Callable[P, Images]:
@@ -26,9 +26,10 @@ def kernel(function: Callable[P, Images]) -> Callable[P, Images]:
             `np.random.Generator`, or as that or None where it is not used, an option as `bool` or a `Literal`.
 
     Returns:
-        The same function. Its level arrives as Python's own int or float, its images as a plain array. It raises
+        The same function. Its level arrives as Python's own int or float, its images as a batch (N, H, W, C). One
+        image, (H, W) or (H, W, C) with C = 1 or 3, is a batch of one to it, and comes back in its own shape. It raises
         TypeError or ValueError, beginning with the argument's name, for:
-        images that are no numpy array of uint8 (N, H, W, C) with H, W, C of at least 1 (N may be 0);
+        images that are no numpy array of uint8 of these shapes with H, W, C of at least 1 (N may be 0);
         a level that is no whole number, or no finite one;
         a generator that is no `np.random.Generator`;
         an option that is none of its choices.
@@ -46,7 +47,8 @@ def kernel(function: Callable[P, Images]) -> Callable[P, Images]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> Images:
         values = [check(value) for check, value in zip(in_order, args, strict=False)]
         named = {name: checks[name](value) if name in checks else value for name, value in kwargs.items()}
-        return function(*values, *args[3:], **named)  # type: ignore[arg-type]
+        given = args[0] if args else kwargs[images]
+        return function(*values, *args[3:], **named).reshape(given.shape)  # type: ignore[arg-type, attr-defined]
 
     return checked
 
@@ -67,10 +69,14 @@ def _to_images(name: str, images: Any) -> Images:
     if images.dtype != np.uint8:
         way = "; for values in [0, 1]: `(255 * images).round().astype(np.uint8)`" if images.dtype.kind == "f" else ""
         raise TypeError(f"{name}: of type {images.dtype}; {_ARRAY}{way}")
-    if images.ndim != 4 or min(images.shape[1:]) < 1:
-        ways = {2: "; for one grey image: `images[None, ..., None]`", 3: "; for one image: `images[None]`"}
-        raise ValueError(f"{name}: of shape {images.shape}; {_ARRAY}{ways.get(images.ndim, '')}")
-    return np.asarray(images)
+    is_image = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3))
+    batch = np.asarray(images)
+    if is_image:
+        batch = batch[None] if images.ndim == 3 else batch[None, ..., None]
+    if batch.ndim != 4 or min(batch.shape[1:]) < 1:
+        way = "; for grey images (N, H, W): `images[..., None]`" if images.ndim == 3 else ""
+        raise ValueError(f"{name}: of shape {images.shape}; {_ARRAY}{way}")
+    return batch
 
 
 def _to_whole(name: str, level: Any) -> int:

@@ -18,11 +18,10 @@ def prepare(dataset: str, params_path: Path, workers: int) -> None:
     only with the published SHA-256 digests. Images of yours are decoded side by side, resized, and written a shard at a
     time; a run that was stopped goes on where it was.
     """
-    from pipeline.data import own, preparing, sources
+    from pipeline.data import own, preparing, sources, store
     from pipeline.data.datasets import DATASETS, Canonical
     from pipeline.runtime import layout
     from pipeline.runtime.engine import LocalProcesses
-    from pipeline.study.arrays import find_dataset
     from pipeline.study.params import load
 
     params = load(params_path)
@@ -38,7 +37,7 @@ def prepare(dataset: str, params_path: Path, workers: int) -> None:
             preparing.write_own(path, dataset, source, opened, engine, bar.update)
         for remark in opened.remarks:
             click.echo(f"{dataset}: {remark}", err=True)
-        spec = find_dataset(params, dataset)
+        spec = store.read_facts(dataset)
         said = f"{len(spec.classes)} classes"
     sizes = ", ".join(f"{spec.n_examples[split]:,} {split}" for split in ("train", "test"))
     click.echo(f"{path}: {sizes} images, {said}")

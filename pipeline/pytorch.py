@@ -1,0 +1,194 @@
+"""The damage and the stores for training loops in PyTorch: a transform and a data set.
+
+from pipeline.pytorch import Perturb, StoreDataset
+damaged = Perturb("noise", level=(0.01, 0.2), generator=np.random.default_rng(0))
+images = StoreDataset("data/clean/photos.zarr", "train", transform=damaged)
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from pipeline.data import store
+from pipeline.data.arrays import Images
+from pipeline.data.seeding import level_name
+from pipeline.perturbations import PERTURBATIONS
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+
+_MADE_BY = "dvc repro"
+
+
+class Perturb(v2.Transform):  # type: ignore[misc]
+    """Damages images as one of `PERTURBATIONS` does; a transform of torchvision's second version.
+
+    Takes what these take: PIL images (grey or RGB), `tv_tensors.Image`, or tensors, uint8 (..., C, H, W); other things
+    in the same sample, such as labels, boxes and masks, pass as they are. Every image of a call has the same level and
+    draws of its own. Videos are damaged frame by frame.
+
+    In a `DataLoader` each worker draws from a stream of its own, derived from the generator and from the seed that
+    PyTorch gives the worker, so that `torch.manual_seed` decides all.
+    """
+
+    _transformed_types = (Image.Image, tv_tensors.Image, tv_tensors.Video, v2.functional.is_pure_tensor)
+
+    def __init__(
+        self, name: str, level: float | tuple[float, float], generator: np.random.Generator, **options: str | bool
+    ) -> None:
+        """The damage.
+
+        Args:
+            name: Of the perturbation, such as `noise`.
+            level: Its physical value; or the lowest and the highest, between which every call draws one uniformly.
+            generator: Source of all draws.
+            options: Of the kernel.
+
+        Raises:
+            ValueError: An unknown name or option, or a level out of range.
+            TypeError: The generator is no `np.random.Generator`.
+        """
+        super().__init__()
+        if name not in PERTURBATIONS:
+            raise ValueError(f"name: unknown {name!r}; choose from {', '.join(PERTURBATIONS)}")
+        self.name, self.options = name, options
+        self.low, self.high = level if isinstance(level, tuple) else (level, level)
+        if not self.low <= self.high:
+            raise ValueError(f"level: {level!r}; give the lower one first")
+        self.generator = generator
+        self._of_worker: tuple[int, np.random.Generator] | None = None
+        for one in (self.low, self.high):  # the kernel says what is wrong with them
+            self._damage(np.zeros((1, 256, 256, 3), np.uint8), one, np.random.default_rng(0))
+        if not isinstance(generator, np.random.Generator):
+            raise TypeError(f"generator: of type {type(generator).__name__}; give a `numpy.random.default_rng(seed)`")
+        self._entropy = [int(word) for word in np.random.default_rng(generator.integers(2**63)).integers(2**32, size=4)]
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """The level of one call."""
+        if self.low == self.high:
+            return {"level": self.low}
+        if PERTURBATIONS[self.name].unit == "n_pixels":
+            return {"level": int(self._rng().integers(int(self.low), int(self.high), endpoint=True))}
+        return {"level": float(self._rng().uniform(self.low, self.high))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """An image, damaged; of the type that it has."""
+        level, rng = params["level"], self._rng()
+        if isinstance(inpt, Image.Image):
+            if inpt.mode not in ("L", "RGB"):
+                raise ValueError(f"an image of mode {inpt.mode}; convert it to L or RGB")
+            return Image.fromarray(self._damage(np.asarray(inpt), level, rng))
+        if inpt.dtype != torch.uint8:
+            raise TypeError(f"a tensor of {inpt.dtype}; damage comes before v2.ToDtype: give uint8, 0-255")
+        channels, height, width = inpt.shape[-3:]
+        batch = inpt.detach().cpu().reshape(-1, channels, height, width).permute(0, 2, 3, 1).contiguous().numpy()
+        damaged = torch.from_numpy(self._damage(batch, level, rng)).permute(0, 3, 1, 2).reshape(inpt.shape)
+        return tv_tensors.wrap(damaged.contiguous().to(inpt.device), like=inpt)
+
+    def extra_repr(self) -> str:
+        """What it does, in the words of its arguments."""
+        level = self.low if self.low == self.high else (self.low, self.high)
+        return ", ".join(
+            [repr(self.name), f"level={level}", *(f"{key}={value!r}" for key, value in self.options.items())]
+        )
+
+    def _damage(self, images: Images, level: float, rng: np.random.Generator) -> Images:
+        perturbation = PERTURBATIONS[self.name]
+        given = int(level) if perturbation.unit == "n_pixels" and float(level).is_integer() else level
+        damaged: Images = perturbation.kernel(images, given, rng, **self.options)
+        return damaged
+
+    def _rng(self) -> np.random.Generator:
+        worker = get_worker_info()
+        if worker is None:
+            return self.generator
+        if self._of_worker is None or self._of_worker[0] != worker.seed:
+            self._of_worker = worker.seed, np.random.default_rng([*self._entropy, worker.seed])
+        return self._of_worker[1]
+
+
+class StoreDataset(Dataset[tuple[Any, Any]]):
+    """Images of a clean or perturbed store with their labels.
+
+    An item is (`tv_tensors.Image` uint8 (C, H, W), class number), each through its transform. The images are read when
+    the first one is asked for, all of the split, and held: in every worker process of a `DataLoader` that is spawned,
+    once for all where workers are forked later.
+
+    Attributes:
+        classes: Names of the class numbers.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str,
+        level: float | None = None,
+        trial: int = 0,
+        transform: Callable[[Tensor], Any] | None = None,
+        target_transform: Callable[[int], Any] | None = None,
+    ) -> None:
+        """A split.
+
+        Args:
+            path: `data/clean/NAME.zarr` or `data/perturbed/NAME/PERTURBATION.zarr`; of a perturbed store the labels are
+                read from the clean one, which has to lie in its place beside it.
+            split: `train` or `test`.
+            level: Of a perturbed store: which.
+            trial: Of the test images of a perturbed store: which repetition.
+            transform: Applied to an image.
+            target_transform: Applied to a class number.
+
+        Raises:
+            PipelineError: The store is missing or damaged, or has no such split, level or trial.
+        """
+        self.path, self.split, self.level, self.trial = Path(path), split, level, trial
+        self.transform, self.target_transform = transform, target_transform
+        self._images: Images | None = None
+        attributes: Mapping[str, Any] = store.open_store(self.path, _MADE_BY).attrs.asdict()
+        self._clean = self.path
+        if "perturbation" in attributes:
+            if level is None:
+                raise PipelineError(f"{self.path}: a perturbed store; say which level")
+            self._clean = self.path.parents[2] / layout.clean_store(str(attributes["dataset"])).relative_to("data")
+        elif level is not None:
+            raise PipelineError(f"{self.path}: a clean store has no levels")
+        shape = store.get_array(store.open_store(self.path, _MADE_BY), self._name, _MADE_BY).shape
+        if len(shape) == 5 and not 0 <= trial < shape[0]:
+            raise PipelineError(f"{self.path}/{self._name}: has trials 0 to {shape[0] - 1}, not {trial}")
+        clean = store.open_store(self._clean, _MADE_BY)
+        labels = store.get_array(clean, f"{split}/labels", _MADE_BY)
+        self.classes: tuple[str, ...] = tuple(clean.attrs["classes"])  # type: ignore[arg-type]
+        self._labels = store.read(labels, _MADE_BY)[: shape[-4]]
+
+    @property
+    def _name(self) -> str:
+        return f"{self.split}/images" if self.level is None else f"{level_name(self.level)}/{self.split}"
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        if self._images is None:
+            array = store.get_array(store.open_store(self.path, "dvc repro"), self._name, "dvc repro")
+            has_trials = array.ndim == 5
+            self._images = (
+                store.read_part(array, self.trial, "dvc repro") if has_trials else store.read(array, "dvc repro")
+            )
+        image: Any = tv_tensors.Image(torch.from_numpy(self._images[index].transpose(2, 0, 1).copy()))
+        label: Any = int(self._labels[index])
+        return (
+            image if self.transform is None else self.transform(image),
+            label if self.target_transform is None else self.target_transform(label),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_images": None}  # each process reads them itself
