@@ -36,9 +36,9 @@ from torchvision.datasets import VisionDataset
 
 from benchmarks import peers
 from benchmarks.stage_costs import describe_machine
-from pipeline.data import seeding, store
+from pipeline.data import own, pictures, preparing, seeding, store
 from pipeline.data.arrays import Images
-from pipeline.data.datasets import CIFAR10, DATASETS
+from pipeline.data.datasets import CIFAR10, DATASETS, Own
 from pipeline.evaluation import measuring
 from pipeline.models.classifier import Classifier, build_network, fit_standardization
 from pipeline.models.devices import images_per_pass, select_device
@@ -48,7 +48,7 @@ from pipeline.perturbations.variants import PlannedArray, Variant
 from pipeline.recipes.plan import plan_natural
 from pipeline.recipes.recipe import Network, Recipe
 from pipeline.runtime import layout
-from pipeline.runtime.engine import LocalThreads
+from pipeline.runtime.engine import LocalProcesses, LocalThreads
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.study import params
 from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
@@ -178,6 +178,44 @@ def compare_stores(images: Images, rounds: int) -> list[Measurement]:
             n_bytes = sum(array.nbytes for array in finished)
             found += compare(f"store, {name} {seeding.level_name(level)}", contenders, n_bytes, rounds, "bytes")
     return found
+
+
+def compare_preparing(images: Images, n: int, rounds: int) -> list[Measurement]:
+    """Preparing a folder of JPEGs as cameras write them beside decoding them alone, with as many processes.
+
+    The pictures are enlarged images of CIFAR-10 of 480x360 pixels, brought to 64x64 and, larger, to 224x224.
+    """
+    found, n_workers = [], torch.get_num_threads()
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        source = Path(folder, "photos")
+        for i in range(n):
+            path = source / str(i % 5) / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[i % len(images)]).resize((480, 360), Image.Resampling.BICUBIC).save(path, quality=90)
+        for side in (64, 224):
+            own_source = Own(kind="folder", path=str(source), size=(side, side), channels=3, test_share=0.1)
+            prepare = partial(prepare_own, Path(folder, "photos.zarr"), own_source, n_workers)
+            decode = partial(decode_alone, sorted(map(str, source.rglob("*.jpg"))), side, n_workers)
+            contenders = {US: partial(timed, prepare), "decoding alone": partial(timed, decode)}
+            found += compare(f"prepare, JPEGs to {side}x{side}", contenders, n, rounds)
+    return found
+
+
+def prepare_own(path: Path, source: Own, n_workers: int) -> None:
+    """Write the clean store of a folder of pictures."""
+    engine = LocalProcesses(n_workers)
+    preparing.write_own(path, "photos", source, own.open_source(source, engine), engine, lambda n_images: None)
+
+
+def decode_alone(paths: list[str], side: int, n_workers: int) -> None:
+    """Decode and resize pictures, and forget them."""
+    with ProcessPoolExecutor(n_workers, multiprocessing.get_context("forkserver")) as pool:
+        list(pool.map(partial(decode_one, side), paths, chunksize=64))
+
+
+def decode_one(side: int, path: str) -> None:
+    """Decode and resize a picture."""
+    pictures.fit(pictures.read_picture(path, 3), (side, side))
 
 
 def copy_all(targets: list[Any], arrays: list[Any]) -> None:
@@ -392,7 +430,7 @@ def format_table(measured: list[Measurement]) -> str:
     return "\n".join(lines)
 
 
-SECTIONS = ("generation", "stores", "networks", "accuracy")
+SECTIONS = ("generation", "stores", "preparing", "networks", "accuracy")
 
 
 @click.command()
@@ -401,6 +439,7 @@ SECTIONS = ("generation", "stores", "networks", "accuracy")
 @click.option(
     "--images", "n_images", type=click.IntRange(2, 10_000), default=10_000, show_default=True, help="CIFAR-10."
 )
+@click.option("--pictures", "n_pictures", type=click.IntRange(min=100), default=2000, show_default=True, help="JPEGs.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Of the section accuracy.")
 @click.option(
     "--profile",
@@ -415,6 +454,7 @@ def main(
     sections: tuple[str, ...],
     rounds: int,
     n_images: int,
+    n_pictures: int,
     seeds: int,
     profile: str,
     epochs: int | None,
@@ -430,6 +470,8 @@ def main(
         measured += found
     if "stores" in chosen:
         measured += compare_stores(store.read_clean(CIFAR10, "test", "images"), rounds)
+    if "preparing" in chosen:
+        measured += compare_preparing(images, n_pictures, rounds)
     if "networks" in chosen:
         measured += compare_networks(rounds)
     result["measured"] = [asdict(one) for one in measured]

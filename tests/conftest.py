@@ -292,7 +292,8 @@ def record() -> None:
     """Have DVC write the dvc.lock that it would have after `dvc repro` in the current folder."""
     graph = YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
     for stage in graph["stages"].values():
-        stage.pop("deps", None), stage.pop("params", None)
+        said = stage.get("do", stage)
+        said.pop("deps", None), said.pop("params", None)
     with Path("dvc.yaml").open("w") as file:
         YAML(typ="safe", pure=True).dump({"stages": graph["stages"]}, file)
     for command in ("dvc init --quiet --no-scm", "dvc commit --quiet --force"):

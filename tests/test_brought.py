@@ -245,7 +245,7 @@ def spec(path: Path, **changes: Any) -> Brought:
 
 
 def take_in(given: Brought, folder: Path, n_classes: int = N_CLASSES) -> brought.TakenIn:
-    data = examples(200, seed=3)
+    data = examples(100, seed=3)
     return brought.take_in("mine", given, data.images, data.labels, n_classes, folder)
 
 
@@ -254,7 +254,7 @@ def test_a_graph_is_taken_in_and_answers_as_onnxruntime_does(form: dict[str, Any
     path = tmp_path / "a.onnx"
     path.write_bytes(colour_graph(**form))
     found = take_in(spec(path), tmp_path / "brought")
-    assert (found.accuracy, found.n_tried, found.remarks) == (1.0, 200, ())
+    assert (found.accuracy, found.n_tried, found.remarks) == (1.0, 100, ())
     assert found.is_probability == form.get("is_probability", False)
     path.unlink()  # the copy is what is measured
     model = brought.load(tmp_path / "brought", spec(path), SHAPE, N_CLASSES, "bring mine")
@@ -330,7 +330,7 @@ def test_a_bad_model_is_one_line_with_its_path(case: str, tmp_path: Path) -> Non
 def test_a_model_for_other_classes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(colour_graph())
-    with pytest.raises(PipelineError, match=r"gives answers of shape \(200, 4\) .*, and colours has 5 classes"):
+    with pytest.raises(PipelineError, match=r"gives answers of shape \(100, 4\) .*, and colours has 5 classes"):
         take_in(spec(path), tmp_path / "brought", n_classes=5)
 
 

@@ -22,7 +22,6 @@ from click.testing import CliRunner
 
 from pipeline import commands
 from pipeline.perturbations import PERTURBATIONS
-from pipeline.recipes.strategies import STRATEGIES
 from pipeline.runtime import engine, layout
 from pipeline.runtime.errors import PipelineError
 from tests.conftest import FAULTS_SEED, ROOT, command_environment
@@ -179,7 +178,7 @@ def test_a_profile_is_put_in_place_though_nobody_reads_what_changes(reader: str,
         ("2>&1 | true", ""),
         (">&-", ""),
         ("<&- >&- 2>&-", ""),
-        ("2>&-", f"params.yaml: valid; mnist, cifar10; {', '.join(PERTURBATIONS)}; {', '.join(STRATEGIES)}\n"),
+        ("2>&-", f"params.yaml: valid; mnist, cifar10; {', '.join(PERTURBATIONS)}; constant, incremental, transfer\n"),
         (">/dev/full", "standard output: No space left on device; what is said from here on is lost\n"),
         (">/dev/full 2>&1", ""),
     ],

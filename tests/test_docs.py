@@ -36,6 +36,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import reproduction, speed, stage_costs
 from pipeline.commands import main
+from pipeline.study.params import validate
 from tests.conftest import DOWNLOADS, ROOT, command_environment, run
 from tests.test_graph import LAYERS
 
@@ -76,6 +77,11 @@ SNIPPETS = {
     "$ grep noise,0.05,2 metrics/impact/cells/mnist.csv": STUDY,
     ">>> import torch, zarr": STUDY,
     "find .dvc/cache/files data models metrics": "mends damage; test_repro.py runs it as `verify` prints it",
+    "from pathlib import Path\nimport zarr\n": "writes beside the repository; tried by hand",
+    "python -m pipeline describe ../photos": "of that folder; test_own.py describes one",
+    "python -m pipeline profile own": INDEX,
+    "dvc repro report": LONG,
+    "import numpy as np, torch\n": STUDY,
     "pip install pip-audit": "needs a network",
     "pip install -c constraints.txt -e '.[dev,benchmarks]'": LONG,
     "dvc exp run -S train.recipes.cifar10.network.whiten=false": LONG,
@@ -117,7 +123,7 @@ def snippets_of(page: str) -> list[Snippet]:
     return [
         Snippet(page, token.content.rstrip("\n"), token.map[0] + 1)
         for token in parse(page)
-        if token.type in ("fence", "code_block") and token.map and not token.info.startswith("text")
+        if token.type in ("fence", "code_block") and token.map and token.info not in ("text", "yaml")
     ]
 
 
@@ -228,6 +234,21 @@ def test_every_snippet_is_run_or_has_a_reason() -> None:
     for snippet in SHOWN:
         assert len(snippet.starts) == 1, f"{snippet.page}:{snippet.line}: a line in SNIPPETS for:\n{snippet.text}"
     assert {start for snippet in SHOWN for start in snippet.starts} == set(SNIPPETS), "no page has these any more"
+
+
+def test_blocks_for_params_are_such_that_check_accepts_them() -> None:
+    """Each in the place of its own in profile `own`; a later one finds what the earlier ones have added."""
+    path = ROOT / "profiles/own.yaml"
+    params = YAML(typ="safe", pure=True).load(path.read_text())
+    blocks = [token.content for page in PAGES for token in parse(page) if token.info == "yaml"]
+    assert blocks
+    for block in blocks:
+        said = YAML(typ="safe", pure=True).load(block)
+        params["train"]["recipes"]["photos"].update({key: said.pop(key) for key in ("network",) if key in said})
+        params |= said
+        if "strategies" in said:  # a graph, which the page shows, cannot be trained
+            params["models"]["mine"].update(kind="torchvision", architecture="resnet18")
+        validate(params, path)
 
 
 @pytest.fixture(scope="module")

@@ -342,11 +342,12 @@ HARMLESS = (
         "safetensors.torch.load(content",
     ),
     "Image.open(BytesIO(content)",
+    *("torch.load(io.BytesIO(content)", "archive.open(member)"),
     # A store that looks at files before it opens them.
     "zarr.open_group(BoundedStore(path",
     "zarr.open_group(files",
     # Functions of ours, which are looked at where they are defined.
-    *("load(params_path)", "sources.load(spec", "storage.load("),
+    *("load(params_path)", "load(model)", "brought.load(", "sources.load(spec", "storage.load("),
 )
 
 

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,7 +33,6 @@ from pipeline.evaluation import metrics, results
 from pipeline.evaluation.measuring import Predictor
 from pipeline.models import storage
 from pipeline.perturbations import generation
-from pipeline.recipes.plan import CLEAN
 from pipeline.runtime import layout
 from pipeline.runtime.engine import LocalThreads
 from pipeline.runtime.errors import PipelineError
@@ -421,20 +419,11 @@ class Measured:
         examples = [metrics.Example(*level, index, 3, 5, 0.25) for level in levels for index in shown]
         confusions = []
         for model, name, level in results.confused_models(self.study, metrics.to_frame(tables["evaluate"])):
-            n_images = N_EXAMPLES["test"] * (1 if name in (CLEAN, "blur") else params.perturb.trials)
-            confusions += [
-                metrics.Confusion(
-                    model.strategy,
-                    model.label,
-                    model.seed,
-                    name,
-                    level,
-                    actual,
-                    predicted,
-                    n_examples=n_images if actual == predicted == 0 else 0,
-                )
-                for actual, predicted in product(range(10), repeat=2)
-            ]
+            of_model = [c for c in tables["evaluate"] if (c.model, c.perturbation, c.level) == (model, name, level)]
+            n_correct, n_shown = sum(c.n_correct for c in of_model), sum(c.n_examples for c in of_model)
+            new = partial(metrics.Confusion, **vars(model), perturbation=name, level=level, actual=0)
+            counts = enumerate([n_correct, n_shown - n_correct])  # all of class 0, taken for 0 or for 1
+            confusions += [new(predicted=predicted, n_examples=n) for predicted, n in counts if n]
         results.write_cells(self.study, "impact", tables["impact"], examples=examples)
         results.write_cells(self.study, "evaluate", tables["evaluate"], confusions=confusions)
         results.write_cells(self.study, "ablations", tables["ablations"])

@@ -83,6 +83,7 @@ def test_a_profile_is_as_dvc_writes_it(profile: str, tmp_path: Path) -> None:
         assert (old == new) == (not has_value or old.endswith(("{}", "[]"))) or old == "  local_folder:"
 
 
+@pytest.mark.slow  # one after the other what the test above does at once
 def test_an_override_changes_the_line_of_its_key_and_no_other(tmp_path: Path) -> None:
     text = PROFILES["quick"]
     for path, value in values_below(parse(text)):

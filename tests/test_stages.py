@@ -409,11 +409,11 @@ def test_a_profile_mends_params_that_are_missing_or_damaged(content: bytes | Non
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("incomplete", "profiles/incomplete.yaml: 9 problem(s)"),
+        ("incomplete", "profiles/incomplete.yaml: 10 problem(s)"),
         ("list", "profiles/list.yaml: expected keys and values"),
         ("binary", "profiles/binary.yaml: not valid YAML"),
         *(
-            (name, f"profile: unknown '{name}'; choose from binary, fast, incomplete, list, paper, quick\n")
+            (name, f"profile: unknown '{name}'; choose from binary, fast, incomplete, list, own, paper, quick\n")
             for name in ("papper", "../params", "paper.yaml", "")
         ),
     ],
@@ -431,7 +431,8 @@ def test_a_bad_or_unknown_profile_leaves_params_as_they_were(name: str, expected
 
 def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
     listed = succeed("--help").split("Commands:")[1].split("\n")
-    order = "check prepare perturb train impact strategies evaluate ablations report plan verify profile clean"
+    order = "check prepare perturb train bring impact strategies evaluate ablations report"
+    order += " describe plan verify profile clean"
     assert [line.split()[0] for line in listed if line.strip()] == order.split()
 
 
@@ -439,8 +440,9 @@ def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
 def test_every_command_explains_itself(command: str) -> None:
     output = succeed(command, "--help")
     assert output.startswith(f"Usage: main {command} [OPTIONS]")
-    assert "--params FILE" in output
-    assert "The params file.  [default: params.yaml]" in output
+    if command != "describe":  # which is there to write one
+        assert "--params FILE" in output
+        assert "The params file.  [default: params.yaml]" in output
 
 
 @pytest.mark.parametrize(

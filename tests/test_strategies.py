@@ -17,6 +17,8 @@ from pipeline.recipes.strategies import (
     FineTuning,
     NoSettings,
     Ramp,
+    Repair,
+    Repairing,
     Transfer,
     plan_constant,
     plan_incremental,
@@ -105,7 +107,13 @@ def test_transfer_appends_a_head_and_replaces_rate_batch_and_epochs(freeze: bool
     assert recipe.model_dump() == before
 
 
-SETTINGS = {"constant": NoSettings(), "incremental": Ramp(start=0, end=1), "transfer": make_transfer()}
+REPAIRING = Repairing(model="mine", learning_rate=0.01, batch_size=50, epochs=3)
+SETTINGS = {
+    "constant": NoSettings(),
+    "incremental": Ramp(start=0, end=1),
+    "transfer": make_transfer(),
+    "repair": Repair(share=0.5, recipes={"cifar10": REPAIRING}),
+}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -255,7 +263,7 @@ def test_without_freezing_all_layers_learn(
 def test_a_strategy_that_starts_from_a_natural_model_needs_one(
     splits: tuple[Examples, Examples], perturbed: Images
 ) -> None:
-    with pytest.raises(PipelineError, match="starts from the natural model, and there is none"):
+    with pytest.raises(PipelineError, match="starts from another model, and there is none"):
         weights_of(plan_transfer(make_transfer(), make_recipe(), "cifar10"), splits, perturbed)
 
 

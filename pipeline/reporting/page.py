@@ -440,8 +440,8 @@ class _Described:
             recipe = recipes[variant]
             rows.append({"variant": variant, "recipe": recipe, "authors": None, **numbers})
             network = recipe.network
-            if self.is_published and self.name == "cifar10" and isinstance(network, Network):
-                table = published.read_components()
+            if self.is_published and isinstance(network, Network):
+                table = published.read_components(self.study.dataset)
                 same = table[
                     table["batch_norm"].eq(network.batch_norm)
                     & table["dropout"].eq(network.dropout > 0)
