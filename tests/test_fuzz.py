@@ -5,6 +5,7 @@ with `-m slow`. An input that fails is kept, and the message says where and how 
 """
 
 import gzip
+import hashlib
 import json
 import os
 import resource
@@ -25,13 +26,17 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PictureFile
 
 from pipeline.data import datasets, sources, store
-from pipeline.data.datasets import DATASETS, Dataset, Prepare
+from pipeline.data.datasets import DATASETS, Dataset, Own, Prepare
+from pipeline.data.own import open_source
+from pipeline.data.pictures import read_picture
 from pipeline.data.sources import Arrays
 from pipeline.evaluation import metrics, results
 from pipeline.evaluation.measuring import Predictor
 from pipeline.models import storage
+from pipeline.models.library import read_tensors
 from pipeline.perturbations import generation
 from pipeline.runtime import layout
 from pipeline.runtime.engine import LocalThreads
@@ -475,7 +480,40 @@ class Mini:
     write_params: WriteParams
 
 
+def picture(suffix: str) -> Reader:
+    """A picture has no digest: what is read of a spoiled one is some picture, or nothing."""
+    path, pixels = Path(f"mine{suffix}"), np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    PictureFile.fromarray(pixels).save(path)
+    return Reader([path], fuzzing.spoil_bytes, lambda: read_picture(path, 3), lambda found: found.dtype == np.uint8)
+
+
+def arrays_of_others(mini: dict[str, Arrays]) -> Reader:
+    path, arrays = Path("mine.npz"), mini["mnist"]
+    named: dict[str, Any] = {f"{split}_images": arrays[split, "images"] for split in N_EXAMPLES}
+    named |= {f"{split}_labels": np.arange(n) % 2 for split, n in N_EXAMPLES.items()}
+    np.savez_compressed(path, **named)  # type: ignore[arg-type]
+    source = Own(kind="npz", path=str(path), size=(28, 28), channels=1, test_share=None)
+
+    def read() -> list[Any]:
+        opened = open_source(source, LocalThreads(1))
+        return [np.concatenate(list(split.images(0))) for split in opened.splits.values()]
+
+    return Reader([path], fuzzing.spoil_bytes, read, lambda found: all(part.dtype == np.uint8 for part in found))
+
+
+def weights_of_others() -> Reader:
+    path = Path("mine.pt")
+    torch.save({"weight": torch.zeros(30, 40), "bias": torch.zeros(40)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Reader([path], fuzzing.spoil_bytes, lambda: read_tensors(path, digest), lambda found: len(found) == 2)
+
+
 READERS: dict[str, Callable[[Mini], Reader]] = {
+    "own-png": lambda _: picture(".png"),
+    "own-jpeg": lambda _: picture(".jpg"),
+    "own-webp": lambda _: picture(".webp"),
+    "own-npz": lambda mini: arrays_of_others(mini.arrays),
+    "brought-weights": lambda _: weights_of_others(),
     "idx": lambda mini: idx(mini.arrays),
     "idx-gz": lambda mini: idx_gz(mini.arrays),
     "pickle": lambda mini: pickle(mini.arrays),

@@ -151,13 +151,17 @@ def opened_zip(path: Path) -> Iterator["ZipFile"]:
         FileNotFoundError: As `read_file`.
         PipelineError: It is no regular file, no zip archive, or damaged.
     """
-    from zipfile import BadZipFile, ZipFile
+    from zipfile import ZipFile
 
     check_file(path, sys.maxsize)
     try:
         with ZipFile(path) as archive:
             yield archive
-    except BadZipFile as error:
+    except (PipelineError, MemoryError):
+        raise
+    except Exception as error:  # zipfile and its decoders raise what they like
+        if is_exhausted(error):
+            raise
         raise PipelineError(f"{path}: no zip archive, or damaged: {error}") from None
 
 
