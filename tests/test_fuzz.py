@@ -491,7 +491,7 @@ def arrays_of_others(mini: dict[str, Arrays]) -> Reader:
     path, arrays = Path("mine.npz"), mini["mnist"]
     named: dict[str, Any] = {f"{split}_images": arrays[split, "images"] for split in N_EXAMPLES}
     named |= {f"{split}_labels": np.arange(n) % 2 for split, n in N_EXAMPLES.items()}
-    np.savez_compressed(path, **named)  # type: ignore[arg-type]
+    np.savez_compressed(path, **named)
     source = Own(kind="npz", path=str(path), size=(28, 28), channels=1, test_share=None)
 
     def read() -> list[Any]:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,10 +54,21 @@ def write_own(
                     n_done += len(values)
                     del rest[0]
             progress(n_done)
-            for region, images in zip(rest, _cut(found.images(n_done), rest), strict=True):
+
+            def write(region: tuple[slice, ...], images: Images, array: store.Array, digest: Any) -> None:
                 array[region] = images
                 digest.update(images.data)
                 progress(len(images))
+
+            # A thread of its own, so that the next images are taken from the workers meanwhile.
+            with ThreadPoolExecutor(1) as writer:
+                written: Future[None] | None = None
+                for region, images in zip(rest, _cut(found.images(n_done), rest), strict=True):
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(write, region, images, array, digest)
+                if written is not None:
+                    written.result()
             store.finish(array, digest.hexdigest())
             store.create_labels(group, "labels", found.labels)
 
