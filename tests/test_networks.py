@@ -54,6 +54,10 @@ def make_network(**changes: Any) -> Network:
     return Network.model_validate({**values, **changes})
 
 
+def describe(network: Network | FastNetwork, *, n_classes: int = 10, **more: Any) -> dict[str, Any]:
+    return {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": n_classes, **more}
+
+
 def make_images(n: int, shape: tuple[int, int, int] = (12, 12, 3)) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
 
