@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from ruamel.yaml import YAML
 from torch import nn
 
+from pipeline.data.datasets import DATASETS
 from pipeline.evaluation.measuring import Predictor, _predict
 from pipeline.models.accelerated import windows
 from pipeline.models.classifier import Classifier, build_network, first_layer, fit_standardization
@@ -20,6 +20,7 @@ from pipeline.models.layers import Group, Standardize, Whitening
 from pipeline.models.storage import load, save, write
 from pipeline.recipes.recipe import FastNetwork, Network
 from pipeline.runtime.errors import PipelineError
+from pipeline.study import params
 from tests.conftest import ROOT, differing, tree
 
 CPU = torch.device("cpu")
@@ -41,15 +42,10 @@ OTHERS = [
 
 
 def make_network(**changes: Any) -> Network:
-    values: dict[str, Any] = {
-        "convolutions": [
-            {"filters": 4, "kernel": 3, "stride": 1, "padding": 1, "pool": 1},
-            {"filters": 6, "kernel": 3, "stride": 1, "padding": 0, "pool": 2},
-        ],
-        "fully_connected": [],
-        "activation": "relu",
-        "batch_norm": True,
-        "dropout": 0.2,
+    convolution = {"filters": 4, "kernel": 3, "stride": 1, "padding": 1, "pool": 1}
+    values = {
+        "convolutions": [convolution, {**convolution, "filters": 6, "padding": 0, "pool": 2}],
+        **{"fully_connected": [], "activation": "relu", "batch_norm": True, "dropout": 0.2},
     }
     return Network.model_validate({**values, **changes})
 
@@ -62,10 +58,12 @@ def make_images(n: int, shape: tuple[int, int, int] = (12, 12, 3)) -> np.ndarray
     return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
 
 
-def make_classifier(network: Network, shape: tuple[int, int, int] = (12, 12, 3)) -> Classifier:
+def make_classifier(
+    network: Network | FastNetwork, shape: tuple[int, int, int] = (12, 12, 3), n_classes: int = 10, mode: str = "pixel"
+) -> Classifier:
     torch.manual_seed(0)
-    standardize = Standardize(*fit_standardization(make_images(50, shape), "pixel"))
-    return Classifier(shape, standardize, build_network(network, shape, 10)).eval()
+    standardize = Standardize(*fit_standardization(make_images(50, shape), mode))
+    return Classifier(shape, standardize, build_network(network, shape, n_classes)).eval()
 
 
 def unsettle_norms(network: nn.Module) -> None:
@@ -74,10 +72,6 @@ def unsettle_norms(network: nn.Module) -> None:
         for name, values in network.state_dict().items():
             if "norm" in name and values.is_floating_point():
                 values.uniform_(-1, 1) if name.endswith(("weight", "bias", "mean")) else values.uniform_(0.5, 2)
-
-
-def layer_types(network: Network) -> list[str]:
-    return [type(layer).__name__ for layer in build_network(network, (12, 12, 3), 10).modules()]
 
 
 def plain_layers(network: Network, shape: tuple[int, int, int]) -> nn.Sequential:
@@ -231,12 +225,11 @@ def test_without_a_compiler_torchs_layers_do_the_same(monkeypatch: pytest.Monkey
 def test_models_are_shown_the_same_images_a_few_at_a_time() -> None:
     shape, images = (12, 12, 1), torch.from_numpy(make_images(40, (12, 12, 1)))
     network = make_network(convolutions=[{"filters": 4, "kernel": 5, "stride": 1, "padding": 0, "pool": 2}])
-    bright = Classifier(
-        shape, Standardize(np.full((1, 1, 1), 9), np.ones((1, 1, 1))), build_network(network, shape, 10)
-    )
+    one, other, bright = (make_classifier(network, shape) for _ in range(3))
+    bright.standardize = Standardize(np.full((1, 1, 1), 9), np.ones((1, 1, 1)))
     models = {
-        "one": Predictor(make_classifier(network, shape), CPU, "float32"),
-        "other-arithmetic": Predictor(make_classifier(network, shape), CPU, "bfloat16"),
+        "one": Predictor(one, CPU, "float32"),
+        "other-arithmetic": Predictor(other, CPU, "bfloat16"),
         "other-standardization": Predictor(bright, CPU, "float32"),
     }
     classes = predict_in_batches(models, images, 7)
@@ -263,13 +256,14 @@ def test_large_images_are_classified_a_few_at_a_time(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("changes", "absent", "present"),
     [
-        pytest.param({"batch_norm": False}, "BatchNorm2d", "Dropout", id="no-norm"),
-        pytest.param({"dropout": 0.0}, "Dropout", "BatchNorm2d", id="no-dropout"),
-        pytest.param({"activation": "tanh"}, "ReLU", "Tanh", id="tanh"),
+        ({"batch_norm": False}, "BatchNorm2d", "Dropout"),
+        ({"dropout": 0.0}, "Dropout", "BatchNorm2d"),
+        ({"activation": "tanh"}, "ReLU", "Tanh"),
     ],
 )
 def test_parts_of_table_1_can_be_left_out(changes: dict[str, Any], absent: str, present: str) -> None:
-    types = layer_types(make_network(**changes))
+    layers = build_network(make_network(**changes), (12, 12, 3), 10).modules()
+    types = [type(layer).__name__ for layer in layers]
     assert absent not in types
     assert present in types
 
@@ -287,94 +281,74 @@ def test_hidden_layers_come_before_the_output() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "shape", "n_features", "n_weights"),
-    [
-        # One convolution with its norm, and the output layer.
-        ("mnist", (28, 28, 1), 160, (49 * 10 + 10) + 2 * 10 + (160 * 10 + 10)),
-        (
-            "cifar10",
-            (32, 32, 3),
-            2048,
-            sum(
-                9 * before * after + after + 2 * after
-                for before, after in itertools.pairwise([3, 64, 64, 128, 128, 256, 256, 512, 512])
-            )
-            + (2048 * 10 + 10),
-        ),
-    ],
+    ("dataset", "kernel", "channels", "n_features"),
+    [("mnist", 7, [1, 10], 160), ("cifar10", 3, [3, 64, 64, 128, 128, 256, 256, 512, 512], 2048)],
 )
-def test_the_papers_networks(dataset: str, shape: tuple[int, int, int], n_features: int, n_weights: int) -> None:
-    values = YAML(typ="safe", pure=True).load((ROOT / "profiles/paper.yaml").read_text())
-    network = Network.model_validate(values["train"]["recipes"][dataset]["network"])
+def test_the_papers_networks(dataset: str, kernel: int, channels: list[int], n_features: int) -> None:
+    network, shape = params.load(ROOT / "profiles/paper.yaml").train.recipes[dataset].network, DATASETS[dataset].shape
+    assert isinstance(network, Network)
     assert network.n_features(shape) == n_features
+    # Every convolution with its norm, and the output layer.
+    n_weights = (
+        sum(kernel**2 * n * after + 3 * after for n, after in itertools.pairwise(channels)) + n_features * 10 + 10
+    )
     assert sum(weights.numel() for weights in build_network(network, shape, 10).parameters()) == n_weights
 
 
 @pytest.mark.parametrize("mode", ["pixel", "channel", "none"])
-def test_standardization_is_numpys_mean_and_standard_deviation(mode: str) -> None:
-    images = make_images(2345)
-    scaled = images.astype(np.float64)
-    expected = {
-        "pixel": (scaled - scaled.mean(0)) / scaled.std(0),
-        "channel": (scaled - scaled.mean((0, 1, 2))) / scaled.std((0, 1, 2)),
-        "none": scaled / 255,
-    }[mode]
-    found = Standardize(*fit_standardization(images, mode))(torch.from_numpy(images))
-    assert found.shape == (2345, 3, 12, 12)
+def test_standardization_is_numpys_mean_and_standard_deviation_and_zero_where_nothing_varied(mode: str) -> None:
+    seen, images = make_images(2345), make_images(20) ^ 0xFF
+    seen[:, 3, 4, 1] = 77
+    axes = {"pixel": (0,), "channel": (0, 1, 2)}.get(mode)
+    mean, std = (seen.mean(axes), seen.std(axes)) if axes else (0.0, np.array(255.0))
+    expected = np.divide(images - mean, std, out=np.zeros(images.shape), where=std > 0)
+    found = Standardize(*fit_standardization(seen, mode))(torch.from_numpy(images))
+    assert found.shape == (20, 3, 12, 12)
     assert np.allclose(found.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
-
-
-def test_positions_that_never_vary_become_zero_whatever_comes_in() -> None:
-    images = make_images(100)
-    images[:, 3, 4, 1] = 77
-    standardize = Standardize(*fit_standardization(images, "pixel"))
-    other = torch.from_numpy(make_images(5) ^ 0xFF)
-    found = standardize(other)
-    assert (found[:, 1, 3, 4] == 0).all()
-    assert (found[:, 0, 3, 4] != 0).any()
-
-
-def test_a_saved_network_comes_back_the_same(tmp_path: Path) -> None:
-    network = make_network(fully_connected=[8])
-    classifier = make_classifier(network)
-    save(
-        classifier,
-        tmp_path / "a.safetensors",
-        {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10},
-    )
-    images = make_images(20)
-    loaded = load(tmp_path / "a.safetensors", "make it")
-    expected, found = (Predictor(model, CPU, "float32")(torch.from_numpy(images)) for model in (classifier, loaded))
-    assert torch.equal(expected, found)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
+    assert (found[:, 1, 3, 4] == 0).all() == (mode == "pixel")
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("network", "n_classes", "mode"),
     [
-        pytest.param("network", None, "damaged model", id="no-network"),
-        pytest.param("shape", [16, 16, 3], "damaged model", id="other-shape"),
-        pytest.param("n_classes", 9, "damaged model .weights of another shape", id="other-classes"),
-        pytest.param("n_classes", None, "damaged model", id="no-classes"),
-        pytest.param("seed", 2, "seed is 2, params.yaml asks for 1", id="other-params"),
+        *((make_network(fully_connected=[8]), n_classes, "pixel") for n_classes in (2, 3, 10, 100, 1000)),
+        (FastNetwork(widths=(4, 6), fully_connected=(), activation="tanh", whiten=True), 10, "channel"),
+        (FastNetwork(widths=(4, 6), fully_connected=(), activation="tanh", whiten=False), 10, "none"),
     ],
 )
-def test_a_description_that_disagrees_is_an_error(tmp_path: Path, key: str, value: Any, message: str) -> None:
-    network = make_network()
-    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10, "seed": 1}
-    save(make_classifier(network), tmp_path / "a.safetensors", description)
-    write(tmp_path / "a.safetensors", (tmp_path / "a.safetensors").read_bytes(), {**description, key: value})
-    with pytest.raises(PipelineError, match=message):
-        load(tmp_path / "a.safetensors", "make it", {"seed": 1})
+def test_a_saved_network_comes_back_the_same(
+    tmp_path: Path, network: Network | FastNetwork, n_classes: int, mode: str
+) -> None:
+    classifier = make_classifier(network, n_classes=n_classes, mode=mode)
+    save(classifier, tmp_path / "a.safetensors", describe(network, n_classes=n_classes))
+    models = (classifier, load(tmp_path / "a.safetensors", "make it"))
+    expected, found = (Predictor(model, CPU, "float32")(torch.from_numpy(make_images(20))) for model in models)
+    assert expected.shape == (20, n_classes)
+    assert torch.equal(expected, found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """Weights of a model, with its description beside them."""
-    network = make_network()
-    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10, "seed": 1}
-    save(make_classifier(network), tmp_path / "a.safetensors", description)
+    save(make_classifier(make_network()), tmp_path / "a.safetensors", describe(make_network(), seed=1))
     return tmp_path / "a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("network", None, "damaged model"),
+        ("shape", [16, 16, 3], "damaged model"),
+        ("n_classes", 9, "damaged model .weights of another shape"),
+        ("n_classes", None, "damaged model"),
+        ("seed", 2, "seed is 2, params.yaml asks for 1"),
+    ],
+)
+def test_a_description_that_disagrees_is_an_error(saved: Path, key: str, value: Any, message: str) -> None:
+    write(saved, saved.read_bytes(), {**describe(make_network(), seed=1), key: value})
+    with pytest.raises(PipelineError, match=message):
+        load(saved, "make it", {"seed": 1})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
@@ -410,17 +384,6 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(saved: Path, n
     write(saved, safetensors.torch.save(tensors), json.loads(saved.with_suffix(".json").read_text()))
     with pytest.raises(PipelineError, match=r"damaged model \(weights that are not finite"):
         load(saved, "make it")
-
-
-@pytest.mark.parametrize("n_classes", [2, 3, 100, 1000])
-def test_a_network_has_an_output_for_every_class(tmp_path: Path, n_classes: int) -> None:
-    network = make_network(fully_connected=[8])
-    standardize = Standardize(*fit_standardization(make_images(50), "channel"))
-    classifier = Classifier((12, 12, 3), standardize, build_network(network, (12, 12, 3), n_classes))
-    description = {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": n_classes}
-    save(classifier, tmp_path / "a.safetensors", description)
-    predict = Predictor(load(tmp_path / "a.safetensors", ""), CPU, "float32")
-    assert predict(torch.from_numpy(make_images(5))).shape == (5, n_classes)
 
 
 def test_an_answer_that_is_not_finite_is_an_error_not_a_class() -> None:
@@ -467,23 +430,6 @@ def test_a_group_starts_by_passing_its_input_on() -> None:
 
 @pytest.mark.parametrize("side", [32, 24, 17])
 def test_a_fast_network_takes_images_of_other_sides(side: int) -> None:
-    network = build_network(
-        FastNetwork(widths=(4, 6, 8), fully_connected=(7,), activation="gelu", whiten=True), (32, 32, 3), 10
-    )
+    fast = FastNetwork(widths=(4, 6, 8), fully_connected=(7,), activation="gelu", whiten=True)
+    network = build_network(fast, (32, 32, 3), 10)
     assert network(torch.rand(2, 3, side, side)).shape == (2, 10)
-
-
-@pytest.mark.parametrize("whiten", [True, False])
-def test_a_saved_fast_network_comes_back_the_same(tmp_path: Path, whiten: bool) -> None:
-    network = FastNetwork(widths=(4, 6), fully_connected=(), activation="tanh", whiten=whiten)
-    standardize = Standardize(*fit_standardization(make_images(50), "channel"))
-    classifier = Classifier((12, 12, 3), standardize, build_network(network, (12, 12, 3), 10)).eval()
-    save(
-        classifier,
-        tmp_path / "a.safetensors",
-        {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10},
-    )
-    images = torch.from_numpy(make_images(20))
-    loaded = load(tmp_path / "a.safetensors", "")
-    expected, found = (Predictor(model, CPU, "float32")(images) for model in (classifier, loaded))
-    assert torch.equal(expected, found)
