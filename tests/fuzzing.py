@@ -111,7 +111,7 @@ def spoil_csv(rng: Random, content: bytes) -> bytes:
 
     def other(row: list[str]) -> list[str]:
         at = rng.randrange(len(row))
-        cell = rng.choice((*_CELLS, rng.choice(rows)[0], rng.choice(rng.choice(rows))))
+        cell = rng.choice((rng.choice(_CELLS), rng.choice(rng.choice(rows)), rng.choice(rows)[at % len(rows[0])]))
         return [*row[:at], cell, *row[at + rng.choice((0, 1, 1, 1)) :]]
 
     return "\n".join(map(",".join, _spoil_parts(rng, rows, other))).encode() + b"\n"
