@@ -141,13 +141,7 @@ def held_by(how: str) -> list[Snippet]:
 def copy_index(folder: Path) -> Path:
     """A repository whose only commit is what git's index holds here."""
     run(ROOT, "git", "checkout-index", "--all", f"--prefix={folder}/")
-    for command in (
-        "init -q",
-        "config user.name test",
-        "config user.email test@localhost",
-        "add -A",
-        "commit -qm index",
-    ):
+    for command in ("init -q", "add -A", "-c user.name=test -c user.email=test@localhost commit -qm index"):
         run(folder, "git", *command.split())
     return folder
 
@@ -299,8 +293,8 @@ def changes_in(text: str) -> pd.DataFrame | None:
     if start is None or not lines[start].endswith("Change"):
         return None
     rows = [line.split() for line in lines[start + 1 :]]
-    columns = ["path", "metric", "first", "second", "change"]
-    return pd.DataFrame(rows, columns=columns).set_index(["path", "metric"]).astype(float)
+    table = pd.DataFrame(rows, columns=["path", "metric", "first", "second", "change"])
+    return table.set_index(["path", "metric"]).astype(float)
 
 
 def check_changes(table: pd.DataFrame) -> None:

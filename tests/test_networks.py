@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -61,8 +62,11 @@ def make_images(n: int, shape: tuple[int, int, int] = (12, 12, 3)) -> np.ndarray
 def make_classifier(
     network: Network | FastNetwork, shape: tuple[int, int, int] = (12, 12, 3), n_classes: int = 10, mode: str = "pixel"
 ) -> Classifier:
+    """Standardizes by images with a corner that never varies."""
     torch.manual_seed(0)
-    standardize = Standardize(*fit_standardization(make_images(50, shape), mode))
+    seen = make_images(50, shape)
+    seen[:, :3, :3] = 7
+    standardize = Standardize(*fit_standardization(seen, mode))
     return Classifier(shape, standardize, build_network(network, shape, n_classes)).eval()
 
 
@@ -88,11 +92,9 @@ def plain_layers(network: Network, shape: tuple[int, int, int]) -> nn.Sequential
     return nn.Sequential(*layers)
 
 
-def seen_and_other_images(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Images to standardize by, with a corner that never varies, and others, where it does."""
-    seen = make_images(50, shape)
-    seen[:, :3, :3] = 7
-    return seen, make_images(40, shape) ^ 0xFF
+def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str = "") -> None:
+    scale = max(1, expected.abs().max().item())
+    assert torch.allclose(found.double(), expected.double(), atol=tolerance * scale), name
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -103,25 +105,17 @@ def seen_and_other_images(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.n
     [pytest.param(*case.values, case in WINDOWED, id=case.id) for case in WINDOWED + OTHERS],
 )
 def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and_statistics(
-    shape: tuple[int, int, int],
-    convolution: dict[str, int],
-    is_windowed: bool,
-    changes: dict[str, Any],
-    mode: str,
-    training: bool,
+    shape: tuple[int, int, int], convolution: dict[str, int], is_windowed: bool, changes: Any, mode: str, training: bool
 ) -> None:
     network = make_network(convolutions=[convolution], dropout=0.0, **changes)
-    torch.manual_seed(0)
-    seen, images = seen_and_other_images(shape)
-    mean, std = fit_standardization(seen, mode)
-    built = Classifier(shape, Standardize(mean, std), build_network(network, shape, 10)).train(training)
+    built = make_classifier(network, shape, mode=mode).train(training)
     plain = plain_layers(network, shape).train(training)
     unsettle_norms(built)
     plain.load_state_dict(dict(zip(plain.state_dict(), built.network.state_dict().values(), strict=True)))
     assert (first_layer(built.network).native_code(CPU) is not None) == is_windowed
-    standardized = np.where(std > 0, (images - mean) / np.where(std > 0, std, 1), 0).transpose(0, 3, 1, 2)
+    images = torch.from_numpy(make_images(40, shape) ^ 0xFF)
     # In float64: rounding would choose another of two maxima that are almost equal.
-    expected, found = plain.double()(torch.from_numpy(standardized)), built(torch.from_numpy(images)).double()
+    expected, found = plain.double()(built.standardize(images).double()), built(images).double()
     assert torch.allclose(found, expected, atol=1e-4 * expected.abs().max().item())
     weighted = torch.randn(expected.shape)
     for logits in (expected, found):
@@ -129,22 +123,17 @@ def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and
     for (name, weights), same in zip(built.network.named_parameters(), plain.parameters(), strict=True):
         assert same.grad is not None
         # Before BatchNorm, a bias has no gradient but rounding.
-        gradient = torch.zeros_like(same) if weights.grad is None else weights.grad.double()
-        assert torch.allclose(gradient, same.grad, atol=1e-3 * max(1, same.grad.abs().max().item())), name
+        assert_close(torch.zeros_like(same) if weights.grad is None else weights.grad, same.grad, 1e-3, name)
     for (name, values), expected_values in zip(built.network.named_buffers(), plain.buffers(), strict=True):
-        assert torch.allclose(
-            values.double(), expected_values.double(), atol=1e-5 * max(1, expected_values.abs().max().item())
-        ), name
+        assert_close(values, expected_values, 1e-5, name)
 
 
 @pytest.mark.parametrize(("shape", "convolution"), WINDOWED)
 def test_bfloat16_is_near_float32(shape: tuple[int, int, int], convolution: dict[str, int]) -> None:
-    seen, images = seen_and_other_images(shape)
-    torch.manual_seed(0)
-    layers = build_network(make_network(convolutions=[convolution], fully_connected=[8]), shape, 10)
-    classifier = Classifier(shape, Standardize(*fit_standardization(seen, "pixel")), layers)
+    classifier = make_classifier(make_network(convolutions=[convolution], fully_connected=[8]), shape)
     unsettle_norms(classifier)
-    expected, found = (Predictor(classifier, CPU, name)(torch.from_numpy(images)) for name in ("float32", "bfloat16"))
+    images = torch.from_numpy(make_images(40, shape) ^ 0xFF)
+    expected, found = (Predictor(classifier, CPU, name)(images) for name in ("float32", "bfloat16"))
     assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
@@ -238,34 +227,19 @@ def test_models_are_shown_the_same_images_a_few_at_a_time() -> None:
     assert (classes["one"] != classes["other-standardization"]).any()
 
 
-def test_large_images_are_classified_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes, predict = [], Predictor.__call__
-
-    def record(self: Predictor, images: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(images))
-        return predict(self, images)
-
-    monkeypatch.setattr(Predictor, "__call__", record)
+def test_large_images_are_classified_a_few_at_a_time() -> None:
     shape = (224, 224, 3)
     network = make_network(convolutions=[{"filters": 2, "kernel": 9, "stride": 9, "padding": 0, "pool": 4}])
     models = {"one": Predictor(make_classifier(network, shape), CPU, "float32")}
-    predict_in_batches(models, torch.from_numpy(make_images(25, shape)), images_per_pass(500, 224 * 224 * 3))
-    assert sorted(sizes) == [5, 10, 10]
+    with mock.patch.object(Predictor, "__call__", autospec=True, side_effect=Predictor.__call__) as seen:
+        predict_in_batches(models, torch.from_numpy(make_images(25, shape)), images_per_pass(500, 224 * 224 * 3))
+    assert sorted(len(call.args[1]) for call in seen.call_args_list) == [5, 10, 10]
 
 
-@pytest.mark.parametrize(
-    ("changes", "absent", "present"),
-    [
-        ({"batch_norm": False}, "BatchNorm2d", "Dropout"),
-        ({"dropout": 0.0}, "Dropout", "BatchNorm2d"),
-        ({"activation": "tanh"}, "ReLU", "Tanh"),
-    ],
-)
-def test_parts_of_table_1_can_be_left_out(changes: dict[str, Any], absent: str, present: str) -> None:
-    layers = build_network(make_network(**changes), (12, 12, 3), 10).modules()
-    types = [type(layer).__name__ for layer in layers]
-    assert absent not in types
-    assert present in types
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_a_network_has_layers_of_dropout_if_there_is_any(p: float) -> None:
+    layers = build_network(make_network(dropout=p), (12, 12, 3), 10).modules()
+    assert any(isinstance(layer, nn.Dropout) for layer in layers) == (p > 0)
 
 
 def test_a_network_without_convolutions_takes_raw_images_too() -> None:
@@ -289,9 +263,7 @@ def test_the_papers_networks(dataset: str, kernel: int, channels: list[int], n_f
     assert isinstance(network, Network)
     assert network.n_features(shape) == n_features
     # Every convolution with its norm, and the output layer.
-    n_weights = (
-        sum(kernel**2 * n * after + 3 * after for n, after in itertools.pairwise(channels)) + n_features * 10 + 10
-    )
+    n_weights = sum((kernel**2 * n + 3) * after for n, after in itertools.pairwise(channels)) + n_features * 10 + 10
     assert sum(weights.numel() for weights in build_network(network, shape, 10).parameters()) == n_weights
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,6 @@ from pipeline.runtime import layout
 from pipeline.study.params import load
 from pipeline.study.planning import plan_study
 from pipeline.training import work
-from pipeline.training.job import TrainingJob
 from tests.conftest import MakeOnce, WriteParams, tree
 from tests.test_params import REMOVED
 from tests.test_stages import fail, succeed, with_params
@@ -112,19 +112,13 @@ def test_the_summary_of_a_variant_follows_from_its_cells(reported: Path) -> None
     assert summary["noise_accuracy"] == pytest.approx(noise.mean().mean() / N_TEST, abs=1e-6)
 
 
-def test_one_more_variant_costs_one_model(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    variant = {"standardize": "none", "network": {"activation": "tanh"}}
-    with_params({"ablations.standardization.tanh": variant})(reported)
-    trained: list[str] = []
-    train = work.train
-
-    def count(job: TrainingJob) -> None:
-        trained.append(job.key.label)
-        train(job)
-
-    monkeypatch.setattr(work, "train", count)
-    succeed("ablations", "mnist")
-    assert trained == ["tanh"]
+def test_one_more_variant_costs_one_model(reported: Path) -> None:
+    with_params({"ablations.standardization.tanh": {"standardize": "none", "network": {"activation": "tanh"}}})(
+        reported
+    )
+    with mock.patch.object(work, "train", side_effect=work.train) as train:
+        succeed("ablations", "mnist")
+    assert [call.args[0].key.label for call in train.call_args_list] == ["tanh"]
 
 
 # Confusion.
