@@ -88,11 +88,11 @@ SNIPPETS = {
 }
 # What the output of a STUDY snippet owes to the machine. It is compared with itself, on the page and in the run.
 MACHINE = {
-    "weights": r'(?<=weights_sha256": ")[0-9a-f]{64}|[0-9a-f]{64}(?=  models/)',
-    "n_correct": r"(?<=noise,0\.05,2,2000,)\d+|^\d+$",
+    "weights": r'(?m)(?<=weights_sha256": ")[0-9a-f]{64}|[0-9a-f]{64}(?=  models/)',
+    "n_correct": r"(?m)(?<=noise,0\.05,2,2000,)\d+|^\d+$",
 }
 # Names and times that DVC gives to experiments.
-GIVEN_BY_DVC = r"(?<=Ran experiment\(s\): )[\w-]+|^[0-9a-f]{7}(?= )|\d\d:\d\d [AP]M"
+GIVEN_BY_DVC = r"(?m)(?<=Ran experiment\(s\): )[\w-]+|^[0-9a-f]{7}(?= )|\d\d:\d\d [AP]M"
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def held_by(how: str) -> list[Snippet]:
 def copy_index(folder: Path) -> Path:
     """A repository whose only commit is what git's index holds here."""
     run(ROOT, "git", "checkout-index", "--all", f"--prefix={folder}/")
-    for command in ("init -q", "add -A", "-c user.name=test -c user.email=test@localhost commit -qm index"):
-        run(folder, "git", *command.split())
+    for line in ("init -q", "config user.name test", "config user.email test@localhost", "add -A", "commit -qm index"):
+        run(folder, "git", *line.split())
     return folder
 
 
@@ -187,8 +187,7 @@ def run_session(text: str, folder: Path) -> str:
     for command in commands:
         if command == "dvc queue status":
             wait_for_queue(folder)
-        said = execute(command, folder)
-        lines += [f"$ {command}", *(line.rstrip() for line in said.rstrip("\n").splitlines())]
+        lines += [f"$ {command}", *map(str.rstrip, execute(command, folder).rstrip("\n").splitlines())]
     return "\n".join(lines)
 
 
@@ -210,18 +209,14 @@ def run_snippet(snippet: Snippet, folder: Path, before: str = "") -> str:
     return run_session(snippet.text, folder)
 
 
-def hide(pattern: str, text: str, name: str) -> str:
-    return re.sub(pattern, name, text, flags=re.MULTILINE)
-
-
 def without_machine(text: str) -> str:
     for name, pattern in MACHINE.items():
-        text = hide(pattern, text, name)
+        text = re.sub(pattern, name, text)
     return text
 
 
 def machine_values(texts: list[str]) -> dict[str, set[str]]:
-    return {name: {v for text in texts for v in re.findall(p, text, re.MULTILINE)} for name, p in MACHINE.items()}
+    return {name: {value for text in texts for value in re.findall(pattern, text)} for name, pattern in MACHINE.items()}
 
 
 def test_every_snippet_is_run_or_has_a_reason() -> None:
@@ -338,7 +333,7 @@ def experiment_outputs(folder: Path) -> dict[Snippet, str]:
 
 def lines_as_shown(text: str) -> list[str]:
     """The lines of a session that are the same in every run."""
-    lines = hide(GIVEN_BY_DVC, text, "given by DVC").splitlines()
+    lines = re.sub(GIVEN_BY_DVC, "given by DVC", text).splitlines()
     return [" ".join(line.split()) for line in lines if line != "..." and not line.startswith("metrics/")]
 
 
@@ -363,8 +358,11 @@ def find_option(command: click.Command, words: list[str]) -> None:
         assert not word.startswith("-") or word in names, f"{command.name} has no option {word}"
 
 
-SCRIPTS = {"benchmarks.speed": speed.main, "benchmarks.reproduction": reproduction.main}
-SCRIPTS["benchmarks/stage_costs.py"] = stage_costs.main
+SCRIPTS = {
+    "benchmarks.speed": speed.main,
+    "benchmarks.reproduction": reproduction.main,
+    "benchmarks/stage_costs.py": stage_costs.main,
+}
 ALL_CODE = [
     *((token.content, page) for page in PAGES for token in inline_of(page) if token.type == "code_inline"),
     *((line.removeprefix("$ ").partition(" #")[0], s.page) for s in SHOWN for line in s.text.splitlines()),
@@ -387,7 +385,7 @@ def test_commands_and_their_options_exist(words: list[str]) -> None:
             with pytest.raises(SystemExit, match=r"^0$"):
                 parse_args([*arguments, "--help"])
         for stage in (word for word in arguments if re.fullmatch(r"[a-z]+@[\w-]+", word)):
-            assert stage in read_lock(), stage
+            assert f"  {stage}:\n" in (ROOT / "dvc.lock").read_text(), stage
         for change in (arguments[at + 1] for at, word in enumerate(arguments) if word == "-S"):
             check_override(change)
     elif program == "pytest":
@@ -410,12 +408,6 @@ def check_override(change: str) -> None:
             except DvcException as error:
                 errors.append(f"{profile.stem}: {error.__cause__}")
     raise AssertionError(errors)
-
-
-@cache
-def read_lock() -> dict[str, Any]:
-    stages: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.lock").read_text())["stages"]
-    return stages
 
 
 def codes_of(page: str) -> list[str]:
@@ -446,18 +438,13 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     folders = (ROOT, ROOT / "pipeline", ROOT / "pipeline/models/accelerated", ROOT / "tests", (ROOT / page).parent)
     made = ("metrics/report/index.html", "models/.finished", ".venv/bin/activate")
     for word in " ".join(codes_of(page)).split():
-        if (
-            re.fullmatch(r"[\w.-]+(/[\w.-]*)+|\w[\w.-]*\.(py|c|yaml|json|txt|lock)", word)
-            and word not in made
-            and "DATASET" not in word
-            and "NAME" not in word
-        ):
+        is_file = re.fullmatch(r"[\w.-]+(/[\w.-]*)+|\w[\w.-]*\.(py|c|yaml|json|txt|lock)", word)
+        if is_file and word not in made and "DATASET" not in word:
             assert any((folder / word).exists() for folder in folders), word
 
 
 def anchors_of(page: str) -> set[str]:
-    tokens = parse(page)
-    titles = [after.content for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]
+    titles = [after.content for token, after in itertools.pairwise(parse(page)) if token.type == "heading_open"]
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -523,7 +510,7 @@ def update() -> None:
     for snippet, output in outputs.items():
         path = ROOT / snippet.page
         before = path.read_text()
-        if hide(GIVEN_BY_DVC, output, "") != hide(GIVEN_BY_DVC, snippet.text, ""):
+        if re.sub(GIVEN_BY_DVC, "", output) != re.sub(GIVEN_BY_DVC, "", snippet.text):
             assert before.count(f"\n{snippet.text}\n") == 1
             path.write_text(before.replace(f"\n{snippet.text}\n", f"\n{output}\n"))
             sys.stdout.write(f"{snippet.page}:{snippet.line} written anew\n")
