@@ -62,6 +62,12 @@ def reported(made_once: MakeOnce, write_params: WriteParams, in_process: None) -
     return made_once(fill)
 
 
+def report() -> str:
+    """The page, made anew, with single spaces."""
+    succeed("report")
+    return " ".join(PAGE.read_text().split())
+
+
 # Ablations.
 
 
@@ -74,9 +80,8 @@ def read(path: Path) -> pd.DataFrame:
 def test_a_variant_that_changes_nothing_is_the_natural_model(
     reported: Path, dataset: str, ablation: str, variant: str
 ) -> None:
-    own = read(layout.cells("ablations", dataset)).query(
-        "strategy == @ablation and label == @variant and split == 'test'"
-    )
+    cells = read(layout.cells("ablations", dataset))
+    own = cells.query("strategy == @ablation and label == @variant and split == 'test'")
     columns = ["perturbation", "level", "trial", "n_correct", "n_examples"]
     assert own[columns].to_numpy().tolist() == read(layout.cells("impact", dataset))[columns].to_numpy().tolist()
     assert not (layout.ablation_models(dataset) / ablation / f"{variant}-seed1.safetensors").exists()
@@ -104,7 +109,7 @@ def test_the_summary_of_a_variant_follows_from_its_cells(reported: Path) -> None
     cells = read(layout.cells("ablations", "mnist")).query("strategy == 'standardization' and label == 'channel'")
     train, noise = (
         cells[cells["split"] == "train"],
-        cells[cells["perturbation"] == "noise"].groupby("level")["n_correct"],
+        cells.query("perturbation == 'noise'").groupby("level")["n_correct"],
     )
     assert train["n_examples"].tolist() == [N_TRAIN]
     assert summary["train_accuracy"] == pytest.approx(train["n_correct"].sum() / N_TRAIN, abs=1e-6)
@@ -113,9 +118,8 @@ def test_the_summary_of_a_variant_follows_from_its_cells(reported: Path) -> None
 
 
 def test_one_more_variant_costs_one_model(reported: Path) -> None:
-    with_params({"ablations.standardization.tanh": {"standardize": "none", "network": {"activation": "tanh"}}})(
-        reported
-    )
+    variant = {"standardize": "none", "network": {"activation": "tanh"}}
+    with_params({"ablations.standardization.tanh": variant})(reported)
     with mock.patch.object(work, "train", side_effect=work.train) as train:
         succeed("ablations", "mnist")
     assert [call.args[0].key.label for call in train.call_args_list] == ["tanh"]
@@ -166,15 +170,10 @@ def test_the_page_is_one_file_with_every_figure_and_needs_no_network(reported: P
     page = PAGE.read_text()
     charts = re.findall(r"<svg [^>]*>", page)
     assert len(charts) == 2 * (1 + 3 + 3 + 3)  # summary, impact and strategies by family, ablations
-    for chart in charts:
-        said = re.search(r'role="img" aria-label="([^"]*)"', chart)
-        assert said is not None
-        assert len(said.group(1)) > 30
+    assert all(re.search(r'role="img" aria-label="[^"]{31,}"', chart) for chart in charts)
     images = re.findall(r"<img[^>]*>", page)
     assert len(images) > 60
-    for image in images:
-        assert 'src="data:image/png;base64,' in image
-        assert re.search(r'alt="[^"]{10,}"', image)
+    assert all('src="data:image/png;base64,' in image and re.search(r'alt="[^"]{10,}"', image) for image in images)
     addresses = set(re.findall(r'(?:src|href)="((?!data:|#)[^"]*)"', page))
     assert addresses == {"https://arxiv.org/abs/2004.03452"}
     assert "url(" not in page
@@ -207,13 +206,12 @@ def test_the_authors_numbers_stand_only_beside_their_settings(reported: Path) ->
     allowed = r"\(the authors' way\)|the authors' numbers are left out|compare with the authors"
     assert "authors" not in re.sub(allowed, "", PAGE.read_text())
     shutil.copy(layout.PARAMS, layout.PROFILES / "paper.yaml")
-    succeed("report")
-    assert "Not the paper's settings" not in PAGE.read_text()
-    assert "The authors' values are those behind" in PAGE.read_text()
+    said = report()
+    assert "Not the paper's settings" not in said
+    assert "The authors' values are those behind" in said
     # The device decides no number.
     with_params({"device": "auto", "train.recipes.cifar10.drop_last": False})(reported)
-    succeed("report")
-    assert PAGE.read_text().count("Not the paper's settings") == 1
+    assert report().count("Not the paper's settings") == 1
     differences = [("train.recipes.cifar10.drop_last", True, False)]
     assert page.is_as_published("mnist", differences)
     assert not page.is_as_published("cifar10", differences)
@@ -225,8 +223,7 @@ def test_what_files_say_is_text_on_the_page(reported: Path, monkeypatch: pytest.
     monkeypatch.setitem(DATASETS, "mnist", replace(mnist, classes=(script, image, *mnist.classes[2:])))
     paper = layout.PROFILES / "paper.yaml"
     paper.write_text(f"{paper.read_text()}\n'{script}': 1\nmine: '{image}'\n")
-    succeed("report")
-    page = PAGE.read_text()
+    page = report()
     assert page.count("&lt;script&gt;alert(1)") > 2
     assert page.count("&lt;img src=x onerror") > 2
     assert "<script" not in page
@@ -249,15 +246,12 @@ def test_the_same_metrics_give_the_same_bytes(reported: Path) -> None:
         (layout.confusion("mnist"), "evaluate mnist"),
     ],
 )
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+@pytest.mark.parametrize("length", [None, 0, 20], ids=["missing", "empty", "cut"])
 def test_a_missing_or_damaged_metric_file_is_one_clear_error(
-    reported: Path, path: Path, command: str, damage: str
+    reported: Path, path: Path, command: str, length: int | None
 ) -> None:
     before = tree(layout.report())
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else 20])
+    path.unlink() if length is None else path.write_bytes(path.read_bytes()[:length])
     said = fail("report")
     assert said.startswith(f"Error: {path}: ")
     assert f"`python -m pipeline {command}`" in said
@@ -275,8 +269,7 @@ def test_a_study_without_strategies_or_ablations_has_a_page_too(reported: Path, 
     with_params({block: {}})(reported)
     for dataset in DATASETS:
         succeed("evaluate" if block == "strategies" else "ablations", dataset)
-    succeed("report")
-    page = PAGE.read_text()
+    page = report()
     assert "How this was made" in page
     assert all(f'id="{name}"' in page for name in re.findall('href="#([^"]*)"', page))
     if block == "strategies":
@@ -288,15 +281,11 @@ def test_one_of_each_is_in_the_singular(reported: Path) -> None:
     with_params({"strategies": {"constant": {}}})(reported)
     for dataset in DATASETS:
         succeed("evaluate", dataset)
-    succeed("report")
-    page = " ".join(PAGE.read_text().split())
-    assert "; 1 way of training against it" in page
+    assert "; 1 way of training against it" in report()
     with_params({"datasets.cifar10": REMOVED})(reported)
-    succeed("report")
-    page = " ".join(PAGE.read_text().split())
+    page = report()
     assert "<p>mnist under blur, dead" in page
-    for found in re.findall(r"[^\d.,]1 (values|images|points|ways|classes|models|trials)\b", page):
-        pytest.fail(f"1 {found}")
+    assert re.findall(r"[^\d.,]1 (values|images|points|ways|classes|models|trials)\b", page) == []
 
 
 # What it says.
@@ -309,12 +298,14 @@ def compare(strategy: str, robust: float, *, clean: float = 0.9, error: float | 
 
 NATURAL = "The natural model, trained on clean images, is right on 90.0 % of them, and on 41.0 % under hot 5 pixels, "
 NATURAL += "the damage that costs it most."
-FOUND = (
-    "{} reaches {} % on the damage that its models were trained on, {} the natural model's 60.0 % on the same images"
-)
-WINS = f"Training on damage repairs this: {FOUND.format('{}', '75.0', '15.0 points above')}."
-FAILS = f"No training on damage clearly beats it: {FOUND}"
+REACHES = "reaches {} % on the damage that its models were trained on, {} the natural model's 60.0 % on the same images"
+WINS = f"Training on damage repairs this: {{}} {REACHES.format('75.0', '15.0 points above')}."
+FAILS = f"No training on damage clearly beats it: {{}} {REACHES}"
 ERROR = "Its error relative to the natural model's, every perturbation alike, is 0.50."
+ONE_TOO, SEVERAL_TOO = (
+    "constant beats the natural model too.",
+    "constant, incremental and a beat the natural model too.",
+)
 CHANCE = "; with 2,000 test images up to 3.1 points may be chance."
 
 
@@ -328,18 +319,11 @@ CHANCE = "; with 2,000 test images up to 3.1 points may be chance."
         ),
         (
             [compare("transfer", 0.75, clean=0.91, error=None), compare("constant", 0.7), compare("incremental", 0.61)],
-            [
-                WINS.format("transfer"),
-                "On clean images transfer gains 1.0 points.",
-                "constant beats the natural model too.",
-            ],
+            [WINS.format("transfer"), "On clean images transfer gains 1.0 points.", ONE_TOO],
         ),
         (
             [compare("transfer", 0.75), compare("constant", 0.7), compare("incremental", 0.69), compare("a", 0.68)],
-            [
-                *(WINS.format("transfer"), "On clean images transfer loses nothing.", ERROR),
-                "constant, incremental and a beat the natural model too.",
-            ],
+            [WINS.format("transfer"), "On clean images transfer loses nothing.", ERROR, SEVERAL_TOO],
         ),
         (
             [compare("transfer", 0.6004, clean=0.9004), compare("constant", 0.5)],
