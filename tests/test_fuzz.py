@@ -26,7 +26,6 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from pipeline.data import sources, store
 from pipeline.data.datasets import DATASETS, Dataset, Prepare
@@ -44,14 +43,13 @@ from pipeline.study import params
 from pipeline.study.arrays import plan_arrays
 from pipeline.study.params import Params
 from pipeline.study.planning import MEASURING, Study, plan_study
-from pipeline.study.reading import read
 from pipeline.training import cache, loop
 from pipeline.training.loop import Epoch
 from tests import fuzzing
 from tests.conftest import WriteParams
 from tests.fuzzing import Spoil
 from tests.test_networks import CPU, describe, make_classifier, make_images, make_network
-from tests.test_params import changed
+from tests.test_params import REMOVED, changed
 from tests.test_sources import batch_bytes, idx_files, mnist_package, png_bytes, write_files, write_package, write_tar
 
 SEED = os.environ.get("FUZZ_SEED", "1")
@@ -200,24 +198,25 @@ MNIST, CIFAR10 = ARRAYS["mnist"], ARRAYS["cifar10"]
 def mini(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_values: dict[str, Any], write_params: WriteParams
 ) -> None:
-    """A folder of its own with params for both data sets, which are `ARRAYS`, as `DATASETS` describes them."""
+    """A folder of its own, with short params for MNIST; the data sets are `ARRAYS`, as `DATASETS` describes them."""
     for name, arrays in ARRAYS.items():
         digests = {key: store.sha256(values) for key, values in arrays.items()}
         monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], n_examples=N_EXAMPLES, digests=digests))
     (tmp_path / "study").mkdir()
     monkeypatch.chdir(tmp_path / "study")
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    values = tiny_values
-    for subset in values["datasets"].values():
-        subset.update(n_train=N_EXAMPLES["train"], n_test=N_EXAMPLES["test"])
-    for block in (values["train"]["recipes"], values["strategies"]["transfer"]["recipes"]):
-        for recipe in block.values():
-            recipe["batch_size"] = 2
-    for levels in values["perturbations"].values():
-        levels.update(train_levels=levels["train_levels"][:1], test_levels=levels["test_levels"][:1])
-    values["evaluate"]["levels"] = {name: one["test_levels"] for name, one in values["perturbations"].items()}
-    values["ablations"] = {"components": {"full": {}, "tanh": {"network": {"activation": "tanh"}}}}
-    write_params(values)
+    changes = {
+        "datasets": {"mnist": {"n_train": N_EXAMPLES["train"], "n_test": N_EXAMPLES["test"]}},
+        "perturbations.noise": {"train_levels": [0.05], "test_levels": [0.05]},
+        "perturbations.blur": {"train_levels": [1.0], "test_levels": [1.0], "mix_channels": False},
+        "evaluate.levels": {"noise": [0.05], "blur": [1.0]},
+        "ablations": {"components": {"full": {}, "tanh": {"network": {"activation": "tanh"}}}},
+    }
+    for name in ("stuck", "hot", "dead"):
+        changes[f"perturbations.{name}"] = REMOVED
+    for block in ("train.recipes", "strategies.transfer.recipes"):
+        changes |= {f"{block}.cifar10": REMOVED, f"{block}.mnist.batch_size": 2}
+    write_params(changed(tiny_values, changes))
 
 
 def load_from(dataset: str, source: str) -> Callable[[], Arrays]:
@@ -241,9 +240,9 @@ def idx_gz() -> dict[str, bytes]:
 
 def batches() -> dict[str, tuple[Any, Any]]:
     """The six batches of CIFAR-10: images and labels."""
-    train, n = (CIFAR10["train", "images"], CIFAR10["train", "labels"]), N_EXAMPLES["train"] // 5
-    parts = {f"data_batch_{i + 1}": (train[0][n * i :][:n], train[1][n * i :][:n]) for i in range(5)}
-    return {**parts, "test_batch": (CIFAR10["test", "images"], CIFAR10["test", "labels"])}
+    parts = zip(*(np.split(CIFAR10["train", kind], 5) for kind in ("images", "labels")), strict=True)
+    named = {f"data_batch_{number}": part for number, part in enumerate(parts, 1)}
+    return {**named, "test_batch": (CIFAR10["test", "images"], CIFAR10["test", "labels"])}
 
 
 def pickles() -> dict[str, bytes]:
@@ -355,18 +354,6 @@ def checkpoint() -> Reader:
     return Reader([path], fuzzing.spoil_safetensors, lambda: loop._resume(path, classifier, optimizer), is_right)
 
 
-def params_file() -> Reader:
-    """Short: one data set, two perturbations."""
-    values = read(layout.PARAMS)
-    for block in (values["datasets"], values["train"]["recipes"]):
-        del block["cifar10"]
-    values.update(strategies={"constant": {}}, ablations={})
-    for name in ("stuck", "hot", "dead"):
-        del values["perturbations"][name], values["evaluate"]["levels"][name]
-    YAML(typ="safe", pure=True).dump(values, layout.PARAMS)
-    return Reader([layout.PARAMS], fuzzing.spoil_yaml, params.load, lambda found: isinstance(found, Params))
-
-
 def write_metrics() -> Study:
     """Metric files as the stages would write them, with made-up counts."""
     study, rng = plan_study(params.load(), "mnist"), np.random.default_rng(1)
@@ -434,7 +421,9 @@ READERS: dict[str, Callable[[], Reader]] = {
     "model-weights": model_weights,
     "curve": curve,
     "checkpoint": checkpoint,
-    "params-file": params_file,
+    "params-file": lambda: Reader(
+        [layout.PARAMS], fuzzing.spoil_yaml, params.load, lambda one: isinstance(one, Params)
+    ),
     "cells": cells,
     "confusions": confusions,
     "summaries": summaries,
