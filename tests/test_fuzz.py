@@ -26,9 +26,12 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from PIL import Image as PictureFile
 
 from pipeline.data import sources, store
-from pipeline.data.datasets import DATASETS, Dataset, Prepare
+from pipeline.data.datasets import DATASETS, Dataset, Own, Prepare
+from pipeline.data.own import open_source
+from pipeline.data.pictures import read_picture
 from pipeline.data.sources import Arrays
 from pipeline.evaluation import metrics, results
 from pipeline.evaluation.measuring import Predictor
@@ -49,7 +52,7 @@ from tests import fuzzing
 from tests.conftest import WriteParams
 from tests.fuzzing import Spoil
 from tests.test_networks import CPU, describe, make_classifier, make_images, make_network
-from tests.test_params import REMOVED, changed
+from tests.test_params import PUBLISHED, REMOVED, changed
 from tests.test_sources import batch_bytes, idx_files, mnist_package, png_bytes, write_files, write_package, write_tar
 
 SEED = os.environ.get("FUZZ_SEED", "1")
@@ -206,7 +209,7 @@ def mini(
     monkeypatch.chdir(tmp_path / "study")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     changes = {
-        "datasets": {"mnist": {"n_train": N_EXAMPLES["train"], "n_test": N_EXAMPLES["test"]}},
+        "datasets": {"mnist": {**PUBLISHED, "n_train": N_EXAMPLES["train"], "n_test": N_EXAMPLES["test"]}},
         "perturbations.noise": {"train_levels": [0.05], "test_levels": [0.05]},
         "perturbations.blur": {"train_levels": [1.0], "test_levels": [1.0], "mix_channels": False},
         "evaluate.levels": {"noise": [0.05], "blur": [1.0]},
@@ -365,11 +368,11 @@ def write_metrics() -> Study:
     examples = [metrics.Example(*level, index, 3, 5, 0.25) for level in levels for index in range(study.n_pictured)]
     confusions = []
     for model, name, level in results.confused_models(study, metrics.to_frame(tables["evaluate"])):
-        n_images = N_EXAMPLES["test"] * (1 if name in (CLEAN, "blur") else params.load().perturb.trials)
-        for actual, predicted in product(range(10), repeat=2):
-            n = n_images if actual == predicted == 0 else 0
-            key = (model.strategy, model.label, model.seed, name, level)
-            confusions.append(Confusion(*key, actual, predicted, n))
+        of_model = [c for c in tables["evaluate"] if (c.model, c.perturbation, c.level) == (model, name, level)]
+        n_correct, n_shown = sum(c.n_correct for c in of_model), sum(c.n_examples for c in of_model)
+        counts = enumerate([n_correct, n_shown - n_correct])  # all of class 0, taken for 0 or for 1
+        key = (model.strategy, model.label, model.seed, name, level)
+        confusions += [Confusion(*key, 0, predicted, n) for predicted, n in counts if n]
     results.write_cells(study, "impact", tables["impact"], examples=examples)
     results.write_cells(study, "evaluate", tables["evaluate"], confusions=confusions)
     results.write_cells(study, "ablations", tables["ablations"])
@@ -405,7 +408,40 @@ def summaries() -> Reader:
     return Reader(list(expected), fuzzing.spoil_json, read)
 
 
+def picture(suffix: str) -> Reader:
+    """A picture has no digest: what is read of a spoiled one is some picture, or nothing."""
+    path, pixels = Path(f"mine{suffix}"), np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    PictureFile.fromarray(pixels).save(path)
+    return Reader([path], fuzzing.spoil_bytes, lambda: read_picture(path, 3), lambda found: found.dtype == np.uint8)
+
+
+def arrays_of_others() -> Reader:
+    path, arrays = Path("mine.npz"), MNIST
+    named: dict[str, Any] = {f"{split}_images": arrays[split, "images"] for split in N_EXAMPLES}
+    named |= {f"{split}_labels": np.arange(n) % 2 for split, n in N_EXAMPLES.items()}
+    np.savez_compressed(path, **named)
+    source = Own(kind="npz", path=str(path), size=(28, 28), channels=1, test_share=None)
+
+    def read() -> list[Any]:
+        opened = open_source(source, LocalThreads(1))
+        return [np.concatenate(list(split.images(0))) for split in opened.splits.values()]
+
+    return Reader([path], fuzzing.spoil_bytes, read, lambda found: all(part.dtype == np.uint8 for part in found))
+
+
+def weights_of_others() -> Reader:
+    path = Path("mine.pt")
+    torch.save({"weight": torch.zeros(30, 40), "bias": torch.zeros(40)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Reader([path], fuzzing.spoil_bytes, lambda: read_tensors(path, digest), lambda found: len(found) == 2)
+
+
 READERS: dict[str, Callable[[], Reader]] = {
+    "own-png": lambda: picture(".png"),
+    "own-jpeg": lambda: picture(".jpg"),
+    "own-webp": lambda: picture(".webp"),
+    "own-npz": arrays_of_others,
+    "brought-weights": weights_of_others,
     "idx": lambda: from_folder("mnist", idx_files(MNIST), fuzzing.spoil_bytes),
     "idx-gz": lambda: from_folder("mnist", idx_gz(), fuzzing.spoil_gzip),
     "pickle": lambda: from_folder("cifar10", pickles(), fuzzing.spoil_pickle),

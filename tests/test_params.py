@@ -192,7 +192,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"perturbations.fog": {"train_levels": [], "test_levels": [1]}},
         f"perturbations: unknown 'fog'; choose from {', '.join(PERTURBATIONS)}",
     ),
-    ({"datasets.svhn": {**PUBLISHED, "n_train": 1, "n_test": 1}}, "datasets: unknown 'svhn'; published are mnist, cifar10"),
+    (
+        {"datasets.svhn": {**PUBLISHED, "n_train": 1, "n_test": 1}},
+        "datasets: unknown 'svhn'; published are mnist, cifar10",
+    ),
     ({"strategies.incremntal": {}}, "strategies: unknown 'incremntal'; choose from constant, "),
     (
         {f"{FIRST_CONVOLUTION}.kernel": 29, f"{FIRST_CONVOLUTION}.padding": 0},
