@@ -431,6 +431,22 @@ def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, An
     succeed("impact", "colours")
 
 
+@pytest.mark.parametrize(("key", "value"), [("scale", 1.0), ("mean", [0.5]), ("std", [0.5])])
+def test_a_model_repaired_with_another_preprocessing_is_another_model(
+    key: str, value: Any, colours: dict[str, Any], write_params: WriteParams
+) -> None:
+    """What the model cache and the readers of model files know a repaired model by."""
+    succeed("prepare", "colours")
+    before = [job.description for job in plan_study(load(), "colours").jobs("strategies")]
+    colours["models"]["mine"][key] = value
+    write_params(colours)
+    after = [job.description for job in plan_study(load(), "colours").jobs("strategies")]
+    assert [old != new for old, new in zip(before, after, strict=True)] == [
+        old["repairs"] is not None for old in before
+    ]
+    assert any(old["repairs"] for old in before)
+
+
 BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"models.graph.dataset": "photos"}, "models.graph.dataset: unknown 'photos'; choose from colours"),
     ({"models.graph.architecture": "resnet18"}, "models.graph.architecture: name the one of torchvision or timm"),

@@ -273,9 +273,12 @@ def _plan_model(
     brought: Mapping[str, BroughtModel] | None = None,
 ) -> TrainingJob:
     start: TrainingJob | BroughtModel | None = natural if plan.starts_from_natural else None
+    repairs = None
     if plan.repairs is not None:
         assert brought is not None
         start = brought[plan.repairs]
+        # Its preprocessing becomes the standardization of the model that is trained.
+        repairs = {"model": plan.repairs, **start.spec.decides}
         plan = replace(plan, recipe=plan.recipe.model_copy(update={"network": start.spec.network}))
     subset = params.datasets[dataset.name]
     stage = "train" if key.strategy == NATURAL else "strategies" if trained_on else "ablations"
@@ -296,7 +299,7 @@ def _plan_model(
         n_threads=0 if stage == "train" else 1,
         path=path or layout.model(dataset.name, key.strategy, key.label, key.seed),
         made_by=f"python -m pipeline {stage} {dataset.name}",
-        description=_describe_model(subset.n_train, subset.n_test, dataset, key, plan, trained_on),
+        description=_describe_model(subset.n_train, subset.n_test, dataset, key, plan, trained_on, repairs),
     )
 
 
@@ -309,7 +312,13 @@ def _plan_variant(new: Any, key: ModelKey, recipe: Recipe, natural: TrainingJob)
 
 
 def _describe_model(
-    n_train: int, n_test: int, dataset: Dataset, key: ModelKey, plan: Plan, trained_on: PlannedArray | None
+    n_train: int,
+    n_test: int,
+    dataset: Dataset,
+    key: ModelKey,
+    plan: Plan,
+    trained_on: PlannedArray | None,
+    repairs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """All of params that decides a model and its learning curve, as JSON values."""
     return {
@@ -325,7 +334,7 @@ def _describe_model(
         "fits_on_perturbed": plan.fits_on_perturbed,
         "starts_from_natural": plan.starts_from_natural,
         "freezes_start": plan.freezes_start,
-        "repairs": plan.repairs,
+        "repairs": repairs,
         "seed": key.seed,
         "network": plan.recipe.network.model_dump(mode="json"),
         "recipe": plan.recipe.model_dump(mode="json", exclude={"network"}),
