@@ -1,11 +1,13 @@
 """Says what lies in a folder or file of images, what is odd about it, and how params.yaml names it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
+from ruamel.yaml import YAML
 
 from pipeline.data import own
 from pipeline.data.datasets import SPLITS, Own, OwnTorchvision
@@ -86,7 +88,8 @@ def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int
     if len(broken) > _MAX_SHOWN:
         oddities.append(f"cannot be used: {len(broken) - _MAX_SHOWN:,} more")
     lines += [f"odd: {line}" for line in oddities] or ["nothing odd"]
-    lines += ["", "For params.yaml:", "", *_block(name, source, opened, sizes, is_grey)]
+    n_readable = {split: sum(look.problem is None for look in looks[split]) for split in SPLITS}
+    lines += ["", "For params.yaml:", "", *_block(name, source, n_readable, sizes, is_grey)]
     return Described(lines, is_usable=not broken)
 
 
@@ -122,29 +125,19 @@ def _duplicates(looks: dict[str, list[own.Look]]) -> Iterator[str]:
             yield f"{n:,} of the {len(digests):,} {split} images repeat another one of them, pixel for pixel"
 
 
-def _block(name: str, source: Own, opened: own.Opened, sizes: Counter[tuple[int, int]], is_grey: bool) -> list[str]:
+def _block(
+    name: str, source: Own, n_images: Mapping[str, int], sizes: Counter[tuple[int, int]], is_grey: bool
+) -> list[str]:
     size = next(iter(sizes))
     if len(sizes) > 1:
         sides = np.repeat([min(size) for size in sizes], list(sizes.values()))
         side = min(_MAX_SIDE, int(np.median(sides)))
         size = side, side
-    share = "null" if source.test_share is None else source.test_share
-    dataset = [f"      dataset: {source.dataset}"] if isinstance(source, OwnTorchvision) else []
-    return [
-        "datasets:",
-        f"  {name}:",
-        "    source:",
-        f"      kind: {source.kind}",
-        f"      path: {_quoted(source.path)}",
-        *dataset,
-        f"      size: [{size[0]}, {size[1]}]",
-        f"      channels: {1 if is_grey else 3}",
-        f"      test_share: {share}",
-        f"    n_train: {len(opened.splits['train'].labels)}",
-        f"    n_test: {len(opened.splits['test'].labels)}",
-    ]
-
-
-def _quoted(path: str) -> str:
-    # A YAML string in single quotes holds anything but a quote as it is.
-    return path if path.replace("/", "").replace(".", "").isalnum() else "'" + path.replace("'", "''") + "'"
+    described = source.model_copy(update={"size": size, "channels": 1 if is_grey else 3}).model_dump(mode="json")
+    block = {"source": described, **{f"n_{split}": n for split, n in n_images.items()}}
+    yaml, written = YAML(typ="safe", pure=True), StringIO()
+    yaml.default_flow_style = None  # lists of numbers on one line
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 10_000
+    yaml.dump({"datasets": {name: block}}, written)
+    return written.getvalue().splitlines()

@@ -110,7 +110,7 @@ def open_source(source: Own, engine: Engine) -> Opened:
     """
     path = Path(source.path)
     if not path.exists():
-        raise PipelineError(f"{path}: no such file or folder; name it as datasets.….source.path")
+        raise PipelineError(f"{path}: no such file or folder; check the path")
     opened = _KINDS[source.kind](path, source, engine)
     _check_classes(path, opened)
     return opened
@@ -539,7 +539,7 @@ def _open_torchvision(path: Path, source: Own, engine: Engine) -> Opened:
     make: Any = getattr(datasets, source.dataset, None)
     is_dataset = inspect.isclass(make) and issubclass(make, datasets.VisionDataset)
     if not is_dataset:
-        raise PipelineError(f"datasets.….source.dataset: torchvision.datasets has no {source.dataset!r}")
+        raise PipelineError(f"{path}: torchvision.datasets has no class {source.dataset!r}; name one such as SVHN")
     takes, read = inspect.signature(make).parameters, partial(make, str(path))
     if "train" in takes:
         keywords: dict[str, dict[str, Any]] = {split: {"train": split == "train"} for split in SPLITS}

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +15,8 @@ from pipeline.data.arrays import Images
 from pipeline.data.datasets import SPLITS, Own
 from pipeline.runtime.engine import Engine
 from pipeline.runtime.errors import PipelineError
+
+Region = tuple[slice, ...]
 
 
 def write_own(
@@ -44,36 +46,41 @@ def write_own(
         for split in SPLITS:
             found, group = opened.splits[split], root.require_group(split)
             array, there = store.resume_images(group, "images", (len(found.labels), *source.shape))
-            digest = hashlib.sha256()
-            n_done = 0
-            rest = list(store.shard_regions(array))
-            with suppress(PipelineError):  # a shard that a power cut has damaged is written anew, with those behind it
-                for region in there:
-                    values = store.read_part(array, region, "")
-                    digest.update(values.data)
-                    n_done += len(values)
-                    del rest[0]
-            progress(n_done)
-
-            def write(region: tuple[slice, ...], images: Images, array: store.Array, digest: Any) -> None:
-                array[region] = images
-                digest.update(images.data)
-                progress(len(images))
-
-            # A thread of its own, so that the next images are taken from the workers meanwhile.
-            with ThreadPoolExecutor(1) as writer:
-                written: Future[None] | None = None
-                for region, images in zip(rest, _cut(found.images(n_done), rest), strict=True):
-                    if written is not None:
-                        written.result()
-                    written = writer.submit(write, region, images, array, digest)
-                if written is not None:
-                    written.result()
-            store.finish(array, digest.hexdigest())
+            store.finish(array, _write_images(array, there, found, progress))
             store.create_labels(group, "labels", found.labels)
 
 
-def _cut(batches: Iterable[Images], regions: list[tuple[slice, ...]]) -> Iterator[Images]:
+def _write_images(
+    array: store.Array, there: Iterable[Region], found: own.Split, progress: Callable[[int], object]
+) -> str:
+    """Write the shards that are not there yet; the digest of all of them."""
+    digest, n_done, rest = hashlib.sha256(), 0, list(store.shard_regions(array))
+    with suppress(PipelineError):  # a shard that a power cut has damaged is written anew, with those behind it
+        for region in there:
+            values = store.read_part(array, region, "")
+            digest.update(values.data)
+            n_done += len(values)
+            del rest[0]
+    progress(n_done)
+    # A thread of its own, so that the next images are taken from the workers meanwhile.
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[int] | None = None
+        for region, images in zip(rest, _cut(found.images(n_done), rest), strict=True):
+            if written is not None:
+                progress(written.result())
+            written = writer.submit(_write, array, region, images, digest)
+        if written is not None:
+            progress(written.result())
+    return digest.hexdigest()
+
+
+def _write(array: store.Array, region: Region, images: Images, digest: Any) -> int:
+    array[region] = images
+    digest.update(images.data)
+    return len(images)
+
+
+def _cut(batches: Iterable[Images], regions: Sequence[Region]) -> Iterator[Images]:
     """Batches of any size as one array for each region of whole images."""
     held, n_held = list[Images](), 0
     lengths = iter([region[0].stop - region[0].start for region in regions])

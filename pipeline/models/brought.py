@@ -264,7 +264,7 @@ def _read(path: Path) -> bytes:
     try:
         return read_file(path, _MAX_MODEL)
     except FileNotFoundError:
-        raise PipelineError(f"{path}: no such model; name it as models.….path") from None
+        raise PipelineError(f"{path}: no such model; check its path in params.yaml") from None
 
 
 def _open(spec: Brought, content: bytes, size: tuple[int, int], n_classes: int) -> nn.Module:

@@ -7,7 +7,8 @@ import torch
 
 from pipeline.runtime.errors import PipelineError
 
-_CIFAR10_VALUES = 32 * 32 * 3
+# Of the image in whose terms batch sizes of evaluation are given: 32x32 pixels in colour.
+_VALUES = 32 * 32 * 3
 
 
 def select_device(name: str) -> torch.device:
@@ -63,11 +64,11 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def images_per_pass(n_cifar10: int, image_values: int) -> int:
+def images_per_pass(n_small: int, image_values: int) -> int:
     """How many images a network takes at a time, so that memory does not grow with their size; at least 1.
 
     Args:
-        n_cifar10: How many of CIFAR-10.
+        n_small: How many of 32x32 pixels in colour.
         image_values: Values of an image, H·W·C.
     """
-    return max(1, n_cifar10 * _CIFAR10_VALUES // image_values)
+    return max(1, n_small * _VALUES // image_values)

@@ -104,7 +104,7 @@ def build_model(network: LibraryNetwork, size: tuple[int, int], n_classes: int) 
     Raises:
         PipelineError: As `Body`.
     """
-    name, where = network.architecture, f"network.architecture: {network.kind}"
+    name, where = network.architecture, f"architecture: {network.kind}"
     with explained(name, size):
         if network.kind == "torchvision":
             from torchvision import models  # takes seconds; only these networks need it
@@ -155,7 +155,7 @@ def explained(architecture: str, size: tuple[int, ...]) -> Iterator[None]:
             raise
         said = " ".join(str(error).split())[:200]
         raise PipelineError(
-            f"network.architecture: {architecture} does not take images of {size[0]}x{size[1]} ({said}); give another "
+            f"architecture: {architecture} does not take images of {size[0]}x{size[1]} ({said}); give another "
             "size, the other stem, or another architecture"
         ) from None
 
@@ -186,7 +186,7 @@ def _take_out_head(model: nn.Module, network: LibraryNetwork) -> tuple[str, int]
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, nn.Identity())
         return name, n_features
-    raise PipelineError(f"network.architecture: {network.architecture} has no last layer that could be replaced")
+    raise PipelineError(f"architecture: {network.architecture} has no last layer that could be replaced")
 
 
 def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: int, batch_size: int) -> int:
@@ -218,7 +218,7 @@ def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: in
             features = body(images)
         if features.shape != (batch_size, body.n_features):
             raise PipelineError(
-                f"network.architecture: {network.architecture} gives {tuple(features.shape)} of {batch_size} images of "
+                f"architecture: {network.architecture} gives {tuple(features.shape)} of {batch_size} images of "
                 f"{height}x{width}, not features (N, {body.n_features}); take larger images or another architecture"
             )
     n_weights = sum(weight.numel() for weight in body.parameters()) + body.n_features * n_classes

@@ -28,13 +28,18 @@ class Ramp(Values):
     end: Share
 
 
-class FineTuning(Values):
-    """The second training of one data set."""
+class _SecondTraining(Values):
+    """How a model that is trained already is trained again."""
 
-    fully_connected: Widths
     learning_rate: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(ge=2)]
     epochs: Annotated[int, Field(ge=1, le=100_000)]
+
+
+class FineTuning(_SecondTraining):
+    """The second training of one data set's natural model, with a new head of these widths."""
+
+    fully_connected: Widths
 
 
 class Transfer(Values):
@@ -78,13 +83,10 @@ def plan_transfer(settings: Transfer, recipe: Recipe, dataset: str) -> Plan:
     )
 
 
-class Repairing(Values):
-    """The second training of a model of the user's."""
+class Repairing(_SecondTraining):
+    """The second training of one of the user's models."""
 
     model: str
-    learning_rate: Annotated[float, Field(gt=0)]
-    batch_size: Annotated[int, Field(ge=2)]
-    epochs: Annotated[int, Field(ge=1, le=100_000)]
 
 
 class Repair(Values):

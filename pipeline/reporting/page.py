@@ -42,9 +42,9 @@ _N_LOSSES = 3
 # The letters of the paper's figures in its appendix.
 _LETTERS = {"constant": "A", "incremental": "B", "transfer": "C"}
 _FAMILIES = tuple(dict.fromkeys(perturbation.family for perturbation in PERTURBATIONS.values()))
-# Values that do not change what is measured.
 # Classes of which a confusion matrix is drawn at most, and pairs that are listed of more.
 _MAX_MATRIX, _N_PAIRS = 25, 10
+# Values that do not change what is measured.
 _NO_SETTINGS = ("device", "prepare", "impact.n_examples", "impact.batch_size", "evaluate.batch_size")
 # And those that change nothing of what the authors measured.
 _NOT_THEIRS = ("ablations", "evaluate.cross_trials", "train.seeds", "perturb.seed")
@@ -191,10 +191,11 @@ class _Described:
             "n_test": self.study.n_examples["test"],
             "recipe": self.recipe,
             "is_published": self.is_published,
+            # A user with a model of their own asks about that first.
             "verdict": [
-                *describe_verdict(clean, robust, worst, self.comparisons, ablations, n_classes),
                 *self._describe_brought(),
                 *map(describe_repair, self.repairs),
+                *describe_verdict(clean, robust, worst, self.comparisons, ablations, n_classes),
             ],
             "answer": list(self._answer()),
             "brought": self._brought(),

@@ -59,10 +59,10 @@ def describe_repair(comparison: Comparison) -> str:
     Args:
         comparison: Of the strategy with that model.
     """
-    mine, gain = comparison.baseline, comparison.gain
+    mine, gain, chance = comparison.baseline, comparison.gain, comparison.chance * comparison.beats_natural
     found = (
-        f"{percent(comparison.robust_accuracy)} % on the damage that its models were trained on, {_size(gain)} "
-        f"{'more' if gain > 0 else 'less'} than {mine} itself"
+        f"{percent(comparison.robust_accuracy)} % on the damage that its models were trained on, "
+        f"{_size(gain, chance)} {'more' if gain > 0 else 'less'} than {mine} itself"
     )
     if not comparison.beats_natural:
         return f"Strategy {comparison.strategy} does not clearly repair your model {mine}: it reaches {found}."
@@ -93,7 +93,11 @@ def describe_brought(comparison: Comparison, worst: tuple[str, float] | None) ->
 
 def _describe_strategies(best: Comparison, *others: Comparison) -> list[str]:
     natural = f"the natural model's {percent(best.baseline_robust_accuracy)} % on the same images"
-    size = f"{_size(best.gain)} {'above' if best.gain > 0 else 'below'}" if best.gain else "as much as"
+    size = (
+        f"{_size(best.gain, best.chance * best.beats_natural)} {'above' if best.gain > 0 else 'below'}"
+        if best.gain
+        else "as much as"
+    )
     found = f"{percent(best.robust_accuracy)} % on the damage that its models were trained on, {size} {natural}"
     if not best.beats_natural:
         chance = (
@@ -141,6 +145,9 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
 
 
-def _size(difference: float) -> str:
+def _size(difference: float, chance: float = 0.0) -> str:
+    """A difference of accuracies in points, with what chance may explain of it."""
     size = f"{100 * abs(difference):.1f}"
-    return "less than 0.1 points" if float(size) == 0 else f"{size} points"
+    if float(size) == 0:
+        return "less than 0.1 points"
+    return f"{size} ± {100 * chance:.1f} points" if chance else f"{size} points"

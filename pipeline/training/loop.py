@@ -212,20 +212,20 @@ def _start(
 ) -> tuple[Classifier, list[nn.Module]]:
     """The classifier before its first step, and those of its layers that come from the natural model."""
     clean = data.train.images
-    seen = clean if data.perturbed is None or not plan.fits_on_perturbed else data.perturbed
     height, width, channels = clean.shape[1:]
     shape = (height, width, channels)
     check_step(plan.recipe.network, shape, data.train.n_classes, plan.recipe.batch_size, device)
+    if natural is None and (plan.starts_from_natural or plan.repairs is not None):
+        raise PipelineError("this strategy starts from another model, and there is none")
+    if natural is not None and plan.repairs is not None:
+        return natural, []
+    seen = clean if data.perturbed is None or not plan.fits_on_perturbed else data.perturbed
     network = build_network(plan.recipe.network, shape, data.train.n_classes)
     classifier = Classifier(shape, Standardize(*fit_standardization(seen, plan.recipe.standardize)), network)
     classifier.fit(torch.from_numpy(seen[:5000]))
     classifier.load_start()
-    if not plan.starts_from_natural and plan.repairs is None:
-        return classifier, []
     if natural is None:
-        raise PipelineError("this strategy starts from another model, and there is none")
-    if plan.repairs is not None:
-        return natural, []
+        return classifier, []
     # All but the output layer, which the new head replaces.
     own, given = (dict(model.network.named_children()) for model in (classifier, natural))
     shared = [name for name in own if name in given and name != HEAD]
