@@ -37,6 +37,7 @@ from pipeline.evaluation import metrics, results
 from pipeline.evaluation.measuring import Predictor
 from pipeline.evaluation.metrics import Cell, Confusion
 from pipeline.models import storage
+from pipeline.models.brought import OnnxModel
 from pipeline.models.library import read_tensors
 from pipeline.perturbations import generation
 from pipeline.runtime import layout
@@ -53,6 +54,7 @@ from tests.conftest import WriteParams
 from tests.fuzzing import Spoil
 from tests.test_networks import CPU, describe, make_classifier, make_images, make_network
 from tests.test_params import PUBLISHED, REMOVED, changed
+from tests.test_security import brightness_graph
 from tests.test_sources import batch_bytes, idx_files, mnist_package, png_bytes, write_files, write_package, write_tar
 
 SEED = os.environ.get("FUZZ_SEED", "1")
@@ -436,12 +438,24 @@ def weights_of_others() -> Reader:
     return Reader([path], fuzzing.spoil_bytes, lambda: read_tensors(path, digest), lambda found: len(found) == 2)
 
 
+def graph_of_others() -> Reader:
+    path = Path("mine.onnx")
+    path.write_bytes(brightness_graph())
+
+    def read() -> torch.Tensor:
+        answers: torch.Tensor = OnnxModel(path.read_bytes(), str(path))(torch.zeros(3, 1, 28, 28))
+        return answers
+
+    return Reader([path], fuzzing.spoil_bytes, read, lambda found: isinstance(found, torch.Tensor))
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "own-png": lambda: picture(".png"),
     "own-jpeg": lambda: picture(".jpg"),
     "own-webp": lambda: picture(".webp"),
     "own-npz": arrays_of_others,
     "brought-weights": weights_of_others,
+    "brought-graph": graph_of_others,
     "idx": lambda: from_folder("mnist", idx_files(MNIST), fuzzing.spoil_bytes),
     "idx-gz": lambda: from_folder("mnist", idx_gz(), fuzzing.spoil_gzip),
     "pickle": lambda: from_folder("cifar10", pickles(), fuzzing.spoil_pickle),

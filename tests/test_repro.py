@@ -8,7 +8,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
+from PIL import Image
 from ruamel.yaml import YAML
 
 from pipeline.runtime import layout
@@ -88,6 +91,39 @@ def test_a_failing_stage_says_why_and_stops_the_run(checkout: Path) -> None:
         assert "Traceback" not in output
     finally:
         params.write_text(before)
+
+
+def test_a_picture_that_is_added_outside_the_repository_prepares_its_data_set_anew(
+    checkout: Path, tmp_path: Path
+) -> None:
+    photos, params, lock = tmp_path / "photos", checkout / "params.yaml", checkout / "dvc.lock"
+    for name in ("dark", "light"):
+        (photos / name).mkdir(parents=True)
+        for i in range(40):
+            Image.fromarray(np.full((28, 28), 3 * i if name == "dark" else 255 - 3 * i, np.uint8)).save(
+                photos / name / f"{i}.png"
+            )
+    labels = checkout / layout.clean_store("photos") / "train/labels"
+    before, locked = params.read_text(), lock.read_text()
+    yaml = YAML()
+    values = yaml.load(before)
+    source = {"kind": "folder", "path": str(photos), "size": [28, 28], "channels": 1, "test_share": 0.2}
+    values["datasets"]["photos"] = {"source": source, "n_train": 20, "n_test": 5}
+    for recipes in (values["train"]["recipes"], values["strategies"]["transfer"]["recipes"]):
+        recipes["photos"] = {**recipes["mnist"], "batch_size": 10}
+    yaml.dump(values, params)
+    try:
+        prepare = ["dvc", "repro", "prepare@photos"]
+        assert "Running stage 'prepare@photos'" in run(checkout, *prepare)
+        assert "Running stage" not in run(checkout, *prepare)
+        n_before = zarr.open_array(labels, mode="r").shape[0]
+        for i in range(20):
+            shutil.copy(photos / "dark/1.png", photos / f"dark/copy{i}.png")
+        assert "Running stage 'prepare@photos'" in run(checkout, *prepare)
+        assert zarr.open_array(labels, mode="r").shape[0] > n_before
+    finally:
+        params.write_text(before)
+        lock.write_text(locked)
 
 
 def flip_byte_unnoticed(path: Path) -> None:
