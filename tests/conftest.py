@@ -121,14 +121,21 @@ def make_arrays(shape: tuple[int, int, int], seed: int) -> Arrays:
     return arrays
 
 
-def write_originals(folder: Path, arrays: Arrays) -> None:
-    """The four IDX files of MNIST."""
-    folder.mkdir()
+def idx_files(arrays: Arrays) -> dict[str, bytes]:
+    """The four files of MNIST; images without their channel axis."""
+    files = {}
     for split, stem in (("train", "train"), ("test", "t10k")):
         for kind, n_dimensions in (("images", 3), ("labels", 1)):
             values = arrays[split, kind]
             header = struct.pack(f">HBB{n_dimensions}I", 0, 8, n_dimensions, *values.shape[:n_dimensions])
-            (folder / f"{stem}-{kind}-idx{n_dimensions}-ubyte").write_bytes(header + values.tobytes())
+            files[f"{stem}-{kind}-idx{n_dimensions}-ubyte"] = header + values.tobytes()
+    return files
+
+
+def write_originals(folder: Path, arrays: Arrays) -> None:
+    folder.mkdir()
+    for name, content in idx_files(arrays).items():
+        (folder / name).write_bytes(content)
 
 
 def tiny_dataset(real: Dataset, arrays: Arrays) -> Dataset:

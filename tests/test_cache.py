@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from pipeline.data.datasets import MNIST
 from pipeline.models import classifier, storage
 from pipeline.models.accelerated import windows
 from pipeline.recipes.plan import ModelKey, plan_natural
-from pipeline.recipes.recipe import Recipe
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import locked
@@ -26,89 +24,81 @@ from pipeline.training import cache
 from pipeline.training.cache import TRAINING_CODE, digest_code, find_entry, read_entry, training_code
 from pipeline.training.job import TrainingJob
 from pipeline.training.loop import Epoch
-from tests.conftest import ROOT, WriteParams, tree
+from tests.conftest import ROOT, WriteParams, differing, tree
 from tests.test_graph import MODULES, closure
-from tests.test_networks import make_classifier, make_network
-from tests.test_stages import run, succeed
+from tests.test_networks import describe, make_classifier, make_network
+from tests.test_stages import fail, succeed, with_params
 from tests.test_training import make_recipe
 
 CPU = torch.device("cpu")
 NATURAL = layout.model("mnist", "natural", "clean", 1)
 Entries = tuple[cache.CacheEntry, cache.CacheEntry]
-DESCRIPTION = {"network": make_network().model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": 10}
+DESCRIPTION = describe(make_network())
 CURVE = [Epoch(1, 2.5, 0.1, 0.1), Epoch(2, 1.5, 0.5, 0.4)]
 # Used by training, and without effect on weights.
 WITHOUT_EFFECT = {"", "data", "data.arrays", "models", "models.accelerated", "recipes", "training"}
 
-
-def make_job(recipe: Recipe | None = None, **changes: Any) -> TrainingJob:
-    """A natural model, or with `changes` another one."""
-    recipe = recipe or make_recipe()
-    key = ModelKey("natural", "clean", 1)
-    job = TrainingJob(
-        key,
-        MNIST,
-        n_train=10,
-        n_test=10,
-        plan=plan_natural(recipe),
-        seed_names=(1,),
-        trained_on=None,
-        start=None,
-        device="cpu",
-        n_threads=1,
-        path=Path("models/a.safetensors"),
-        made_by="make it",
-        description={"shape": [28, 28, 1], "n_test": 10},
-    )
-    return replace(job, **changes)
+JOB = TrainingJob(
+    ModelKey("natural", "clean", 1),
+    MNIST,
+    n_train=10,
+    n_test=10,
+    plan=plan_natural(make_recipe()),
+    seed_names=(1,),
+    trained_on=None,
+    start=None,
+    device="cpu",
+    n_threads=1,
+    path=Path("models/a.safetensors"),
+    made_by="make it",
+    description={"shape": [28, 28, 1], "n_test": 10},
+)
 
 
-def key_of(recipe: Recipe | None = None, **changes: Any) -> str:
-    return find_entry(make_job(recipe, **changes)).key
+def key_of(**changes: Any) -> str:
+    """Of a natural model, or with `changes` of another one."""
+    return find_entry(replace(JOB, **changes)).key
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 class Images:
     """The perturbed images of a job, of which a key holds the digest."""
 
     def __init__(self, sha256: str) -> None:
-        self.sha256 = sha256
-
-    def opened(self) -> "Images":
-        return self
+        self.sha256, self.opened = sha256, lambda: self
 
 
 # What a key holds.
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_a_key_holds_what_training_is_given() -> None:
+    given: list[dict[str, Any]] = [
+        {},
         {"n_threads": 2},
         {"seed_names": (1, "hot")},
         {"description": {"shape": [28, 28, 1], "n_test": 20}},
         {"trained_on": Images("a")},
-    ],
-    ids=["threads", "seed", "description", "images"],
-)
-def test_a_key_holds_what_training_is_given(changes: dict[str, Any]) -> None:
-    assert key_of() == key_of()
-    assert key_of(**changes) != key_of()
+        {"trained_on": Images("b")},
+    ]
+    keys = [key_of(**changes) for changes in given]
+    assert keys == [key_of(**changes) for changes in given]
+    assert len(set(keys)) == len(given)
 
 
-def test_a_key_holds_the_images_and_the_model_that_training_starts_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert key_of(trained_on=Images("a")) != key_of(trained_on=Images("b"))
-    keys = set()
+def test_a_key_holds_the_model_that_training_starts_from() -> None:
+    start, keys = replace(JOB, description=DESCRIPTION), set()
     for standardize in (0.0, 1.0):
-        start, classifier = make_job(description=DESCRIPTION), make_classifier(make_network())
+        classifier = make_classifier(make_network())
         classifier.standardize.mean.fill_(standardize)
         storage.save(classifier, start.path, DESCRIPTION)
         keys.add(key_of(start=start))
     assert len(keys) == 2
     with pytest.raises(PipelineError, match=r"made with other params \(n_classes is 10, params.yaml asks for 7\)"):
-        key_of(start=make_job(description={**DESCRIPTION, "n_classes": 7}))
+        key_of(start=replace(JOB, description={**DESCRIPTION, "n_classes": 7}))
 
 
 @pytest.mark.parametrize(
@@ -149,8 +139,7 @@ def test_the_compiled_code_of_a_key_is_what_was_loaded(monkeypatch: pytest.Monke
     network = make_recipe(standardize="pixel").network
     digest = classifier.native_code(network, (28, 28, 1), CPU)
     assert digest is not None
-    folder = ROOT / "pipeline/models/accelerated/__pycache__"
-    assert len(list(folder.glob(f"windows.*.{digest}.so"))) >= 1
+    assert any((ROOT / "pipeline/models/accelerated/__pycache__").glob(f"windows.*.{digest}.so"))
     assert classifier.native_code(network, (28, 28, 3), CPU) is None  # colours: torch's own layers
     monkeypatch.setattr(windows, "_library", lambda geometry: None)  # no compiler, or a noexec mount
     assert classifier.native_code(network, (28, 28, 1), CPU) is None
@@ -177,23 +166,20 @@ class A:
     def f(self):
         return self.x  # words
 '''
+EDITS = {
+    "comment": ("  # words\n", "\n\n\n# A comment.\n"),
+    "docstring": ("Words", "Other words"),
+    "no docstring": ('"""Words."""', ""),
+    "one more": ("def f(self):", 'def f(self):\n        """More words."""'),
+    "below a field": ("x: int = 1", 'x: int = 1\n    """What x is."""'),
+    "line ends": ("\n", "\r\n"),
+}
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda code: code + "\n\n# A comment.\n",
-        lambda code: code.replace("Words", "Other words"),
-        lambda code: code.replace('"""Words."""', ""),
-        lambda code: code.replace("def f(self):", 'def f(self):\n        """More words."""'),
-        lambda code: code.replace("x: int = 1", 'x: int = 1\n    """What x is."""'),
-        lambda code: code.replace("\n", "\r\n"),
-    ],
-    ids=["comment", "docstring", "no docstring", "one more", "below a field", "line ends"],
-)
-def test_words_in_training_code_change_no_key(edit: Callable[[str], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("old", "new"), EDITS.values(), ids=EDITS)
+def test_words_in_training_code_change_no_key(old: str, new: str, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(CODE)
-    (tmp_path / "b.py").write_bytes(edit(CODE).encode())
+    (tmp_path / "b.py").write_bytes(CODE.replace(old, new).encode())
     assert digest_code({"a": tmp_path / "b.py"}) == digest_code({"a": tmp_path / "a.py"})
 
 
@@ -213,14 +199,10 @@ def test_changed_code_changes_every_key(tmp_path: Path) -> None:
 
 def test_strays_among_training_code_change_no_key_and_stop_nothing(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [
-        sys.executable,
-        "-c",
-        "from pipeline.training import cache; print(cache.digest_code(cache.training_code()))",
-    ]
+    code = "from pipeline.training import cache; print(cache.digest_code(cache.training_code()))"
 
     def digest() -> str:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(tmp_path)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
 
     before, folder = digest(), tmp_path / "pipeline/models"
@@ -238,24 +220,22 @@ def test_strays_among_training_code_change_no_key_and_stop_nothing(tmp_path: Pat
 
 
 @pytest.fixture
-def entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Entries:
+def entries() -> Entries:
     """Two finished models that differ in nothing but their keys and curves."""
-    monkeypatch.chdir(tmp_path)
     one, other = (cache.CacheEntry(key, DESCRIPTION, "float32") for key in ("a" * 64, "b" * 64))
     one.finish(make_classifier(make_network()), CURVE)
     other.finish(make_classifier(make_network()), CURVE[:1])
-    assert one.is_finished()
-    assert other.is_finished()
+    assert [entry.is_finished() for entry in (one, other)] == [True, True]
     return one, other
 
 
 @pytest.mark.parametrize("suffixes", [[".json"], [".safetensors", ".json"]], ids=["descriptions", "both files"])
-def test_entries_that_have_changed_places_are_not_taken(suffixes: list[str], entries: Entries, tmp_path: Path) -> None:
-    one, other = (entry.weights for entry in entries)
+def test_entries_that_have_changed_places_are_not_taken(suffixes: list[str], entries: Entries) -> None:
     for suffix in suffixes:
-        one.with_suffix(suffix).rename(tmp_path / "x")
-        other.with_suffix(suffix).rename(one.with_suffix(suffix))
-        (tmp_path / "x").rename(other.with_suffix(suffix))
+        one, other = (entry.weights.with_suffix(suffix) for entry in entries)
+        one.rename("x")
+        other.rename(one)
+        Path("x").rename(other)
     assert [entry.is_finished() for entry in entries] == [False, False]
 
 
@@ -270,20 +250,16 @@ def test_a_copy_says_nothing_of_the_cache(entries: Entries) -> None:
     storage.load(Path("models/a.safetensors"), "", DESCRIPTION)
 
 
+ROW = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "test_accuracy": 0.5}
+WITHOUT_TEST = {name: value for name, value in ROW.items() if name != "test_accuracy"}
+
+
 @pytest.mark.parametrize(
-    "curve",
-    [
-        [],
-        [{"epoch": 2, "train_loss": 1.0, "train_accuracy": 0.5, "test_accuracy": 0.5}],
-        [{"epoch": 1, "train_loss": float("nan"), "train_accuracy": 0.5, "test_accuracy": 0.5}],
-        [{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}],
-        None,
-    ],
+    "curve", [[], [{**ROW, "epoch": 2}], [{**ROW, "train_loss": float("nan")}], [WITHOUT_TEST], None]
 )
 def test_an_entry_without_a_right_curve_is_not_finished(curve: Any, entries: Entries) -> None:
     path = entries[0].weights
-    description = {**read_entry(path), "learning_curve": curve}
-    storage.write(path, path.read_bytes(), description)
+    storage.write(path, path.read_bytes(), {**read_entry(path), "learning_curve": curve})
     assert not entries[0].is_finished()
 
 
@@ -291,67 +267,52 @@ def test_an_entry_without_a_right_curve_is_not_finished(curve: Any, entries: Ent
 
 
 @pytest.fixture
-def natural(study: Path, tiny_values: dict[str, Any], write_params: WriteParams) -> dict[str, Any]:
-    """The current folder, with the natural model of the tiny MNIST; the params it was trained by."""
+def natural(study: Path, tiny_values: dict[str, Any], write_params: WriteParams) -> Path:
+    """The current folder, with the natural model of the tiny MNIST."""
     del tiny_values["datasets"]["cifar10"]
-    tiny_values.update(strategies={}, ablations={})
-    write_params(tiny_values)
+    write_params({**tiny_values, "strategies": {}, "ablations": {}})
     succeed("train", "mnist")
-    return tiny_values
+    return study
 
 
 @pytest.mark.parametrize("n_test", [30, 620])
-def test_a_curve_is_always_of_the_test_set_that_params_ask_for(
-    n_test: int, natural: dict[str, Any], write_params: WriteParams
-) -> None:
+def test_a_curve_is_always_of_the_test_set_that_params_ask_for(n_test: int, natural: Path) -> None:
     weights = NATURAL.read_bytes()
-    natural["datasets"]["mnist"]["n_test"] = n_test
-    write_params(natural)
+    with_params({"datasets.mnist.n_test": n_test})(natural)
     assert "from the model cache" not in succeed("train", "mnist")
-    found = layout.natural_curves("mnist").read_bytes(), NATURAL.with_suffix(".json").read_bytes()
     assert NATURAL.read_bytes() == weights
+    outputs = layout.natural_curves("mnist"), NATURAL.with_suffix(".json")
+    found = [path.read_bytes() for path in outputs]
     for folder in ("models", "metrics"):
         shutil.rmtree(folder)
     succeed("train", "mnist")
-    assert found == (
-        layout.natural_curves("mnist").read_bytes(),
-        NATURAL.with_suffix(".json").read_bytes(),
-    )
+    assert [path.read_bytes() for path in outputs] == found
 
 
-def test_a_step_that_ruins_the_weights_is_an_error_and_leaves_no_model(
-    natural: dict[str, Any], write_params: WriteParams
-) -> None:
-    recipe = natural["train"]["recipes"]["mnist"]
-    recipe.update(epochs=1, batch_size=1100)  # one step: the loss before it is finite
-    recipe["adam"]["learning_rate"] = 1e38
-    write_params(natural)
+def test_a_step_that_ruins_the_weights_is_an_error_and_leaves_no_model(natural: Path) -> None:
+    # One step: the loss before it is finite.
+    changes = {"epochs": 1, "batch_size": 1100, "adam.learning_rate": 1e38}
+    with_params({f"train.recipes.mnist.{key}": value for key, value in changes.items()})(natural)
     before = tree(Path())
-    result = run("train", "mnist")
-    assert result.exit_code == 1
-    assert (
-        "training diverged in epoch 1: losses or weights are not finite; lower the learning rate (1e+38)"
-        in result.output
-    )
+    said = "training diverged in epoch 1: losses or weights are not finite; lower the learning rate (1e+38)"
+    assert said in fail("train", "mnist")
     assert tree(Path()) == before
 
 
 # Command clean.
 
 
-def test_clean_shows_and_then_removes_what_the_study_does_not_use(
-    natural: dict[str, Any], write_params: WriteParams
-) -> None:
+def test_clean_shows_and_then_removes_what_the_study_does_not_use(natural: Path) -> None:
     (used,) = layout.cached_models().glob("*.json")
-    natural["train"]["seeds"] = [2]
-    write_params(natural)
+    with_params({"train.seeds": [2]})(natural)
     succeed("train", "mnist")
     checkpoint = layout.cached_models() / f"{'c' * 64}.checkpoint"
     checkpoint.write_bytes(b"half")
-    Path("data/clean/.x.zarr.partial").mkdir()
+    half_made = [Path(f"data/clean/.{name}.zarr.partial") for name in "xy"]
+    half_made[0].mkdir()
     Path("elsewhere").mkdir()
     Path("elsewhere/mine").write_text("mine")
-    Path("data/clean/.y.zarr.partial").symlink_to(Path("elsewhere").absolute())
+    half_made[1].symlink_to(Path("elsewhere").absolute())
     (layout.cached_models() / "README").write_text("mine")
     (layout.cached_models() / "notes").mkdir()
     before = tree(Path())
@@ -363,27 +324,20 @@ def test_clean_shows_and_then_removes_what_the_study_does_not_use(
     assert "--yes" in shown
 
     assert "2 of 3 models in models/.finished and 2 half-made files removed" in succeed("clean", "--yes")
-    gone = {used.as_posix(), used.with_suffix(".safetensors").as_posix(), checkpoint.as_posix()}
-    gone |= {"data/clean/.x.zarr.partial", "data/clean/.y.zarr.partial"}
-    assert {path for path in before if path not in tree(Path())} == gone
+    gone = {*map(str, (used, used.with_suffix(".safetensors"), checkpoint, *half_made))}
+    assert {*differing(before, tree(Path()))} == gone
     assert "from the model cache" in succeed("train", "mnist")
     assert "0 of 1 models" in succeed("clean")
 
 
-def test_clean_waits_for_nobody_who_may_be_writing(natural: dict[str, Any]) -> None:
+def test_clean_waits_for_nobody_who_may_be_writing(natural: Path) -> None:
     with locked(layout.running("train", "mnist"), "train mnist"):
-        result = run("clean", "--yes")
-    assert result.exit_code == 1
-    assert ".train-mnist.running: this stage is running; clean up when it has ended" in result.output
+        output = fail("clean", "--yes")
+    assert ".train-mnist.running: this stage is running; clean up when it has ended" in output
 
 
-def test_clean_does_not_guess_where_it_cannot_tell_what_is_used(
-    natural: dict[str, Any], write_params: WriteParams
-) -> None:
-    natural["strategies"] = {"constant": {}}
-    write_params(natural)
+def test_clean_does_not_guess_where_it_cannot_tell_what_is_used(natural: Path) -> None:
+    with_params({"strategies": {"constant": {}}})(natural)
     before = tree(Path())
-    result = run("clean", "--yes")
-    assert result.exit_code == 1
-    assert "no such store; make it with `python -m pipeline perturb mnist blur`" in result.output
+    assert "no such store; make it with `python -m pipeline perturb mnist blur`" in fail("clean", "--yes")
     assert tree(Path()) == before

