@@ -488,6 +488,16 @@ def test_a_spoiled_file_is_read_right_or_refused_in_words(
     fuzz(name, READERS[name](), n_inputs, tmp_path)
 
 
+@pytest.mark.parametrize(("old", "new"), [(b"\n", b"\r\n"), (b",0.05,", b",0.050,"), (b",test,", b',"test",')])
+def test_a_table_of_the_same_values_in_other_bytes_is_refused(old: bytes, new: bytes, mini: None) -> None:
+    reader = READERS["cells"]()
+    path = reader.files[0]
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(PipelineError, match="the stage would write"):
+        reader.read()
+
+
 # Files that were made to do harm: each small, each asking for what no machine has, or to be run.
 
 Make = Callable[[bytes], bytes]

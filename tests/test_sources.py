@@ -320,6 +320,7 @@ BAD_MNIST: dict[str, tuple[str, Change, str]] = {
     # id: the file, what becomes of its content, what is said of it or of the whole
     "empty": (TRAIN_IMAGES, lambda old: b"", "not an IDX file"),
     "truncated": (TRAIN_IMAGES, lambda old: old[:-1], ".*truncated"),
+    "longer": (TRAIN_IMAGES, lambda old: old + b"\0", "of shape"),
     "cut-in-the-header": (TEST_LABELS, lambda old: old[:6], "not an IDX file"),
     "images-for-labels": (TEST_LABELS, lambda old: with_byte(old, 3, 1 ^ 3), "not an IDX file of uint8 with 1 dim"),
     "claims-more-than-it-holds": (TRAIN_IMAGES, lambda old: with_byte(old, 4, 0xFF), ".*truncated"),

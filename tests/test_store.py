@@ -320,15 +320,13 @@ def test_threads_that_overlap_leave_the_settings_as_they_were(tmp_path: Path) ->
 
 
 def test_a_setting_made_meanwhile_stays() -> None:
-    with zarr.config.set({"array.order": "F"}):
+    with zarr.config.set({"array.order": "F", "async.timeout": 9, "async.concurrency": 10}):
         with store._default_settings():
             assert zarr.config.get("array.order") == "C"
-            zarr.config.set({"async.concurrency": 5})
-        assert zarr.config.get("array.order") == "F"
-        assert zarr.config.get("async.concurrency") == 5
+            zarr.config.set({"async.concurrency": 5, "async.timeout": 8})
+        assert [zarr.config.get(key) for key in ("array.order", "async.concurrency", "async.timeout")] == ["F", 5, 8]
         with store._default_settings():
             assert zarr.config.get("async.concurrency") == 10
-        zarr.config.set({"async.concurrency": 10})
 
 
 class Untouched(dict[str, Any]):
