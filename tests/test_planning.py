@@ -10,8 +10,8 @@ from pipeline.study import params
 from pipeline.study.params import load
 from pipeline.study.planning import MEASURING, plan_studies, plan_study
 from tests.test_params import WHERE, changed
-from tests.test_stages import succeed
-from tests.test_work import done, done_once, read_rows  # noqa: F401
+from tests.test_stages import read_rows, succeed
+from tests.test_work import done, done_once  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,6 +1,5 @@
 """Stages strategies and evaluate: what they write, keep, train again, and say of bad input."""
 
-import csv
 import itertools
 import json
 import shutil
@@ -21,7 +20,7 @@ from pipeline.runtime import layout
 from pipeline.training import loop, work
 from pipeline.training.job import TrainingJob
 from tests.conftest import MakeOnce, differing, tree
-from tests.test_stages import Mend, fail, stored, succeed, with_params, without
+from tests.test_stages import Mend, fail, read_rows, stored, succeed, with_flipped_byte, with_params, without
 
 N_TRAIN, N_TEST, TRIALS, CROSS_TRIALS = 300, 200, 3, 2
 TRAIN_LEVELS: dict[str, list[float]] = {"stuck": [200], "dead": [], "noise": [0.05, 0.8], "blur": [2.0]}
@@ -34,7 +33,7 @@ CELLS, CURVES, MODELS = (
     layout.strategy_curves("mnist"),
     layout.strategy_models("mnist"),
 )
-NATURAL = layout.model("mnist", "natural", "clean", 1)
+NATURAL, NATURAL_CURVE = layout.model("mnist", "natural", "clean", 1), layout.natural_curves("mnist")
 ALL = sorted((strategy, label) for strategy in STRATEGIES for label in LABELS)
 
 
@@ -83,11 +82,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return names
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def is_own(trained_on: str, tested_on: str) -> bool:
     if "clean" in (trained_on, tested_on):
         return True
@@ -115,9 +109,10 @@ def test_curves_end_with_the_accuracy_of_the_saved_models_on_clean_images(done: 
         for cell in read_rows(CELLS)
         if cell["perturbation"] == "clean"
     }
-    for row in read_rows(CURVES):
-        if row["epoch"] == "2":
-            assert float(row["test_accuracy"]) == pytest.approx(clean[row["strategy"], row["label"]], abs=1e-6)
+    ends = [row for path in (NATURAL_CURVE, CURVES) for row in read_rows(path) if row["epoch"] == "2"]
+    assert len(ends) == len(clean)
+    for row in ends:
+        assert float(row["test_accuracy"]) == pytest.approx(clean[row["strategy"], row["label"]], abs=1e-6)
 
 
 def test_the_models_of_all_strategies_and_levels_differ(done: Path) -> None:
@@ -216,12 +211,14 @@ def test_a_baseline_without_errors_gives_metrics_that_json_knows() -> None:
 Trained = list[tuple[str, str]]
 
 
-def test_run_again_nothing_is_trained_and_nothing_changes(done: Path, trained: Trained) -> None:
+def test_run_again_nothing_is_trained_and_what_a_killed_run_left_is_removed(done: Path, trained: Trained) -> None:
     before = tree(done)
-    output = succeed("strategies", "mnist")
+    for path in list(layout.cached_models().glob("*.safetensors")):
+        path.with_suffix(".checkpoint").write_bytes(b"")
+    succeed("train", "mnist")
+    assert succeed("strategies", "mnist").count("from the model cache") == len(ALL)
     succeed("evaluate", "mnist")
     assert trained == []
-    assert output.count("from the model cache") == len(ALL)
     assert differing(before, tree(done)) == []
 
 
@@ -279,7 +276,8 @@ def test_a_second_seed_trains_every_model_once_more_and_changes_none(done: Path,
 @pytest.mark.parametrize(
     ("changes", "strategies"),
     [
-        ({"train.recipes.mnist.epochs": 1}, ["constant", "incremental"]),
+        ({"train.recipes.mnist.epochs": 1}, STRATEGIES),
+        ({"train.recipes.mnist.standardize": "channel"}, STRATEGIES),  # another natural model: transfer too
         ({"strategies.incremental.end": 0.5}, ["incremental"]),
     ],
     ids=str,
@@ -291,15 +289,7 @@ def test_what_decides_the_weights_trains_all_anew(
     succeed("train", "mnist")
     trained.clear()
     succeed("strategies", "mnist")
-    assert {names for names in trained if names[0] != "transfer"} == {names for names in ALL if names[0] in strategies}
-
-
-def test_another_natural_model_trains_transfer_anew(done: Path, trained: Trained) -> None:
-    with_params({"train.recipes.mnist.standardize": "channel"})(done)
-    succeed("train", "mnist")
-    trained.clear()
-    succeed("strategies", "mnist")
-    assert sorted(trained) == ALL
+    assert sorted(trained) == [names for names in ALL if names[0] in strategies]
 
 
 def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
@@ -334,7 +324,7 @@ def described_by(path: Path) -> dict[str, Any]:
 def test_the_natural_model_goes_on_from_its_last_epoch_to_the_same_bytes(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outputs = [NATURAL, NATURAL.with_suffix(".json"), layout.natural_curves("mnist")]
+    outputs = [NATURAL, NATURAL.with_suffix(".json"), NATURAL_CURVE]
     before = [path.read_bytes() for path in outputs]
     shutil.rmtree(layout.cached_models())
     save = loop._save_checkpoint
@@ -367,28 +357,15 @@ def test_a_damaged_checkpoint_is_trained_anew(done: Path, content: bytes) -> Non
     assert NATURAL.read_bytes() == before
 
 
-def test_a_checkpoint_left_by_a_run_killed_as_a_model_was_finished_is_removed(done: Path, trained: Trained) -> None:
-    for path in list(layout.cached_models().glob("*.safetensors")):
-        path.with_suffix(".checkpoint").write_bytes(b"")
-    succeed("train", "mnist")
-    succeed("strategies", "mnist")
-    assert trained == []
-    assert list(layout.cached_models().glob("*.checkpoint")) == []
-
-
-@pytest.mark.parametrize("damage", ["flipped", "missing", "description"])
-def test_a_kept_model_that_is_damaged_is_trained_again(damage: str, done: Path, trained: Trained) -> None:
+def test_kept_models_that_are_damaged_are_trained_again(done: Path, trained: Trained) -> None:
     before = tree(MODELS)
-    content = model_path("constant", "stuck-200").read_bytes()
-    (kept,) = [path for path in layout.cached_models().glob("*.safetensors") if path.read_bytes() == content]
-    if damage == "missing":
-        kept.unlink()
-    elif damage == "description":
-        kept.with_suffix(".json").write_bytes(b"")
-    else:
-        kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    kept = {path.read_bytes(): path for path in layout.cached_models().glob("*.safetensors")}
+    flipped, missing, undescribed = (kept[model_path("constant", label).read_bytes()] for label in LABELS[:3])
+    with_flipped_byte(flipped)(done)
+    missing.unlink()
+    undescribed.with_suffix(".json").write_bytes(b"")
     succeed("strategies", "mnist")
-    assert trained == [("constant", "stuck-200")]
+    assert sorted(trained) == [("constant", label) for label in LABELS[:3]]
     assert differing(before, tree(MODELS)) == []
 
 
