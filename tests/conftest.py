@@ -321,6 +321,37 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalProcesses, "run", run)
 
 
+MakeOwnStudy = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def own_study(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
+    tiny_values: dict[str, Any],
+    write_params: WriteParams,
+) -> MakeOwnStudy:
+    """Makes the current folder a study of one data set of the user's, and gives its params; profiles/ has them too."""
+    (tmp_path / "here" / layout.PROFILES).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+
+    def make(name: str, n_train: int = 2, n_test: int = 2, batch_size: int = 2, **source: Any) -> dict[str, Any]:
+        values = copy.deepcopy(tiny_values)
+        source = {"kind": "npz", "channels": 3, "test_share": None, **source, "size": list(source["size"])}
+        values["datasets"] = {name: {"source": source, "n_train": n_train, "n_test": n_test}}
+        train, transfer = values["train"], values["strategies"]["transfer"]
+        for block in (train, transfer):
+            block["recipes"] = {name: {**block["recipes"]["mnist"], "batch_size": batch_size}}
+        train["recipes"][name]["network"]["convolutions"][0].update(stride=1, pool=2)
+        noise = {**values["perturbations"]["noise"], "train_levels": [0.3], "test_levels": [0.3]}
+        values["perturbations"], values["evaluate"]["levels"] = {"noise": noise}, {"noise": [0.3]}
+        shutil.copy(write_params(values), layout.PROFILES / "paper.yaml")
+        return values
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread of torch, as models trained side by side have; more wait longer than tiny networks compute."""
