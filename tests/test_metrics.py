@@ -113,6 +113,12 @@ def test_the_natural_model_is_measured_on_the_same_images_with_the_same_weights(
     }
 
 
+def test_the_relative_error_is_of_means_over_all_levels_of_a_perturbation() -> None:
+    rows = [make_cell(NATURAL, CLEAN, "noise", level, 0, n, 10) for level, n in ((0.1, 5), (0.2, 2))]
+    rows += [make_cell("constant", "noise-0.1", "noise", level, 0, n, 10) for level, n in ((0.1, 9), (0.2, 4))]
+    assert summarize_strategy(to_frame(rows))["relative_error"] == round((0.1 + 0.6) / (0.5 + 0.8), 6)
+
+
 def test_the_rows_of_a_pairing_are_the_cells_of_the_strategy() -> None:
     table = pair_with_natural(make_models()).set_index(["label", "perturbation"])
     assert len(table) == 9
