@@ -336,7 +336,8 @@ DAMAGE: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
     # id: what is done to the copy, what params say now, and what is said
     "model": (lambda: shorten(TAKEN_IN / "model"), {}, f"^{TAKEN_IN}.*`bring mine`"),
     "description": (lambda: shorten(TAKEN_IN / "description.json"), {}, f"^{TAKEN_IN}.*`bring mine`"),
-    "gone": (lambda: (TAKEN_IN / "description.json").unlink(), {}, f"^{TAKEN_IN}.*`bring mine`"),
+    "no-model": (lambda: (TAKEN_IN / "model").unlink(), {}, f"^{TAKEN_IN}.*not whole.*`bring mine`"),
+    "no-description": (lambda: (TAKEN_IN / "description.json").unlink(), {}, f"^{TAKEN_IN}.*`bring mine`"),
     "params": (lambda: None, {"scale": 254.0}, f"^{TAKEN_IN}.*taken in with other params"),
 }
 
