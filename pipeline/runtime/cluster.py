@@ -13,6 +13,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from pipeline.runtime.engine import ENGINE_VARIABLE, Job, Result, forget_loaded, set_wanted
@@ -88,7 +89,8 @@ class DaskCluster:
             raise PipelineError(
                 f"{ENGINE_VARIABLE}: needs Dask: `pip install -c constraints.txt -e '.[dask]'`"
             ) from None
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is said here, once
+        for name in ("distributed", "distributed.client"):  # what goes wrong is said here, once
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = Client(_scheduler_address(self.address), timeout=_PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
         except (OSError, TimeoutError, ValueError, KeyError) as error:
@@ -115,11 +117,17 @@ class DaskCluster:
 
 
 def _scheduler_address(address: str) -> str:
-    """The address that a scheduler's file holds, or the address itself."""
-    if "://" in address:
-        return address
-    held: str = json.loads(read_file(Path(address), 2**20))["address"]
-    return held
+    """The address that a scheduler's file holds, or the address itself.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if "://" not in address:
+        address = json.loads(read_file(Path(address), 2**20))["address"]
+    parts = urlsplit(address)
+    if parts.scheme not in ("tcp", "tls", "ws", "wss") or not parts.hostname or not parts.port:
+        raise ValueError("no address such as tcp://10.0.0.1:8786")
+    return address
 
 
 @dataclass(frozen=True)
