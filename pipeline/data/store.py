@@ -49,6 +49,9 @@ MAX_FOREIGN_BYTES = 2**28
 # Labels have two bytes.
 MAX_CLASSES = 2**16 - 1
 
+# A black image must be told from a lost one. No part of the metadata: whoever writes has to say it.
+_CONFIG: Any = {"write_empty_chunks": True}
+
 Array = zarr.Array[Any]
 Group = zarr.Group
 
@@ -159,6 +162,23 @@ def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | No
         finally:
             # Of several writes of one call zarr reports the first that fails, while the others go on.
             zarr_sync.sync(_all_written())
+
+
+def folder_of(group: Group) -> Path:
+    """The folder that a group of `replacing_store` is written to."""
+    assert isinstance(group.store, LocalStore)
+    return Path(group.store.root)
+
+
+def open_partial(folder: Path, name: str) -> Array:
+    """An array for writing, of a store that another process makes (`replacing_store`).
+
+    Args:
+        folder: From `folder_of`.
+        name: Path of the array in it.
+    """
+    with _default_settings():
+        return zarr.open_array(folder / name, mode="r+", zarr_format=3, config=_CONFIG)
 
 
 async def _all_written() -> None:
@@ -273,8 +293,7 @@ def _create(
         dimension_names=dimensions,
         # Shards side by side, not each in folders of its own: DVC walks all of them for every stage.
         chunk_key_encoding={"name": "default", "separator": "."},
-        # A black image must be told from a lost one.
-        config={"write_empty_chunks": True},
+        config=_CONFIG,
     )
 
 

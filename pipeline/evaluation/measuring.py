@@ -1,11 +1,11 @@
 """Models on clean and perturbed images; every store is read once for all of them."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from threading import Event
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ from pipeline.models import brought, storage
 from pipeline.models.brought import BroughtClassifier
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import images_per_pass, select_device, select_precision
-from pipeline.perturbations.variants import StoredArray
 from pipeline.recipes.plan import CLEAN, ModelKey
-from pipeline.runtime.engine import LocalThreads
+from pipeline.runtime.engine import Engine, Held, LocalThreads, check_wanted, shown_here
 from pipeline.runtime.errors import PipelineError
-from pipeline.study.opening import StudyData
+from pipeline.study.opening import StudyData, open_study
 from pipeline.study.planning import PlannedCell, Study
 from pipeline.training.job import BroughtModel, TrainingJob
 
@@ -77,35 +76,38 @@ class Shown:
     """What models say of one set of images.
 
     Attributes:
+        models: The models.
         cells: A measurement for every model.
         images: uint8 (N, H, W, C).
         labels: uint8 (N,).
         classes: Model → predicted classes, int64 (N,).
     """
 
+    models: Mapping[ModelKey, Predictor]
     cells: Sequence[Cell]
     images: Images
     labels: Labels
     classes: Classes
 
 
+# What is measured on clean images, or on a stored array, by trial.
+_Trials = Sequence[Sequence[PlannedCell]]
+
+
 @dataclass(frozen=True)
-class _Job:
-    """Clean images or all trials of a stored array, and what is measured on them."""
+class _Job(Generic[Extra]):
+    """Clean images or all trials of a stored array, by their place in the plan, and what else is done with them.
 
-    cells: Sequence[Sequence[PlannedCell]]  # of every trial
-    images: Images | StoredArray
-    labels: Labels
-    models: Mapping[ModelKey, Predictor]
+    It is small, whatever the study: a cluster gets one for every array.
+    """
+
+    place: int
+    plan: Held[Sequence[_Trials]]
     batch_size: int
-    look: Callable[[Shown], object]
-    progress: Callable[[int], object]
-    has_failed: Event
-
-    @property
-    def work(self) -> int:
-        """How many images all models together are shown."""
-        return sum(cell.n_examples for cells in self.cells for cell in cells)
+    models: Held[Mapping[ModelKey, Predictor]]
+    data: Held[StudyData]
+    look: Callable[[Shown], Extra]
+    progress: Held[Callable[[int], object]]
 
 
 def load_models(study: Study, stage: str) -> dict[ModelKey, Predictor]:
@@ -126,12 +128,26 @@ def load_models(study: Study, stage: str) -> dict[ModelKey, Predictor]:
     return {model.key: load(model) for model in study.models(stage)}
 
 
+def local_engine(device: str) -> LocalThreads:
+    """What measures on this machine: a thread on every core, or one that feeds a GPU.
+
+    Args:
+        device: `device` of params.yaml.
+    """
+    return LocalThreads(torch.get_num_threads() if select_device(device).type == "cpu" else 1)
+
+
+def look_away(shown: Shown) -> None:
+    """Nothing: for a stage that wants to know no more than the cells."""
+
+
 def measure(
-    study: Study,
+    study: Held[Study],
     stage: str,
     models: Mapping[ModelKey, Predictor],
     data: StudyData,
     look: Callable[[Shown], Extra],
+    engine: Engine,
     progress: Callable[[int], object] = lambda n_images: None,
 ) -> tuple[list[Cell], list[Extra]]:
     """How often models are right on clean images and on every level and trial.
@@ -139,12 +155,13 @@ def measure(
     Every stored array is read once, for all models, by one thread; several are measured side by side.
 
     Args:
-        study: The study of a data set.
+        study: The study of a data set, and how another process plans it.
         stage: Whose cells to measure.
         models: From `load_models`.
         data: From `open_study`.
-        look: Called with every set of images, in any thread: what else a stage wants to know of it.
-        progress: Called with the number of images finished since the last call, likewise.
+        look: Called with every set of images, in any thread: what else a stage wants to know of it. Picklable.
+        engine: Measures; results do not depend on it.
+        progress: Called with the number of images finished since the last call.
 
     Returns:
         The cells, in planned order, and what `look` returned for every set of images, in the order of the cells.
@@ -154,47 +171,69 @@ def measure(
 
     Source: paper sections V and VI.
     """
-    batch_size, has_failed, jobs = study.batch_sizes[stage], Event(), []
-    for (split, perturbation, level), of_level in groupby(study.cells(stage), key=lambda cell: cell.images[:3]):
-        cells = [list(group) for _, group in groupby(of_level, key=lambda cell: cell.trial)]
-        images = data.clean[split] if perturbation == CLEAN else data.perturbed[perturbation, level]
-        jobs.append(_Job(cells, images, data.labels[split], models, batch_size, look, progress, has_failed))
-    # On a GPU one thread, which feeds it.
-    engine = LocalThreads(torch.get_num_threads() if select_device(study.device).type == "cpu" else 1)
+    plan = _plan_trials(study, stage)
+    new = partial(
+        _Job,
+        plan=Held(plan, partial(_plan_trials, study, stage)),
+        batch_size=study.get().batch_sizes[stage],
+        models=Held(models, partial(_load_models, study, stage)),
+        data=Held(data, partial(_open_study, study, stage)),
+        look=look,
+        progress=shown_here(progress),
+    )
+    jobs = [new(place) for place in range(len(plan))]
+    work = [sum(cell.n_examples for cells in trials for cell in cells) for trials in plan]
+    found: dict[int, list[tuple[list[Cell], Extra]]] = {}
     # The largest first: begun last, one of them would keep a core waiting.
-    shown = {id(job): shown for job, shown in engine.run(_measure, sorted(jobs, key=lambda job: -job.work))}
-    in_order = [item for job in jobs for item in shown[id(job)]]
+    for job, measured in engine.run(_measure, sorted(jobs, key=lambda job: -work[job.place])):
+        found[job.place] = measured
+        if not engine.is_local:
+            progress(sum(cells[0].n_examples for cells in plan[job.place]))
+    in_order = [item for place in range(len(plan)) for item in found[place]]
     return [cell for cells, _ in in_order for cell in cells], [extra for _, extra in in_order]
 
 
-def _measure(job: _Job) -> list[tuple[Sequence[Cell], Any]]:
+def _plan_trials(study: Held[Study], stage: str) -> list[_Trials]:
+    by_array = groupby(study.get().cells(stage), key=lambda cell: cell.images[:3])
+    return [[list(cells) for _, cells in groupby(of_array, key=lambda cell: cell.trial)] for _, of_array in by_array]
+
+
+def _load_models(study: Held[Study], stage: str) -> dict[ModelKey, Predictor]:
+    return load_models(study.get(), stage)
+
+
+def _open_study(study: Held[Study], stage: str) -> StudyData:
+    return open_study(study.get(), stage)
+
+
+def _measure(job: _Job[Extra]) -> list[tuple[list[Cell], Extra]]:
     """The cells of every trial, and what `look` says of it."""
     torch.set_num_threads(1)  # of this thread: results do not depend on the number of cores
-    found: list[tuple[Sequence[Cell], Any]] = []
-    try:
-        trials = [job.images] if isinstance(job.images, np.ndarray) else job.images.trials()
-        for cells, images in zip(job.cells, trials, strict=True):
-            if job.has_failed.is_set():  # there is no result to add to
-                break
-            wanted = {cell.model: job.models[cell.model] for cell in cells}
-            on_device = torch.from_numpy(images).to(next(iter(wanted.values())).device)  # once for all models
-            batches = torch.split(on_device, images_per_pass(job.batch_size, images[0].size))
-            parts = [_predict(wanted, batch) for batch in batches]
-            classes = {model: np.concatenate([part[model] for part in parts]) for model in wanted}
-            counted = [Cell(**vars(cell), n_correct=int((classes[cell.model] == job.labels).sum())) for cell in cells]
-            found.append((counted, job.look(Shown(counted, images, job.labels, classes))))
-            job.progress(len(images))
-    except BaseException:
-        job.has_failed.set()
-        raise
+    of_trials, models, data = job.plan.get()[job.place], job.models.get(), job.data.get()
+    first = of_trials[0][0]
+    labels, found = data.labels[first.split], []
+    is_clean = first.perturbation == CLEAN
+    trials = [data.clean[first.split]] if is_clean else data.perturbed[first.perturbation, first.level].trials()
+    for cells, images in zip(of_trials, trials, strict=True):
+        wanted = {cell.model: models[cell.model] for cell in cells}
+        on_device = torch.from_numpy(images).to(next(iter(wanted.values())).device)  # once for all models
+        batches = torch.split(on_device, images_per_pass(job.batch_size, images[0].size))
+        parts = [_predict(wanted, batch) for batch in batches]
+        classes = {model: np.concatenate([part[model] for part in parts]) for model in wanted}
+        counted = [Cell(**vars(cell), n_correct=int((classes[cell.model] == labels).sum())) for cell in cells]
+        found.append((counted, job.look(Shown(models, counted, images, labels, classes))))
+        job.progress.get()(len(images))
     return found
 
 
-def describe_examples(predictor: Predictor, shown: Shown, n: int) -> list[Example]:
-    """What a model says of the first n of the images that it was shown.
+def describe_examples(model: ModelKey, n: int, shown: Shown) -> list[Example]:
+    """What a model says of the first n of the images that it was shown; nothing of other trials than the first.
 
     Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
     """
+    if shown.cells[0].trial != 0:
+        return []
+    predictor = shown.models[model]
     probabilities = predictor(torch.from_numpy(shown.images[:n]).to(predictor.device)).softmax(1).cpu().numpy()
     level = shown.cells[0].perturbation, shown.cells[0].level
     return [
@@ -203,11 +242,13 @@ def describe_examples(predictor: Predictor, shown: Shown, n: int) -> list[Exampl
     ]
 
 
-def count_confusions(shown: Shown) -> Confusions:
-    """How often every model takes each class for each other one, in one set of images.
+def count_confusions(levels: Collection[tuple[str, float]], shown: Shown) -> Confusions:
+    """How often every model takes each class for each other one, in one set of images; nothing of other levels.
 
     Source: the paper's section IX names this as future work.
     """
+    if (shown.cells[0].perturbation, shown.cells[0].level) not in levels:
+        return {}
     actual = shown.labels.tolist()
     return {
         (cell.model, cell.perturbation, cell.level): Counter(
@@ -238,4 +279,5 @@ def list_confusions(counted: Iterable[Confusions], wanted: Iterable[tuple[ModelK
 
 
 def _predict(models: Mapping[ModelKey, Predictor], images: Tensor) -> Classes:
+    check_wanted()
     return {key: model(images).argmax(1).cpu().numpy() for key, model in models.items()}

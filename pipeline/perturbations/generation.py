@@ -8,6 +8,7 @@ seeded by those names.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipeline.data import store
 from pipeline.data.arrays import Images
 from pipeline.data.seeding import block_generator, block_size, level_name
 from pipeline.perturbations.variants import PlannedArray, Variant
-from pipeline.runtime.engine import Engine
+from pipeline.runtime.engine import Engine, Held, check_wanted, shown_here
 
 
 def perturb_images(split_images: Images, variant: Variant, trial: int, start: int, stop: int) -> Images:
@@ -54,12 +55,12 @@ def perturb_images(split_images: Images, variant: Variant, trial: int, start: in
 
 @dataclass(frozen=True)
 class _Job:
-    """An array to fill; `clean` are the full clean images of its split."""
+    """An array to fill, in the store that is written at `folder`; `clean` are the full clean images of its split."""
 
-    array: store.Array
-    variant: Variant
-    clean: Images
-    progress: Callable[[int], object]
+    folder: Path
+    planned: PlannedArray
+    clean: Held[Images]
+    progress: Held[Callable[[int], object]]
 
 
 def write_perturbed(
@@ -75,33 +76,37 @@ def write_perturbed(
         path: The store.
         arrays: All that it holds.
         clean: Full clean images of every split that occurs, uint8 (N, H, W, C).
-        engine: Threads that fill arrays side by side; results do not depend on how many.
+        engine: Fills arrays side by side; results do not depend on how many.
         progress: Called with the number of images finished since the last call.
     """
-    cv2.setNumThreads(1)  # the engine is the parallelism
-    dataset, perturbation = arrays[0].dataset.name, arrays[0].variant.perturbation
-    with store.replacing_store(path, {"dataset": dataset, "perturbation": perturbation}) as root:
-        jobs = []
+    dataset, perturbation = arrays[0].dataset, arrays[0].variant.perturbation
+    held = {split: Held(images, partial(store.read_clean, dataset, split, "images")) for split, images in clean.items()}
+    with store.replacing_store(path, {"dataset": dataset.name, "perturbation": perturbation}) as root:
+        made, jobs = {}, []
         for planned in arrays:
             group, split = root.require_group(level_name(planned.variant.level)), planned.variant.split
-            array = store.create_images(group, split, planned.shape, planned.attributes)
-            jobs.append(_Job(array, planned.variant, clean[split], progress))
+            made[planned.name] = store.create_images(group, split, planned.shape, planned.attributes)
+            jobs.append(_Job(store.folder_of(root), planned, held[split], shown_here(progress)))
         # The largest first: begun last, one of them would keep a core waiting.
-        for job, digest in engine.run(_fill, sorted(jobs, key=lambda job: job.array.size, reverse=True)):
-            store.finish(job.array, digest)
+        for job, digest in engine.run(_fill, sorted(jobs, key=lambda job: job.planned.n_images, reverse=True)):
+            store.finish(made[job.planned.name], digest)
+            if not engine.is_local:
+                progress(job.planned.n_images)
 
 
 def _fill(job: _Job) -> str:
     """Write an array shard by shard and return the digest of its bytes."""
+    cv2.setNumThreads(1)  # the engine is the parallelism
+    array, variant, clean = store.open_partial(job.folder, job.planned.name), job.planned.variant, job.clean.get()
     digest = hashlib.sha256()
-    for region in store.shard_regions(job.array):
+    for region in store.shard_regions(array):
         *trials, images = region[:-3]
-        shard = [
-            perturb_images(job.clean, job.variant, trial, images.start, images.stop)
-            for trial in (range(trials[0].start, trials[0].stop) if trials else [0])
-        ]
+        shard = []
+        for trial in range(trials[0].start, trials[0].stop) if trials else [0]:
+            check_wanted()
+            shard.append(perturb_images(clean, variant, trial, images.start, images.stop))
         values = np.stack(shard) if trials else shard[0]
-        job.array[region] = values
+        array[region] = values
         digest.update(values.data)  # shards follow each other in C order
-        job.progress(values.size // prod(values.shape[-3:]))
+        job.progress.get()(values.size // prod(values.shape[-3:]))
     return digest.hexdigest()

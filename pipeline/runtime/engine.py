@@ -1,20 +1,20 @@
-"""Runs many jobs side by side, in threads or processes of this machine, behind one method.
-
-A cluster is one more class with that method.
-"""
+"""Runs many jobs side by side, behind one method: in threads or processes of this machine, or on a Dask cluster."""
 
 import multiprocessing
 import multiprocessing.util
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing.context import BaseContext
-from typing import Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.memory import keep_freed_memory
@@ -23,22 +23,128 @@ from pipeline.runtime.streams import outlive_readers
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
+# Names the cluster that stages use: the address of a Dask scheduler, or its scheduler file.
+ENGINE_VARIABLE = "PIPELINE_ENGINE"
 _KILLED = "a process was killed, perhaps because memory ran out; run again, with fewer --workers: finished work is kept"
 
 
 class Engine(Protocol):
-    """Does jobs side by side."""
+    """Does jobs side by side.
+
+    Attributes:
+        is_local: Whether in this process, so that jobs can report their progress themselves.
+    """
+
+    is_local: ClassVar[bool]
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
         """Every job with its result, as they get finished; the first error ends all.
 
         Args:
             work: A function of a module, which other processes can import.
-            jobs: Taken one after the other, a few ahead of those under way: results that nobody has fetched yet do not
-                fill memory.
+            jobs: Picklable, so that they can be sent to another machine.
         """
         ...
+
+
+def find_cluster(say: Callable[[str], object]) -> Engine | None:
+    """The cluster that PIPELINE_ENGINE names; None where it is not set.
+
+    Args:
+        say: Told where the cluster can be watched.
+    """
+    address = os.environ.get(ENGINE_VARIABLE)
+    if not address:
+        return None
+    from pipeline.runtime.cluster import DaskCluster
+
+    return DaskCluster(address, say)
+
+
+def find_engine(local: Engine, say: Callable[[str], object]) -> Engine:
+    """The cluster that PIPELINE_ENGINE names, or `local` where it is not set."""
+    return find_cluster(say) or local
+
+
+class Held(Generic[Value]):
+    """A value of this process that a job needs; a process that the job is sent to loads it by itself, once in a run."""
+
+    def __init__(self, value: Value, load: Callable[[], Value]) -> None:
+        """Of a value that is there.
+
+        Args:
+            value: The value.
+            load: Picklable; returns the same in another process.
+        """
+        self._value, self._load = value, load
+
+    def get(self) -> Value:
+        """The value."""
+        return self._value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Loaded, (self._load,)
+
+
+def shown_here(progress: Callable[[int], object]) -> Held[Callable[[int], object]]:
+    """A callback for jobs of this process; elsewhere it does nothing."""
+    return Held(progress, _show_nowhere)
+
+
+def _show_nowhere() -> Callable[[int], object]:
+    return lambda n: None
+
+
+class _Loaded(Generic[Value]):
+    """A `Held` that was sent to this process."""
+
+    def __init__(self, load: Callable[[], Value]) -> None:
+        self._load = load
+
+    def get(self) -> Value:
+        key = pickle.dumps(self._load)
+        with _loading:
+            if key not in _loaded:
+                _loaded[key] = self._load()
+        value: Value = _loaded[key]
+        return value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Loaded, (self._load,)
+
+
+_loaded: dict[bytes, Any] = {}
+_loading = threading.RLock()  # what is loaded may need what is loaded too
+
+
+def forget_loaded() -> None:
+    """Drop what jobs of an earlier run have loaded in this process."""
+    with _loading:
+        _loaded.clear()
+
+
+class UnwantedError(Exception):
+    """Nobody waits for the result of a job any more."""
+
+
+_is_wanted: ContextVar[Callable[[], bool]] = ContextVar("is_wanted", default=lambda: True)
+
+
+def set_wanted(is_wanted: Callable[[], bool]) -> None:
+    """Say how jobs of this thread find out whether somebody still waits for them."""
+    _is_wanted.set(is_wanted)
+
+
+def check_wanted() -> None:
+    """End the job of this thread if nobody waits for its result; long jobs call this about every second.
+
+    Raises:
+        UnwantedError: So it is.
+    """
+    if not _is_wanted.get()():
+        raise UnwantedError
 
 
 @dataclass(frozen=True)
@@ -50,11 +156,23 @@ class LocalThreads:
     """
 
     n_workers: int
+    is_local: ClassVar[bool] = True
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
-        """As `Engine.run`."""
-        with ThreadPoolExecutor(self.n_workers) as pool:
-            yield from _run(pool, work, jobs, self.n_workers + 2)
+        """As `Engine.run`.
+
+        Args:
+            work: Need not be of a module.
+            jobs: Taken one after the other, a few ahead of those under way: results that nobody has fetched yet do not
+                fill memory.
+        """
+        has_ended = threading.Event()
+        wanted = partial(set_wanted, lambda: not has_ended.is_set())
+        with ThreadPoolExecutor(self.n_workers, initializer=wanted) as pool:
+            try:
+                yield from _run(pool, work, jobs, self.n_workers + 2)
+            finally:
+                has_ended.set()
 
 
 @dataclass(frozen=True)
@@ -68,6 +186,7 @@ class LocalProcesses:
 
     n_workers: int
     preload: tuple[str, ...] = ()
+    is_local: ClassVar[bool] = False
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
         """As `Engine.run`.

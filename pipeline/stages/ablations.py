@@ -1,5 +1,6 @@
 """Stage ablations: the natural model of one data set trained by changed recipes, and how far each falls."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ from pipeline.stages.options import (
     dataset_argument,
     params_option,
     progress_bar,
+    say,
     show_training,
     workers_option,
 )
@@ -26,23 +28,26 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     itself.
     """
     from pipeline.runtime import layout
-    from pipeline.runtime.engine import LocalProcesses
+    from pipeline.runtime.engine import Held, LocalProcesses, find_engine
     from pipeline.study.opening import open_study
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
 
-    study = plan_study(load(params_path), dataset)
+    params = load(params_path)
+    study = plan_study(params, dataset)
     jobs, data = study.jobs("ablations"), open_study(study, "ablations")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.evaluation.measuring import load_models, measure
+    from pipeline.evaluation.measuring import load_models, local_engine, look_away, measure
     from pipeline.evaluation.results import write_cells
     from pipeline.training import work
 
-    show_training(work.train_all(jobs, LocalProcesses(workers, work.PRELOAD)), f"{dataset} ablations", len(jobs))
-    work.collect(jobs, layout.ablation_models(dataset))
-    models = load_models(study, "ablations")
+    trained = work.train_all(jobs, find_engine(LocalProcesses(workers, work.PRELOAD), say))
+    entries = show_training(trained, jobs, f"{dataset} ablations")
+    work.collect(entries, layout.ablation_models(dataset))
+    models, held = load_models(study, "ablations"), Held(study, partial(plan_study, params, dataset))
+    engine = find_engine(local_engine(study.device), say)
     with progress_bar(f"{dataset} ablations, {len(models)} models", data.n_images) as bar:
-        cells, _ = measure(study, "ablations", models, data, lambda shown: None, bar.update)
+        cells, _ = measure(held, "ablations", models, data, look_away, engine, bar.update)
     for line in write_cells(study, "ablations", cells):
         click.echo(line)

@@ -1,10 +1,11 @@
 """Stage impact: how far the natural model of one data set falls."""
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, say
 
 
 @click.command(cls=Stage, short_help="Measure how far the natural model falls.")
@@ -16,28 +17,26 @@ def impact(dataset: str, params_path: Path) -> None:
     Writes summary/DATASET.json (what `dvc metrics` shows), cells/DATASET.csv and examples/DATASET.csv in
     metrics/impact/.
     """
+    from pipeline.runtime.engine import Held, find_engine
     from pipeline.study.opening import open_study, remove_stale_stores
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
 
-    study = plan_study(load(params_path), dataset)
+    params = load(params_path)
+    study = plan_study(params, dataset)
     for path in remove_stale_stores(study):
         click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
     data = open_study(study, "impact")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.evaluation.measuring import Shown, describe_examples, load_models, measure
-    from pipeline.evaluation.metrics import Example
+    from pipeline.evaluation.measuring import describe_examples, load_models, local_engine, measure
     from pipeline.evaluation.results import write_cells
 
-    models, n = load_models(study, "impact"), study.n_pictured
-
-    def describe(shown: Shown) -> list[Example]:
-        is_first = shown.cells[0].trial == 0
-        return describe_examples(models[study.natural[0].key], shown, n) if is_first else []
-
+    models, held = load_models(study, "impact"), Held(study, partial(plan_study, params, dataset))
+    describe = partial(describe_examples, study.natural[0].key, study.n_pictured)
+    engine = find_engine(local_engine(study.device), say)
     with progress_bar(f"{dataset} impact", data.n_images) as bar:
-        cells, described = measure(study, "impact", models, data, describe, bar.update)
+        cells, described = measure(held, "impact", models, data, describe, engine, bar.update)
     examples = [example for of_set in described for example in of_set]
     for line in write_cells(study, "impact", cells, examples=examples):
         click.echo(line)

@@ -1,7 +1,7 @@
 """What the commands share: arguments, options, and progress bars."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,6 +13,7 @@ from pipeline.runtime import layout
 from pipeline.runtime.files import locked
 
 if TYPE_CHECKING:
+    from pipeline.training.cache import CacheEntry
     from pipeline.training.job import TrainingJob
 
 
@@ -53,9 +54,23 @@ def progress_bar(description: str, total: int, unit: str = " images") -> Iterato
         yield bar
 
 
-def show_training(trained: Iterable[tuple["TrainingJob", bool]], description: str, n_models: int) -> None:
-    """Go through models as they get finished (`training.work.train_all`), with a progress bar and a line for each."""
-    with progress_bar(description, n_models, unit=" models") as bar:
-        for job, was_finished in trained:
+def say(line: str) -> None:
+    """A line that is no result, for people."""
+    click.echo(line, err=True)
+
+
+def show_training(
+    trained: Iterable[tuple["TrainingJob", "CacheEntry", bool]], jobs: Sequence["TrainingJob"], description: str
+) -> list[tuple["TrainingJob", "CacheEntry"]]:
+    """Go through models as they get finished (`training.work.train_all`), with a progress bar and a line for each.
+
+    Returns:
+        Every job and where the cache has its model, in the order of `jobs`.
+    """
+    entries = {}
+    with progress_bar(description, len(jobs), unit=" models") as bar:
+        for job, entry, was_finished in trained:
+            entries[job.path] = entry
             bar.update(1)
             bar.write(f"{job.dataset.name} {job.key}: {'from the model cache' if was_finished else 'trained'}")
+    return [(job, entries[job.path]) for job in jobs]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, workers_option
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, say, workers_option
 
 
 @click.command(cls=Stage, short_help="Perturb a data set and write the store.")
@@ -21,7 +21,7 @@ def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) ->
     from pipeline.data.store import read_clean
     from pipeline.perturbations.generation import write_perturbed
     from pipeline.runtime import layout
-    from pipeline.runtime.engine import LocalThreads
+    from pipeline.runtime.engine import LocalThreads, find_engine
     from pipeline.study.arrays import find_dataset, plan_arrays
     from pipeline.study.params import load
 
@@ -33,5 +33,5 @@ def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) ->
     n_images = sum(array.n_images for array in arrays)
     path = layout.perturbed_store(dataset, perturbation)
     with progress_bar(f"{dataset} {perturbation}", n_images) as bar:
-        write_perturbed(path, arrays, clean, LocalThreads(workers), bar.update)
+        write_perturbed(path, arrays, clean, find_engine(LocalThreads(workers), say), bar.update)
     click.echo(f"{path}: {n_images:,} images in {len(arrays)} arrays")

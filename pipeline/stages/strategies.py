@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, show_training, workers_option
+from pipeline.stages.options import Stage, dataset_argument, params_option, say, show_training, workers_option
 
 
 @click.command(cls=Stage, short_help="Train against every perturbation by every strategy.")
@@ -19,7 +19,7 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     what is missing.
     """
     from pipeline.runtime import layout
-    from pipeline.runtime.engine import LocalProcesses
+    from pipeline.runtime.engine import LocalProcesses, find_engine
     from pipeline.runtime.files import write_text
     from pipeline.study.opening import remove_stale_stores
     from pipeline.study.params import load
@@ -36,7 +36,8 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     # torch takes seconds to import: only once params and data are right.
     from pipeline.training import work
 
-    show_training(work.train_all(jobs, LocalProcesses(workers, work.PRELOAD)), f"{dataset} strategies", len(jobs))
-    rows = work.collect(jobs, layout.strategy_models(dataset))
+    trained = work.train_all(jobs, find_engine(LocalProcesses(workers, work.PRELOAD), say))
+    entries = show_training(trained, jobs, f"{dataset} strategies")
+    rows = work.collect(entries, layout.strategy_models(dataset))
     write_text(layout.strategy_curves(dataset), work.curves_to_csv(rows))
     click.echo(f"{layout.strategy_models(dataset)}: {len(jobs)} models")

@@ -1,10 +1,15 @@
 """Stage train: the natural models of one data set."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, say, show_training
+
+if TYPE_CHECKING:
+    from pipeline.training.cache import CacheEntry
+    from pipeline.training.job import TrainingJob
 
 
 @click.command(cls=Stage, short_help="Train the natural model of a data set.")
@@ -17,6 +22,7 @@ def train(dataset: str, params_path: Path) -> None:
     bytes.
     """
     from pipeline.runtime import layout
+    from pipeline.runtime.engine import find_cluster
     from pipeline.runtime.files import write_text
     from pipeline.study.opening import read_examples
     from pipeline.study.params import load
@@ -29,25 +35,36 @@ def train(dataset: str, params_path: Path) -> None:
 
     # torch takes seconds to import: only once params and data are right.
     from pipeline.training import work
-    from pipeline.training.cache import find_entry
-    from pipeline.training.loop import Epoch
 
-    for job in jobs:
-        name, n_epochs = f"{dataset} {job.key}", job.plan.recipe.epochs
-        if find_entry(job).is_finished():
-            click.echo(f"{name}: from the model cache")
-            continue
-
-        def report(epoch: Epoch, name: str = name, n_epochs: int = n_epochs) -> None:
-            bar.write(
-                f"{name}: epoch {epoch.epoch}/{n_epochs}, loss {epoch.train_loss:.4f}, "
-                f"accuracy {epoch.train_accuracy:.4f} train, {epoch.test_accuracy:.4f} test"
-            )
-
-        with progress_bar(name, n_epochs * job.n_train) as bar:
-            work.train(job, report, bar.update)
-    rows = work.collect(jobs, layout.natural_models(dataset))
+    cluster = find_cluster(say)
+    if cluster is None:
+        entries = [(job, _train(job)) for job in jobs]
+    else:
+        entries = show_training(work.train_all(jobs, cluster), jobs, f"{dataset} train")
+    rows = work.collect(entries, layout.natural_models(dataset))
     write_text(layout.natural_curves(dataset), work.curves_to_csv(rows))
     for job in jobs:
         accuracy = [row["test_accuracy"] for row in rows if row["seed"] == job.key.seed][-1]
         click.echo(f"{job.path}: clean accuracy {accuracy:.4f} on {job.n_test:,} test images")
+
+
+def _train(job: "TrainingJob") -> "CacheEntry":
+    """Train a model in this process, on all cores, with a bar of its images and a line for every epoch."""
+    from pipeline.training import work
+    from pipeline.training.cache import find_entry
+    from pipeline.training.loop import Epoch
+
+    name, n_epochs = f"{job.dataset.name} {job.key}", job.plan.recipe.epochs
+    entry = find_entry(job)
+    if entry.is_finished():
+        click.echo(f"{name}: from the model cache")
+        return entry
+
+    def report(epoch: Epoch) -> None:
+        bar.write(
+            f"{name}: epoch {epoch.epoch}/{n_epochs}, loss {epoch.train_loss:.4f}, "
+            f"accuracy {epoch.train_accuracy:.4f} train, {epoch.test_accuracy:.4f} test"
+        )
+
+    with progress_bar(name, n_epochs * job.n_train) as bar:
+        return work.train(job, report, bar.update)

@@ -1,7 +1,7 @@
 """Many models of one stage: finished ones come from the model cache, the others are trained side by side."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from pipeline.models import brought, storage
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import select_device
 from pipeline.recipes.plan import ModelKey
-from pipeline.runtime.engine import Engine
+from pipeline.runtime.engine import Engine, check_wanted
 from pipeline.runtime.files import locked, replacing_folder
-from pipeline.training.cache import find_entry
+from pipeline.training.cache import CacheEntry, find_entry
 from pipeline.training.job import BroughtModel, TrainingJob
 from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 
@@ -26,8 +26,8 @@ PRELOAD = ("torch._dynamo",)
 _examples: dict[tuple[Path, str, str, int], Examples] = {}
 
 
-def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[TrainingJob, bool]]:
-    """Train what is not finished yet, and yield every job when it is, with whether it was before.
+def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[TrainingJob, CacheEntry, bool]]:
+    """Train what is not finished yet, and yield every job when it is, with where it lies and whether it did before.
 
     A killed run loses at most the epoch under way: the next one goes on from there, to the same weights.
 
@@ -42,20 +42,22 @@ def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[Tra
         _load_start(start)
     waiting = []
     for job in jobs:
-        if find_entry(job).is_finished():
-            yield job, True
+        entry = find_entry(job)
+        if entry.is_finished():
+            yield job, entry, True
         else:
-            waiting.append(job)
-    for job, _ in engine.run(train, waiting):
-        yield job, False
+            # On another machine too: the weights depend on it.
+            waiting.append(replace(job, n_threads=job.n_threads or torch.get_num_threads()))
+    for job, entry in engine.run(train, waiting):
+        yield job, entry, False
 
 
 def train(
     job: TrainingJob,
     report: Callable[[Epoch], Any] = lambda epoch: None,
     progress: Callable[[int], Any] = lambda n_images: None,
-) -> None:
-    """Train one model, if nobody else has, and put it into the cache.
+) -> CacheEntry:
+    """Train one model, if nobody else has, and put it into the cache; where it lies there.
 
     Args:
         job: Which model.
@@ -68,15 +70,20 @@ def train(
     entry = find_entry(job)
     with locked(entry.lock, f"{job.dataset.name} {job.key}"):
         if entry.is_finished():
-            return
+            return entry
+
+        def step(n_images: int) -> None:
+            check_wanted()
+            progress(n_images)
+
         start = None if job.start is None else _load_start(job.start)
         data = TrainingData(
             train=_read_examples(job.dataset, "train", job.n_train),
             test=_read_examples(job.dataset, "test", job.n_test),
             perturbed=None if job.trained_on is None else job.trained_on.opened().read(),
         )
-        trained = train_model(job.plan, data, job.seed_names, device, start, entry.checkpoint, report, progress)
-        entry.finish(*trained)
+        entry.finish(*train_model(job.plan, data, job.seed_names, device, start, entry.checkpoint, report, step))
+    return entry
 
 
 def _load_start(start: TrainingJob | BroughtModel) -> Classifier:
@@ -96,11 +103,11 @@ def _read_examples(dataset: Dataset, split: str, n: int) -> Examples:
     return _examples[key]
 
 
-def collect(jobs: Sequence[TrainingJob], folder: Path) -> list[dict[str, Any]]:
+def collect(trained: Sequence[tuple[TrainingJob, CacheEntry]], folder: Path) -> list[dict[str, Any]]:
     """Copy finished models out of the cache to their paths, all in `folder`, and return their learning curves.
 
     Args:
-        jobs: All models of the folder; whatever else was in it goes.
+        trained: All models of the folder, in order; whatever else was in it goes.
         folder: It appears whole or not at all.
 
     Returns:
@@ -108,10 +115,10 @@ def collect(jobs: Sequence[TrainingJob], folder: Path) -> list[dict[str, Any]]:
     """
     rows = []
     with replacing_folder(folder) as staged:
-        for job in jobs:
+        for job, entry in trained:
             path = staged / job.path.relative_to(folder)
             path.parent.mkdir(exist_ok=True)
-            rows += [{**vars(job.key), **row} for row in find_entry(job).copy_to(path)]
+            rows += [{**vars(job.key), **row} for row in entry.copy_to(path)]
     return rows
 
 
