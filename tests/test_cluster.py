@@ -25,8 +25,7 @@ from ruamel.yaml import YAML
 from pipeline.commands import main
 from pipeline.data.sources import Arrays
 from pipeline.runtime import cluster
-from pipeline.runtime.cluster import DaskCluster, check_worker, describe_process
-from pipeline.runtime.engine import ENGINE_VARIABLE
+from pipeline.runtime.cluster import ENGINE_VARIABLE, DaskCluster, check_worker, describe_process
 from pipeline.runtime.errors import PipelineError
 from tests.conftest import FAULTS_SEED, command_environment, differing, tree
 
@@ -39,7 +38,7 @@ STAGES = [
 @contextmanager
 def begun(
     folder: Path, n_workers: int, allowed_failures: int = 1
-) -> Iterator[tuple[str, list["subprocess.Popen[bytes]"]]]:
+) -> Iterator[tuple[str, list["subprocess.Popen[str]"]]]:
     """A cluster as a user begins it: the file of its scheduler, and its processes, the scheduler first."""
     file = folder / "scheduler.json"
     environment = {**command_environment(), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}

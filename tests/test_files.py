@@ -309,6 +309,7 @@ HARMLESS = (
     *("Image.open(BytesIO(content)", "torch.load(io.BytesIO(content)", "archive.open(member)"),
     # A store that looks at files before it opens them.
     "zarr.open_group(BoundedStore(path",
+    "zarr.open_array(BoundedStore(folder",
     "zarr.open_group(files",
     # Functions of ours, which are looked at where they are defined.
     *("load(params_path)", "load(model)", "brought.load(", "sources.load(spec", "storage.load("),

@@ -178,7 +178,9 @@ def open_partial(folder: Path, name: str) -> Array:
         name: Path of the array in it.
     """
     with _default_settings():
-        return zarr.open_array(folder / name, mode="r+", zarr_format=3, config=_CONFIG)
+        return zarr.open_array(
+            BoundedStore(folder, read_only=False), path=name, mode="r+", zarr_format=3, config=_CONFIG
+        )
 
 
 async def _all_written() -> None:

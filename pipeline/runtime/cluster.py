@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from pipeline.runtime.engine import ENGINE_VARIABLE, Job, Result, forget_loaded, set_wanted
+from pipeline.runtime.engine import Engine, Job, Result, forget_loaded, set_wanted
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
 from pipeline.runtime.memory import keep_freed_memory
@@ -24,10 +24,27 @@ from pipeline.runtime.memory import keep_freed_memory
 if TYPE_CHECKING:
     from distributed import Client
 
+# Names the cluster that stages use: the address of a Dask scheduler, or its scheduler file.
+ENGINE_VARIABLE = "PIPELINE_ENGINE"
 # Seconds until a scheduler has to answer and a first worker has to be there.
 _PATIENCE = 30
 # What decides results beside our own code; cv2 and zarr write and decode, torch and numpy compute.
 _LIBRARIES = ("numpy", "torch", "torchvision", "opencv-python-headless", "zarr", "numcodecs")
+
+
+def find_cluster(say: Callable[[str], object]) -> "DaskCluster | None":
+    """The cluster that PIPELINE_ENGINE names; None where it is not set.
+
+    Args:
+        say: Told where the cluster can be watched.
+    """
+    address = os.environ.get(ENGINE_VARIABLE)
+    return DaskCluster(address, say) if address else None
+
+
+def find_engine(local: Engine, say: Callable[[str], object]) -> Engine:
+    """The cluster that PIPELINE_ENGINE names, or `local` where it is not set."""
+    return find_cluster(say) or local
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
-# Names the cluster that stages use: the address of a Dask scheduler, or its scheduler file.
-ENGINE_VARIABLE = "PIPELINE_ENGINE"
 _KILLED = "a process was killed, perhaps because memory ran out; run again, with fewer --workers: finished work is kept"
 
 
@@ -47,25 +45,6 @@ class Engine(Protocol):
             jobs: Picklable, so that they can be sent to another machine.
         """
         ...
-
-
-def find_cluster(say: Callable[[str], object]) -> Engine | None:
-    """The cluster that PIPELINE_ENGINE names; None where it is not set.
-
-    Args:
-        say: Told where the cluster can be watched.
-    """
-    address = os.environ.get(ENGINE_VARIABLE)
-    if not address:
-        return None
-    from pipeline.runtime.cluster import DaskCluster
-
-    return DaskCluster(address, say)
-
-
-def find_engine(local: Engine, say: Callable[[str], object]) -> Engine:
-    """The cluster that PIPELINE_ENGINE names, or `local` where it is not set."""
-    return find_cluster(say) or local
 
 
 class Held(Generic[Value]):

@@ -28,7 +28,8 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     itself.
     """
     from pipeline.runtime import layout
-    from pipeline.runtime.engine import Held, LocalProcesses, find_engine
+    from pipeline.runtime.cluster import find_engine
+    from pipeline.runtime.engine import Held, LocalProcesses
     from pipeline.study.opening import open_study
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study

@@ -19,7 +19,8 @@ def evaluate(dataset: str, params_path: Path) -> None:
     level of each perturbation, and there of the best model that was trained on that family of perturbations.
     """
     from pipeline.recipes.plan import CLEAN
-    from pipeline.runtime.engine import Held, find_engine
+    from pipeline.runtime.cluster import find_engine
+    from pipeline.runtime.engine import Held
     from pipeline.study.opening import open_study
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study

@@ -17,7 +17,8 @@ def impact(dataset: str, params_path: Path) -> None:
     Writes summary/DATASET.json (what `dvc metrics` shows), cells/DATASET.csv and examples/DATASET.csv in
     metrics/impact/.
     """
-    from pipeline.runtime.engine import Held, find_engine
+    from pipeline.runtime.cluster import find_engine
+    from pipeline.runtime.engine import Held
     from pipeline.study.opening import open_study, remove_stale_stores
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from tqdm import tqdm
@@ -13,8 +13,9 @@ from pipeline.runtime import layout
 from pipeline.runtime.files import locked
 
 if TYPE_CHECKING:
-    from pipeline.training.cache import CacheEntry
     from pipeline.training.job import TrainingJob
+
+Entry = TypeVar("Entry")
 
 
 class Stage(click.Command):
@@ -60,8 +61,8 @@ def say(line: str) -> None:
 
 
 def show_training(
-    trained: Iterable[tuple["TrainingJob", "CacheEntry", bool]], jobs: Sequence["TrainingJob"], description: str
-) -> list[tuple["TrainingJob", "CacheEntry"]]:
+    trained: Iterable[tuple["TrainingJob", Entry, bool]], jobs: Sequence["TrainingJob"], description: str
+) -> list[tuple["TrainingJob", Entry]]:
     """Go through models as they get finished (`training.work.train_all`), with a progress bar and a line for each.
 
     Returns:

@@ -21,7 +21,8 @@ def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) ->
     from pipeline.data.store import read_clean
     from pipeline.perturbations.generation import write_perturbed
     from pipeline.runtime import layout
-    from pipeline.runtime.engine import LocalThreads, find_engine
+    from pipeline.runtime.cluster import find_engine
+    from pipeline.runtime.engine import LocalThreads
     from pipeline.study.arrays import find_dataset, plan_arrays
     from pipeline.study.params import load
 

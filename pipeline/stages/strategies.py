@@ -19,7 +19,8 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     what is missing.
     """
     from pipeline.runtime import layout
-    from pipeline.runtime.engine import LocalProcesses, find_engine
+    from pipeline.runtime.cluster import find_engine
+    from pipeline.runtime.engine import LocalProcesses
     from pipeline.runtime.files import write_text
     from pipeline.study.opening import remove_stale_stores
     from pipeline.study.params import load

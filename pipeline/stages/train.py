@@ -22,7 +22,7 @@ def train(dataset: str, params_path: Path) -> None:
     bytes.
     """
     from pipeline.runtime import layout
-    from pipeline.runtime.engine import find_cluster
+    from pipeline.runtime.cluster import find_cluster
     from pipeline.runtime.files import write_text
     from pipeline.study.opening import read_examples
     from pipeline.study.params import load
