@@ -17,6 +17,7 @@ from pipeline.models import storage
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.runtime import layout
 from pipeline.training import loop, work
+from pipeline.training.cache import CacheEntry
 from pipeline.training.job import TrainingJob
 from tests.conftest import MakeOnce, differing, tree
 from tests.test_stages import Mend, fail, read_rows, stored, succeed, with_flipped_byte, with_params, without
@@ -73,9 +74,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     names: list[tuple[str, str]] = []
     train = work.train
 
-    def count(job: TrainingJob, *others: Any) -> None:
+    def count(job: TrainingJob, *others: Any) -> CacheEntry:
         names.append((job.key.strategy, job.key.label))
-        train(job, *others)
+        return train(job, *others)
 
     monkeypatch.setattr(work, "train", count)
     return names
@@ -267,10 +268,10 @@ def test_killed_half_way_the_finished_models_are_kept_and_the_old_output_whole(
     before = tree(Path("models/mnist")), tree(Path("metrics"))
     train, calls = work.train, itertools.count()
 
-    def stop_half_way(job: TrainingJob) -> None:
+    def stop_half_way(job: TrainingJob) -> CacheEntry:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        train(job)
+        return train(job)
 
     monkeypatch.setattr(work, "train", stop_half_way)
     assert "Aborted!" in fail("strategies", "mnist")
