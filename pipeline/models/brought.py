@@ -3,13 +3,15 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -25,6 +27,8 @@ SCHEMA_VERSION = 1
 _MAX_MODEL, _MAX_DESCRIPTION = 16 * 2**30, 2**20
 # Clean test images that a model is tried on before it is measured.
 N_TRIED = 500
+# Answers in another order that are listed.
+_MAX_MOVED = 10
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MODEL, _DESCRIPTION = "model", "description.json"
 
@@ -76,24 +80,36 @@ class OnnxModel(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # the caller is the parallelism
         options.log_severity_level = 4
+        # Weights in a file of their own would not be part of the copy: nothing can lie in this place.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no base class for its errors
             if is_exhausted(error):
                 raise
             said = " ".join(str(error).split())[:200]
-            raise PipelineError(f"{where}: not an ONNX file with its weights in it, or damaged ({said})") from None
+            if "external data" in said.lower() or "external tensors" in said.lower():
+                raise PipelineError(
+                    f"{where}: its weights lie in a file of their own; export it again as one file: "
+                    "`torch.onnx.export(..., external_data=False)`"
+                ) from None
+            raise PipelineError(f"{where}: not an ONNX file, or damaged ({said})") from None
         self.where = where
         inputs = self.session.get_inputs()
         if len(inputs) != 1 or "float" not in inputs[0].type or len(inputs[0].shape) != 4:
             takes = "; ".join(f"{given.name}: {given.type} {given.shape}" for given in inputs)
             raise PipelineError(f"{where}: takes {takes}; a classifier takes one float32 array of images, of four axes")
         self.name, self.shape = inputs[0].name, inputs[0].shape
+        # Exporters of other libraries give class numbers first, and then what they were chosen by.
+        answers = [given.name for given in self.session.get_outputs() if "float" in given.type]
+        if not answers:
+            raise PipelineError(f"{where}: gives no logits or probabilities, only class numbers; export it with them")
+        self.answer = answers[0]
         self.kind = np.float16 if "float16" in inputs[0].type else np.float32
         self.is_channels_last = self.shape[3] in (1, 3) and self.shape[1] not in (1, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Its first answer."""
+        """Its first answer of floating point numbers."""
         values = images.permute(0, 2, 3, 1) if self.is_channels_last else images
         _, *given = values.shape
         wanted = [own if isinstance(own, int) else other for own, other in zip(self.shape[1:], given, strict=True)]
@@ -110,10 +126,13 @@ class OnnxModel(nn.Module):
             part = array[start : start + n]
             padded = np.concatenate([part, np.repeat(part[:1], n - len(part), axis=0)])
             try:
-                answer = self.session.run(None, {self.name: padded})[0]
+                answer = self.session.run([self.answer], {self.name: padded})[0]
             except Exception as error:
                 said = " ".join(str(error).split())[:200]
-                raise PipelineError(f"{self.where}: fails on images of shape {tuple(given)} ({said})") from None
+                raise PipelineError(
+                    f"{self.where}: fails on images of shape {tuple(given)} ({said}); set size and channels to what it "
+                    "takes, or export it with height, width and channels fixed"
+                ) from None
             answers.append(np.asarray(answer)[: len(part)])
         return torch.from_numpy(np.concatenate(answers)).to(images.device)
 
@@ -140,7 +159,7 @@ class BroughtClassifier(nn.Module):
         spec, network = self.spec, self.spec.network
         if max(len(spec.mean), len(spec.std)) > self.shape[2]:
             raise PipelineError(f"{self.path}: mean and std of three channels for grey images; give one number each")
-        mean, std = (np.array(values).reshape(1, 1, -1) * spec.scale for values in (spec.mean, spec.std))
+        mean, std = np.broadcast_arrays(*(np.array(v).reshape(1, 1, -1) * spec.scale for v in (spec.mean, spec.std)))
         weights = self.model.state_dict()
         built = build_network(network, self.shape, self.n_classes)
         body, output = built[0], built.get_submodule(HEAD)
@@ -171,15 +190,15 @@ class TakenIn:
     remarks: tuple[str, ...]
 
 
-def take_in(name: str, spec: Brought, images: Images, labels: Labels, n_classes: int, folder: Path) -> TakenIn:
+def take_in(name: str, spec: Brought, images: Images, labels: Labels, classes: Sequence[str], folder: Path) -> TakenIn:
     """Check a model on clean test images and copy it to where the stages find it.
 
     Args:
         name: Its name in params.yaml.
         spec: Where it lies and what it expects.
-        images: uint8 (N, H, W, C), N at most `N_TRIED`.
+        images: uint8 (N, H, W, C), from `tried`.
         labels: Class numbers (N,).
-        n_classes: Classes of the data set.
+        classes: Names of the data set's classes, in order.
         folder: Of the copy; it appears whole or not at all.
 
     Raises:
@@ -188,6 +207,7 @@ def take_in(name: str, spec: Brought, images: Images, labels: Labels, n_classes:
     """
     content = _read(Path(spec.path))
     height, width, channels = images.shape[1:]
+    n_classes = len(classes)
     model = _open(spec, content, (height, width), n_classes)
     answers = _ask(spec, model, images)
     if answers.shape != (len(images), n_classes):
@@ -199,8 +219,7 @@ def take_in(name: str, spec: Brought, images: Images, labels: Labels, n_classes:
     if not answers.isfinite().all():
         raise PipelineError(f"{spec.path}: some of its answers are not finite; check scale, mean and std")
     is_probability = bool((answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-3).all())
-    accuracy = _accuracy(answers, labels)
-    remarks = _check_accuracy(spec, model, images, labels, accuracy)
+    remarks = _check_answers(spec, model, images, labels, answers.argmax(1).numpy(), classes)
     description = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -213,7 +232,12 @@ def take_in(name: str, spec: Brought, images: Images, labels: Labels, n_classes:
     with replacing_folder(folder) as staged:
         (staged / _MODEL).write_bytes(content)
         (staged / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return TakenIn(accuracy, len(images), is_probability, remarks)
+    return TakenIn(_accuracy(answers, labels), len(images), is_probability, remarks)
+
+
+def tried(n_images: int) -> NDArray[np.int64]:
+    """Which of the clean test images a model is tried on: at most `N_TRIED`, spread over all of them."""
+    return np.unique(np.linspace(0, n_images - 1, N_TRIED, dtype=np.int64))
 
 
 def load(folder: Path, spec: Brought, shape: tuple[int, int, int], n_classes: int, made_by: str) -> BroughtClassifier:
@@ -290,26 +314,55 @@ def _accuracy(answers: Tensor, labels: Labels) -> float:
     return float((answers.argmax(1).numpy() == labels).mean())
 
 
-def _check_accuracy(
-    spec: Brought, model: nn.Module, images: Images, labels: Labels, accuracy: float
+def _check_answers(
+    spec: Brought,
+    model: nn.Module,
+    images: Images,
+    labels: Labels,
+    answers: NDArray[np.int64],
+    classes: Sequence[str],
 ) -> tuple[str, ...]:
-    """What to look at in the preprocessing; an error where the model only guesses."""
-    n = len(labels)
-    guessing = float(np.bincount(labels).max() / n)
+    """What to look at in preprocessing and order of classes; an error where the model only guesses."""
+    n, accuracy = len(labels), float((answers == labels).mean())
     better, found = "", accuracy + 3 * (0.5 / n) ** 0.5  # three standard deviations of the difference of two shares
     for changes in _other_ways(spec):
-        tried = _accuracy(_ask(spec.model_copy(update=changes), model, images), labels)
-        if tried > found:
+        right = _accuracy(_ask(spec.model_copy(update=changes), model, images), labels)
+        if right > found:
             said = ", ".join(
                 f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in changes.items()
             )
-            better, found = f"with {said} it has {100 * tried:.0f} % right", tried
-    if accuracy <= guessing + 3 * (guessing * (1 - guessing) / n) ** 0.5:
+            better, found = f"with {said} it has {100 * right:.0f} % right", right
+    # What every answer stands for most often: where that is another order of the same classes, it explains more than
+    # preprocessing does.
+    order = np.array([np.bincount(labels[answers == i], minlength=len(classes)).argmax() for i in range(len(classes))])
+    if len(np.unique(order)) == len(order) and (right := float((order[answers] == labels).mean())) > found:
+        moved = [f"its answer {i} means {classes[label]}" for i, label in enumerate(order) if i != label]
+        some = ", ".join(moved[:_MAX_MOVED]) + (", ..." if len(moved) > _MAX_MOVED else "")
+        better = f"with its classes in another order it has {100 * right:.0f} % right: {some}"
+    if _is_guessing(answers, labels):
         raise PipelineError(
             f"{spec.path}: {100 * accuracy:.0f} % of {n} clean test images right, no more than by guessing; probably "
             f"its preprocessing or the order of its classes{f': {better}' if better else ''}"
         )
     return (f"{100 * accuracy:.0f} % of {n} clean test images right, but {better}",) if better else ()
+
+
+def _is_guessing(answers: NDArray[np.int64], labels: Labels) -> bool:
+    """Whether answers and labels agree no more than by chance: Cohen's kappa within three standard errors of none.
+
+    However unlike in number the classes are: a model that always gives the most frequent one is guessing, too.
+
+    Source: Fleiss, Cohen and Everitt, Psychological Bulletin 72 (1969), 323: the error of kappa where there is none.
+    """
+    n = len(labels)
+    given, wanted = (
+        np.bincount(values, minlength=int(max(answers.max(), labels.max())) + 1) / n for values in (answers, labels)
+    )
+    by_chance = float(given @ wanted)
+    if wanted.max() == 1:  # nothing to tell apart
+        return False
+    variance = by_chance + by_chance**2 - float(given @ wanted**2 + given**2 @ wanted)
+    return bool((answers == labels).mean() - by_chance <= 3 * (max(variance, 0.0) / n) ** 0.5)
 
 
 def _other_ways(spec: Brought) -> Iterator[Mapping[str, Any]]:

@@ -237,6 +237,12 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> 
     given = {name: tensor for name, tensor in tensors.items() if not name.lower().startswith("aux")}
     wrong = [name for name in own if name not in given] + [name for name in given if name not in own]
     wrong += [name for name in own if name in given and own[name] != given[name].shape]
+    resized = [name for name in own if name in given and own[name][1:] == given[name].shape[1:]]
+    if wrong and len(resized) == len(own) == len(given):
+        raise PipelineError(
+            f"{path}: weights for {given[wrong[-1]].shape[0]:,} classes, and there are {own[wrong[-1]][0]:,}; a model "
+            "for other classes needs a new last layer"
+        )
     if wrong:
         some = ", ".join(wrong[:3])
         raise PipelineError(f"{path}: weights of another architecture: {len(wrong)} do not fit, such as {some}")
@@ -275,7 +281,7 @@ def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
         PipelineError: As `read_tensors`.
     """
     try:
-        if content[:2] == b"PK" or content[:1] == b"\x80":
+        if content[8:9] != b"{":  # where safetensors begin; their length before it may look like anything
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             loaded = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, dict) else loaded
         else:
@@ -290,8 +296,8 @@ def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
             f"{where}: no weights: neither safetensors nor what torch.save(model.state_dict()) writes ({said})"
         ) from None
     tensors = {str(name).removeprefix("module."): value for name, value in loaded.items()}  # of DataParallel
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise PipelineError(f"{where}: some of its weights are not finite numbers")
+    if not all(tensor.layout == torch.strided and tensor.isfinite().all() for tensor in tensors.values()):
+        raise PipelineError(f"{where}: some of its weights are sparse, or not finite numbers")
     return tensors
 
 

@@ -59,7 +59,10 @@ class Brought(Values):
         if self.kind == "onnx" or self.architecture is None:
             raise ValueError("an ONNX graph cannot be trained; give its weights as kind torchvision or timm")
         if self.channels != "rgb" or self.size is not None:
-            raise ValueError("only a model that takes images as they are can be trained: channels: rgb and no size")
+            raise ValueError(
+                "only a model that takes images as they are can be trained: give it channels: rgb and size: null, and "
+                "its own size to the data set (source.size)"
+            )
         return LibraryNetwork(
             kind=self.kind, architecture=self.architecture, weights=None, stem="full", fully_connected=()
         )

@@ -27,11 +27,11 @@ def bring(name: str, params_path: Path) -> None:
     images, labels = read_examples(study, "test")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.models.brought import N_TRIED, take_in
+    from pipeline.models.brought import take_in, tried
 
     model = next(model for model in study.brought if model.key.strategy == name)
-    n_classes = len(study.dataset.classes)
-    found = take_in(name, model.spec, images[:N_TRIED], labels[:N_TRIED], n_classes, model.path)
+    shown = tried(len(labels))
+    found = take_in(name, model.spec, images[shown], labels[shown], study.dataset.classes, model.path)
     for remark in found.remarks:
         click.echo(f"{name}: check its preprocessing: {remark}", err=True)
     kind = "probabilities" if found.is_probability else "logits"

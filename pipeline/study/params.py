@@ -162,6 +162,8 @@ class Params(Values):
     def _check_models(cls, models: Mapping[str, Brought], info: ValidationInfo) -> Mapping[str, Brought]:
         taken, datasets = (NATURAL, *STRATEGIES), info.data.get("datasets")
         problems = [f"models.{name}: the name of a way of training; choose another" for name in models if name in taken]
+        # Numbers of the natural model stand beside the models' names in one file.
+        problems += [f"models.{name}: the name of a number; choose another" for name in models if "accuracy" in name]
         for name, model in models.items():
             if datasets is not None and model.dataset not in datasets:
                 problems.append(f"models.{name}.dataset: unknown {model.dataset!r}; choose from {', '.join(datasets)}")
@@ -291,6 +293,8 @@ def _dataset_problems(name: str, subset: Subset) -> list[str]:
         problems = []
         if name in DATASETS:
             problems.append(f"datasets.{name}: the name of a published data set; choose another")
+        if layout.brought_model("any").parent.name == name:
+            problems.append(f"datasets.{name}: the name of the folder for models of yours; choose another")
         if not _is_path(source.path):
             problems.append(f"datasets.{name}.source.path: {source.path!r} is no path; write it out")
         return problems
