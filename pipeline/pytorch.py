@@ -151,7 +151,8 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
         self.path, self.split, self.level, self.trial = Path(path), split, level, trial
         self.transform, self.target_transform = transform, target_transform
         self._images: Images | None = None
-        attributes: Mapping[str, Any] = store.open_store(self.path, _MADE_BY).attrs.asdict()
+        opened = store.open_store(self.path, _MADE_BY)
+        attributes: Mapping[str, Any] = opened.attrs.asdict()
         self._clean = self.path
         if "perturbation" in attributes:
             if level is None:
@@ -161,7 +162,15 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
             )
         elif level is not None:
             raise PipelineError(f"{self.path}: a clean store has no levels")
-        array = store.get_array(store.open_store(self.path, _MADE_BY), self._name, _MADE_BY)
+        if self._name not in opened:
+            has = [
+                f"{group}/{split}"
+                for group in sorted(opened)
+                for split in ("train", "test")
+                if f"{group}/{split}" in opened
+            ]
+            raise PipelineError(f"{self.path}: has no {self._name}, but {', '.join(has or sorted(opened))}")
+        array = store.get_array(opened, self._name, _MADE_BY)
         shape = array.shape
         if len(shape) == 5 and not 0 <= trial < shape[0]:
             raise PipelineError(f"{self.path}/{self._name}: has trials 0 to {shape[0] - 1}, not {trial}")

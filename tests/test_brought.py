@@ -178,6 +178,7 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "not-finite": (with_nan, "not finite numbers"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), "neither safetensors nor"),
     "missing": (Path.unlink, "no such file of weights"),
+    "sparse": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "some of its weights are sparse"),
 }
 
 
@@ -188,6 +189,13 @@ def test_bad_weights_are_one_line(spoil: Callable[[Path], object], reason: str, 
     weights = Weights(path=str(path), sha256=digest(path) if path.exists() else "0" * 64)
     with pytest.raises(PipelineError, match=f"^{path}: .*{reason}"):
         library.Body(network(stem="full", weights=weights), SHAPE).load_start(torch.nn.Linear(1024, N_CLASSES))
+
+
+def test_a_header_of_any_length_is_one_of_safetensors() -> None:
+    """The length begins with the byte of a pickle, 0x80, in one of 256 files."""
+    for n in range(300):
+        content = safetensors.torch.save({"x" * n or "y": torch.ones(2)})
+        assert len(library.parse_tensors(content, "mine")) == 1
 
 
 def test_other_weights_than_params_name_are_refused(taught: Path) -> None:
@@ -305,6 +313,21 @@ def test_weights_of_a_library_are_taken_in(taught: Path, tmp_path: Path, monkeyp
         model, images = load_taken_in(given), examples(seed=5).images
         for same in (model, model.to_train().eval()):
             assert torch.allclose(same(torch.from_numpy(images)), answers_of(taught, images), atol=5e-4)
+
+
+def test_weights_for_other_classes_are_said(taught: Path, graph: Path) -> None:
+    given = spec(taught, kind="torchvision", architecture="shufflenet_v2_x0_5")
+    with pytest.raises(PipelineError, match=f"weights for {N_CLASSES} classes, and there are 6; .* a new last layer"):
+        take_in(given, 6)
+
+
+def test_one_mean_and_three_deviations_are_standardized_by_channel(taught: Path, graph: Path) -> None:
+    given = spec(taught, kind="torchvision", architecture="shufflenet_v2_x0_5", std=(1.0, 1.01, 0.99))
+    take_in(given)
+    model, images = load_taken_in(given), torch.from_numpy(examples(seed=5).images)
+    trained = model.to_train().eval()
+    assert trained.standardize.mean.shape == trained.standardize.inverse_std.shape
+    assert torch.allclose(trained(images), model(images), atol=5e-4)
 
 
 def test_the_size_that_a_model_takes_is_given_to_it(graph: Path) -> None:
@@ -482,6 +505,7 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"models.graph.mean": [0.1, 0.2]}, "models.graph.mean: 2 values for rgb; give 1 or 3"),
     ({"models.graph.path": "~/a.onnx"}, "models.graph.path: '~/a.onnx' is no path; write it out"),
     ({"models.constant": {}}, "models.constant"),
+    ({"models.noise_accuracy": {}}, "models.noise_accuracy"),
     ({"strategies.repair.recipes.colours.model": "theirs"}, "unknown 'theirs'; models has graph, mine for colours"),
     ({"strategies.repair.recipes.colours.model": "graph"}, "an ONNX graph cannot be trained"),
     ({"models.mine.channels": "bgr"}, "only a model that takes images as they are can be trained"),

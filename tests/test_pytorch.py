@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision import tv_tensors
@@ -157,16 +158,25 @@ def test_a_data_set_gives_the_images_of_its_store(stores: Path) -> None:
     ("arguments", "reason"),
     [
         (("data/clean/none.zarr", "test"), "no such store"),
-        (("data/clean/mnist.zarr", "validation"), "not in the store"),
+        (("data/clean/mnist.zarr", "validation"), "has no validation/images, but test, train"),
         (("data/clean/mnist.zarr", "test", 0.5), "a clean store has no levels"),
         (("data/perturbed/mnist/noise.zarr", "test"), "say which level"),
-        (("data/perturbed/mnist/noise.zarr", "test", 0.7), "not in the store"),
+        (("data/perturbed/mnist/noise.zarr", "test", 0.7), "has no 0.7/test, but 0.5/train, 0.5/test"),
         (("data/perturbed/mnist/noise.zarr", "test", 0.5, 2), "has trials 0 to 1, not 2"),
     ],
 )
 def test_what_a_store_does_not_have_is_refused(stores: Path, arguments: tuple[Any, ...], reason: str) -> None:
     with pytest.raises(PipelineError, match=reason):
         StoreDataset(*arguments)
+
+
+def test_labels_of_other_images_are_refused(stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("data/perturbed/mnist")
+    assert len(StoreDataset("noise.zarr", "train", 0.5)) == 300
+    clean = zarr.open_array(stores / "data/clean/mnist.zarr/train/images", mode="r+")
+    clean.attrs["sha256"] = "0" * 64
+    with pytest.raises(PipelineError, match=r"noise.zarr: made from other images than .*mnist.zarr has now; run"):
+        StoreDataset("noise.zarr", "train", 0.5)
 
 
 def batches(n_workers: int, seed: int) -> torch.Tensor:

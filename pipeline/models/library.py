@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -282,7 +283,8 @@ def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
     """
     try:
         if content[8:9] != b"{":  # where safetensors begin; their length before it may look like anything
-            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # what matters of them is checked below
+                loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             loaded = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, dict) else loaded
         else:
             loaded = safetensors.torch.load(content)
