@@ -81,6 +81,7 @@ SNIPPETS = {
     "python -m pipeline describe ../photos": "of that folder; test_own.py describes one",
     "python -m pipeline profile own": INDEX,
     "dvc repro report": LONG,
+    "dvc metrics show metrics/impact/summary/photos.json": "of images of the user's; test_own.py runs such a study",
     "import numpy as np, torch\n": STUDY,
     "pip install -c constraints.txt -e '.[dask]'": SETS_UP,
     "dask scheduler --scheduler-file": "test_cluster.py begins a cluster with these options",

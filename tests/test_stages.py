@@ -385,6 +385,9 @@ def test_a_profile_takes_the_place_of_whatever_is_there(content: bytes | None, p
     assert layout.PARAMS.read_bytes() == QUICK
     if content is not None and content.startswith(QUICK):
         assert said == "params.yaml: profile quick, 0 value(s) changed\n"
+    kept = Path("params.yaml.bak")
+    assert kept.exists() == (content == b"a: 1")  # what is no profile might be somebody's work
+    assert not kept.exists() or kept.read_bytes() == content
 
 
 @pytest.mark.parametrize(

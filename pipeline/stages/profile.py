@@ -11,7 +11,10 @@ from pipeline.stages.options import params_option
 @click.argument("name")
 @params_option
 def profile(name: str, params_path: Path) -> None:
-    """Replace params.yaml by profiles/NAME.yaml, after validating it and showing what changes."""
+    """Replace params.yaml by profiles/NAME.yaml, after validating it and showing what changes.
+
+    A params.yaml that is no profile is kept beside it, as params.yaml.bak.
+    """
     from pipeline.runtime import layout
     from pipeline.runtime.errors import PipelineError
     from pipeline.runtime.files import read_file, write_text
@@ -29,6 +32,10 @@ def profile(name: str, params_path: Path) -> None:
     except PipelineError:  # missing or damaged: all of the profile is news
         old = {}
     changes = changed_keys(old, new)
+    if old and all(changed_keys(old, read(layout.PROFILES / f"{one}.yaml")) for one in known):
+        kept = params_path.with_name(f"{params_path.name}.bak")
+        write_text(kept, read_file(params_path, MAX_BYTES).decode("utf-8"))
+        click.echo(f"{kept}: what {params_path} was")
     write_text(params_path, read_file(path, MAX_BYTES).decode("utf-8"))
     for key, before, after in changes:
         click.echo(f"{key}: {before} -> {after}")
