@@ -352,10 +352,7 @@ def own_study(
     return make
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
     """One thread of torch, as models trained side by side have; more wait longer than tiny networks compute."""
-    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)

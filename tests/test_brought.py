@@ -29,7 +29,6 @@ from tests.conftest import MakeOwnStudy, WriteParams
 from tests.test_params import changed
 from tests.test_stages import fail, succeed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE, N_CLASSES = (16, 16, 3), 4
 COLOURS = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.75, 0.75, 0.75]], np.float32)
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from distributed import Client
 from ruamel.yaml import YAML
@@ -134,9 +133,7 @@ def copy_of(folder: Path, target: Path) -> Path:
 def test_a_cluster_makes_the_bytes_of_a_local_run(
     photos: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: None
 ) -> None:
-    n_threads = torch.get_num_threads()
     local = run_stages(copy_of(photos, tmp_path / "local"), monkeypatch, None)
-    torch.set_num_threads(n_threads)  # measuring in this process has left one
     assert differing(local, run_stages(copy_of(photos, tmp_path / "cluster"), monkeypatch, address)) == []
     assert len([name for name in local if name.endswith(".safetensors")]) == 12
 
@@ -246,7 +243,7 @@ def begin(folder: Path, stage: str, address: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline", *stage.split()],
         cwd=folder,
-        env={**command_environment(), ENGINE_VARIABLE: address},
+        env={**command_environment(), ENGINE_VARIABLE: address, "OMP_NUM_THREADS": "1"},  # as in this process
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -19,7 +19,6 @@ from pipeline.runtime import layout
 from tests.conftest import MakeOwnStudy, WriteParams, tree
 from tests.test_stages import fail, succeed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (12, 16)
 CLASSES = ("Zebra", "ant", "öl")
 

@@ -13,8 +13,6 @@ from tests.test_params import WHERE, changed
 from tests.test_stages import read_rows, succeed
 from tests.test_work import done, done_once  # noqa: F401
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_what_is_planned_is_what_is_found(done: Any) -> None:  # noqa: F811
     study = plan_study(load(), "mnist")

@@ -36,9 +36,6 @@ STRATEGIES = ("constant", "incremental", "transfer")
 PAGE = layout.report() / "index.html"
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture
 def reported(made_once: MakeOnce, write_params: WriteParams, in_process: None) -> Path:
     """The current folder, with the whole study of both data sets done."""

@@ -38,8 +38,6 @@ METRICS, CURVE = layout.summary("impact", "mnist"), layout.natural_curves("mnist
 MODEL = layout.model("mnist", "natural", "clean", 1)
 NOISE, CLEAN = layout.perturbed_store("mnist", "noise"), layout.clean_store("mnist")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))

@@ -35,9 +35,6 @@ def make_transfer(freeze: bool = False, **changes: Any) -> Transfer:
     return Transfer(freeze=freeze, recipes={"cifar10": FineTuning.model_validate({**TUNING, **changes})})
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
     arrays = tiny_arrays["cifar10"]

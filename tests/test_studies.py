@@ -17,8 +17,6 @@ from tests.conftest import ROOT, WriteParams
 from tests.test_params import changed
 from tests.test_stages import run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # How many images there are decides how long a study takes.
 MOST_IMAGES = 40
 LEVELS: dict[str, list[float]] = {

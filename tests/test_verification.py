@@ -43,8 +43,6 @@ CONSTANT = layout.model("mnist", "constant", "noise-0.05", 1)
 SUMMARY, CELLS = layout.summary("evaluate", "mnist", "constant"), layout.cells("impact", "mnist")
 N_FINE = 1 + 5 + 1 + 1 + 1 + 1  # clean, perturbed, models, metrics, report, kept models
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def problems_of(*options: str) -> list[str]:
     """What `verify` says is wrong."""

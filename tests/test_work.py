@@ -37,9 +37,6 @@ NATURAL, NATURAL_CURVE = layout.model("mnist", "natural", "clean", 1), layout.na
 ALL = sorted((strategy, label) for strategy in STRATEGIES for label in LABELS)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def done_once(values: dict[str, Any]) -> None:
     """Train and evaluate all strategies of the tiny MNIST, in the current folder."""
     values["datasets"]["mnist"].update(n_train=N_TRAIN, n_test=N_TEST)
