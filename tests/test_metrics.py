@@ -12,6 +12,8 @@ from pipeline.evaluation.metrics import (
     Comparison,
     aggregate_trials,
     compare_strategies,
+    find_guessing,
+    is_weak,
     needed_accuracy,
     pair_with_natural,
     summarize,
@@ -156,9 +158,9 @@ def test_strategies_stand_in_the_order_of_their_gain() -> None:
     assert [comparison.strategy for comparison in compared] == ["incremental", "other", "transfer", "constant"]
     gains = [0.69 + shift - 1.6 / 3 for shift in (0.05, 0.05, 0, -0.2)]
     assert [comparison.gain for comparison in compared] == pytest.approx(gains, abs=1e-5)
-    assert [comparison.clean_cost for comparison in compared] == pytest.approx([0.06] * 4, abs=1e-6)
+    assert [comparison.clean_gain for comparison in compared] == pytest.approx([-0.06] * 4, abs=1e-6)
     assert [comparison.n_examples for comparison in compared] == [N] * 4
-    assert [comparison.beats_natural for comparison in compared] == [True, True, True, False]
+    assert [comparison.beats_baseline for comparison in compared] == [True, True, True, False]
 
 
 def compare(robust: float, baseline: float, n: int) -> Comparison:
@@ -181,8 +183,8 @@ def compare(robust: float, baseline: float, n: int) -> Comparison:
     ],
 )
 def test_a_gain_counts_if_it_is_larger_than_chance(robust: float, baseline: float, n: int, beats: bool) -> None:
-    assert compare(robust, baseline, n).beats_natural is beats
-    assert compare(baseline, robust, n).beats_natural is False
+    assert compare(robust, baseline, n).beats_baseline is beats
+    assert compare(baseline, robust, n).beats_baseline is False
 
 
 def test_chance_is_two_standard_errors_of_a_difference_of_two_shares_of_the_images() -> None:
@@ -192,7 +194,7 @@ def test_chance_is_two_standard_errors_of_a_difference_of_two_shares_of_the_imag
     for right, right_baseline, n in ((9, 4, 10), (17, 9, 20), (30, 10, 40), (5, 3, 8)):
         one, other = (right + 1) / (n + 2), (right_baseline + 1) / (n + 2)
         lower = one - other - 2 * math.sqrt(one * (1 - one) / (n + 2) + other * (1 - other) / (n + 2))
-        assert compare(right / n, right_baseline / n, n).beats_natural is (lower > 0)
+        assert compare(right / n, right_baseline / n, n).beats_baseline is (lower > 0)
 
 
 def test_chance_alone_hardly_ever_beats_the_natural_model() -> None:
@@ -202,7 +204,7 @@ def test_chance_alone_hardly_ever_beats_the_natural_model() -> None:
         # Ten damaged versions of the same images, half of whose errors are the image's own.
         hard = rng.random(n) < 0.3
         one, other = (np.where(hard, rng.random((10, n)) < 0.5, rng.random((10, n)) < 0.9).mean() for _ in range(2))
-        found += compare(float(one), float(other), n).beats_natural
+        found += compare(float(one), float(other), n).beats_baseline
     assert found <= 25  # an upper bound: 2.5 % if the two were of other images
 
 
@@ -210,3 +212,21 @@ def test_a_model_that_errs_much_is_too_weak_to_conclude_from() -> None:
     assert needed_accuracy(10) == pytest.approx(0.7)
     assert needed_accuracy(2) == pytest.approx(5 / 6)
     assert needed_accuracy(100) == pytest.approx(0.67)
+
+
+def test_a_model_is_weak_if_chance_does_not_explain_it() -> None:
+    assert not is_weak(0.749, 430, 4)  # 0.75 is needed
+    assert is_weak(0.7, 430, 4)
+    assert not is_weak(0.7, 43, 4)
+    assert is_weak(0.0, 10, 4)
+
+
+def test_a_model_guesses_from_the_mildest_level_on_that_no_better_one_follows() -> None:
+    accuracies = {"stuck": [0.9, 0.23, 0.2], "hot": [0.21, 0.9, 0.5], "blur": [0.1, 0.23, 0.1]}
+    levels = pd.DataFrame(
+        [(name, level, mean) for name, means in accuracies.items() for level, mean in enumerate(means, 1)]
+        + [("clean", 0, 0.9)],
+        columns=["perturbation", "level", "mean"],
+    )
+    assert find_guessing(levels, 430, 5) == {"stuck": 2, "blur": 1}
+    assert find_guessing(levels, 10_000, 5) == {"stuck": 3, "blur": 3}  # 23 % is better than 20 %

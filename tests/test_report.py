@@ -21,8 +21,16 @@ from pipeline.evaluation import metrics, results
 from pipeline.evaluation.metrics import Comparison, Confusion
 from pipeline.recipes.recipe import PaperRecipe
 from pipeline.reporting import page, published
-from pipeline.reporting.figures import Point, Series, draw_bars, draw_lines
-from pipeline.reporting.verdict import describe_verdict
+from pipeline.reporting.figures import N_COLORS, Point, Series, assign_colors, draw_bars, draw_lines
+from pipeline.reporting.verdict import (
+    Robustness,
+    compare_robustness,
+    describe_ablations,
+    describe_certainty,
+    describe_repair,
+    describe_robustness,
+    describe_weakness,
+)
 from pipeline.runtime import layout
 from pipeline.study.params import load
 from pipeline.study.planning import plan_study
@@ -195,8 +203,8 @@ def test_the_numbers_are_those_of_the_metric_files(reported: Path) -> None:
                 row = "</td><td>".join([name, clean, robust, re.escape(values[0]) + r"[^<]*", worst, cross, values[1]])
                 assert re.search(f"<tr><td>{row}</td></tr>", page), row
         impact = json.loads(layout.summary("impact", dataset).read_text())
-        shown = (f"{100 * impact[f'{name}_accuracy']:.1f} %" for name in ("clean", "worst"))
-        assert "is right on {} of them, and on {} under ".format(*shown) in page
+        shown = (f"{100 * impact[f'{name}_accuracy']:.1f} %" for name in ("clean", "robust"))
+        assert "<dd>Right on {} of clean images and on {} under damage, ".format(*shown) in page
 
 
 def test_the_authors_numbers_stand_only_beside_their_settings(reported: Path) -> None:
@@ -270,7 +278,7 @@ def test_a_study_without_strategies_or_ablations_has_a_page_too(reported: Path, 
     assert "How this was made" in page
     assert all(f'id="{name}"' in page for name in re.findall('href="#([^"]*)"', page))
     if block == "strategies":
-        assert page.count("No model was trained on damage and tested on it.") == len(DATASETS)
+        assert page.count("Not tried: it was not trained on damage and tested on it.") == len(DATASETS)
 
 
 def test_one_of_each_is_in_the_singular(reported: Path) -> None:
@@ -288,77 +296,109 @@ def test_one_of_each_is_in_the_singular(reported: Path) -> None:
 # What it says.
 
 
-def compare(strategy: str, robust: float, *, clean: float = 0.9, error: float | None = 0.5) -> Comparison:
-    """Beside a natural model that is right on 60 % of 2,000 damaged images."""
-    return Comparison(strategy, 2000, clean, 0.9, robust, 0.6, error)
+def compare(strategy: str, robust: float, *, clean: float = 0.9) -> Comparison:
+    """Beside a model that is right on 60 % of 2,000 damaged images."""
+    return Comparison(strategy, 2000, clean, 0.9, robust, 0.6, 0.5)
 
 
-NATURAL = "The natural model, trained on clean images, is right on 90.0 % of them, and on 41.0 % under hot 5 pixels, "
-NATURAL += "the damage that costs it most."
-REACHES = "reaches {} % on the damage that its models were trained on, {} the natural model's 60.0 % on the same images"
-WINS = f"Training on damage repairs this: {{}} {REACHES.format('75.0', '15.0 ± 2.9 points above')}."
-FAILS = f"No training on damage clearly beats it: {{}} {REACHES}"
-ERROR = "Its error relative to the natural model's, every perturbation alike, is 0.50."
-ONE_TOO, SEVERAL_TOO = (
-    "constant beats the natural model too.",
-    "constant, incremental and a beat the natural model too.",
-)
-CHANCE = "; with 2,000 test images up to 3.1 points may be chance."
+BRINGS = "brings it from 60.0 % to {} % at the levels that trained models are tested on ({})."
+CHANCE = ", which may be chance"
+SAME = f"On clean images it gains 0.0 ± 1.9 points{CHANCE}."
 
 
 @pytest.mark.parametrize(
     ("comparisons", "sentences"),
     [
-        ([], ["No model was trained on damage and tested on it."]),
+        ([], ["Not tried: it was not trained on damage and tested on it."]),
         (
             [compare("constant", 0.75, clean=0.88)],
-            [WINS.format("constant"), "On clean images constant loses 2.0 points.", ERROR],
+            [
+                "Strategy constant",
+                BRINGS.format("75.0", "+15.0 ± 2.9 points"),
+                "On clean images it loses 2.0 ± 2.0 points.",
+            ],
         ),
         (
-            [compare("transfer", 0.75, clean=0.91, error=None), compare("constant", 0.7), compare("incremental", 0.61)],
-            [WINS.format("transfer"), "On clean images transfer gains 1.0 points.", ONE_TOO],
+            [compare("transfer", 0.75, clean=0.91), compare("constant", 0.7), compare("incremental", 0.61)],
+            [
+                "Strategy transfer",
+                BRINGS.format("75.0", "+15.0 ± 2.9 points"),
+                f"On clean images it gains 1.0 ± 1.9 points{CHANCE}. constant gains too.",
+            ],
         ),
         (
             [compare("transfer", 0.75), compare("constant", 0.7), compare("incremental", 0.69), compare("a", 0.68)],
-            [WINS.format("transfer"), "On clean images transfer loses nothing.", ERROR, SEVERAL_TOO],
+            [
+                "Strategy transfer",
+                BRINGS.format("75.0", "+15.0 ± 2.9 points"),
+                SAME,
+                "constant, incremental and a gain too.",
+            ],
         ),
         (
-            [compare("transfer", 0.6004, clean=0.9004), compare("constant", 0.5)],
-            [FAILS.format("the best, transfer,", "60.0", "less than 0.1 points above") + CHANCE],
+            [compare("transfer", 0.6004), compare("constant", 0.5)],
+            ["Nothing clearly. The best, strategy transfer,", BRINGS.format("60.0", f"0.0 ± 3.1 points{CHANCE}"), SAME],
         ),
-        ([compare("constant", 0.592)], [FAILS.format("constant", "59.2", "0.8 points below") + "."]),
-        ([compare("constant", 0.6)], [FAILS.format("constant", "60.0", "as much as") + "."]),
+        (
+            [compare("constant", 0.5)],
+            ["Nothing clearly. Strategy constant", BRINGS.format("50.0", "−10.0 ± 3.1 points"), SAME],
+        ),
     ],
-    ids=["none", "one-wins", "two-win", "four-win", "chance", "one-loses", "equal"],
+    ids=["none", "one-wins", "two-win", "four-win", "chance", "one-loses"],
 )
-def test_the_verdict_in_sentences(comparisons: list[Comparison], sentences: list[str]) -> None:
-    assert describe_verdict(0.9, 0.6, ("hot 5 pixels", 0.41), comparisons, {}, 10) == [NATURAL, *sentences]
+def test_what_repairs_a_model_in_sentences(comparisons: list[Comparison], sentences: list[str]) -> None:
+    assert describe_repair(comparisons) == " ".join(sentences)
 
 
-def test_a_weak_model_is_called_weak_first() -> None:
-    weak = "Too weak to conclude from: the natural model is right on 56.3 % of clean images, less than 70.0 %, two "
-    weak += "thirds of the way from guessing to no error."
-    said = [describe_verdict(clean, None, None, [compare("constant", 0.75)], {}, 10) for clean in (0.563, 0.71)]
-    assert said[0][0] == weak
-    assert said[1][0] == "The natural model is right on 71.0 % of clean images; no damage was tested."
+def test_a_weak_network_is_called_weak_if_that_is_no_chance_and_nothing_is_concluded_from_it() -> None:
+    described = [describe_weakness(0.65, n, 10, "train.recipes.a", 3) for n in (100, 1000)]
+    assert described[0] is None
+    assert described[1] is not None
+    assert described[1].startswith("Too weak to conclude from: the network trained here is right on 65.0 % of clean")
+    assert "Train it longer (train.recipes.a.epochs, now 3), or choose another network" in described[1]
+    found = describe_repair([compare("constant", 0.75), compare("transfer", 0.7)], is_weak=True)
+    assert found.startswith("Cannot be told of a weak network. Strategy constant brings it from 60.0 % to 75.0 % at")
+    assert "transfer" not in found
+
+
+def test_how_robust_a_model_is_in_sentences() -> None:
+    guessing = Robustness(0.82, 0.4, ("stuck 400 pixels", 0.2), ["stuck 100 pixels", "noise σ = 0.2"])
+    for found, words in (
+        (Robustness(0.82), "Right on 82.0 % of clean images; no damage was tested."),
+        (Robustness(0.82, 0.4, ("stuck 400 pixels", 0.31)), "Worst is stuck 400 pixels: 31.0 %."),
+        (guessing, "Not clearly better than guessing (20 %) from stuck 100 pixels and noise σ = 0.2 on."),
+    ):
+        assert describe_robustness(found, 5).endswith(words)
+    # That a model cannot be told from another is said of damaged images, not of clean ones.
+    beside = [compare_robustness(compare("mine", robust, clean=0.5)) for robust in (0.61, 0.7, 0.5)]
+    assert beside == [
+        "Under damage it cannot be told from the network trained here (60.0 %).",
+        "Under damage it keeps 10.0 ± 3.0 points more than the network trained here (60.0 %).",
+        "Under damage it keeps 10.0 ± 3.1 points less than the network trained here (60.0 %).",
+    ]
+    assert describe_certainty(430, 1) == (
+        "All of it on 430 test images: an accuracy is known to 4.8 points, a difference to what ± says. One training "
+        "seed: another may change more."
+    )
 
 
 @pytest.mark.parametrize(
-    ("ablation", "robust", "helps"),
+    ("ablation", "robust", "n", "helps"),
     [
-        ("standardization", {"pixel": 0.7, "channel": 0.9, "none": 0.8}, ["Standardizing inputs by channel alone"]),
-        ("standardization", {"pixel": 0.7, "none": 0.9}, ["Leaving inputs as they are"]),
-        ("standardization", {"pixel": 0.7, "channel": 0.74}, []),
-        ("mine", {"a": None}, []),
+        ("standardization", {"pixel": 0.7, "channel": 0.9, "none": 0.8}, 2000, "Standardizing inputs by channel"),
+        ("standardization", {"pixel": 0.7, "none": 0.9}, 2000, "Leaving inputs as they are"),
+        ("standardization", {"pixel": 0.7, "channel": 0.74}, 2000, None),
+        ("standardization", {"pixel": 0.7, "channel": 0.9}, 20, None),  # chance
+        ("mine", {"a": None}, 2000, None),
     ],
 )
-def test_what_helps_without_training_on_damage_is_said_with_its_condition(
-    ablation: str, robust: dict[str, float | None], helps: list[str]
+def test_what_helps_without_training_on_damage_is_said(
+    ablation: str, robust: dict[str, float | None], n: int, helps: str | None
 ) -> None:
     variants = {name: {} if value is None else {"robust_accuracy": value} for name, value in robust.items()}
-    said = describe_verdict(0.9, 0.7, ("hot 5 pixels", 0.41), [], {ablation: variants}, 10)
-    keeps = "keeps 90.0 % under all damage on average, where the natural model keeps 70.0 %."
-    assert said[2:] == [f"{how}, without training on damage, {keeps}" for how in helps]
+    said = describe_ablations({ablation: variants}, 0.7, n)
+    keeps = "keeps 90.0 % under damage instead of 70.0 % (+20.0 ± 2.5 points)."
+    assert said == ([f"{helps} {keeps}"] if helps else [])
 
 
 def test_a_chart_shows_every_number_where_it_belongs() -> None:
@@ -370,10 +410,19 @@ def test_a_chart_shows_every_number_where_it_belongs() -> None:
     assert heights == pytest.approx([lines[50], lines[100]])
     assert float(re.search(r'class="reference" d="M38 ([\d.]+)', svg)[1]) == pytest.approx(lines[75])  # type: ignore[index]
     assert chart.legend == [("a & b", 2, False)]
-    bars = str(draw_bars("title", {"clean": [0.5, None], "robust": [0.25, 1.0]}, ["natural", "constant"]).svg)
+    bars = str(draw_bars("title", {"clean": [0.5, None], "robust": [0.25, 1.0]}, {"natural": 0, "constant": 3}).svg)
     full = lines[0] - lines[100]
     sizes = [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', bars)]
     assert sizes == pytest.approx([0.5 * full, 0.25 * full, full], abs=0.1)
+    assert re.findall(r'class="s(\d+)"><rect', bars) == ["0", "0", "3"]
+
+
+def test_no_other_model_is_grey_and_colours_repeat_only_when_all_are_used() -> None:
+    colors = list(assign_colors([f"model{number}" for number in range(2 * N_COLORS)]).values())
+    assert colors[:N_COLORS] == list(range(N_COLORS))
+    assert 0 not in colors[1:]
+    style = (Path(page.__file__).parent / "page.html.jinja").read_text()
+    assert all(style.count(f"--s{color}: #") == 2 and f".s{color} {{" in style for color in colors)
 
 
 def confusions_of(perturbation: str, level: float, counts: list[list[int]]) -> list[Confusion]:

@@ -252,17 +252,17 @@ def of_strategy(cells: pd.DataFrame, strategy: str, baseline: str = NATURAL) -> 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A strategy beside the natural model, on the same images; accuracies in [0, 1].
+    """A model beside another, its baseline, on the same images; accuracies in [0, 1].
 
     Attributes:
         strategy: Its name.
         n_examples: Test images.
         clean_accuracy: On clean test images, mean over models.
-        baseline_clean_accuracy: Of the natural model.
+        baseline_clean_accuracy: Of the baseline.
         robust_accuracy: On the damage that each model was trained on, as in `summarize_strategy`.
-        baseline_robust_accuracy: Of the natural model, over the same images with the same weights.
-        relative_error: As in `summarize_strategy`; None where the natural model makes no error.
-        baseline: The model that stands in the place of the natural one.
+        baseline_robust_accuracy: Of the baseline, over the same images with the same weights.
+        relative_error: As in `summarize_strategy`; None where the baseline makes no error.
+        baseline: Its name.
     """
 
     strategy: str
@@ -276,33 +276,43 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        """Robust accuracy above that of the natural model, in [-1, 1]."""
+        """Robust accuracy above that of the baseline, in [-1, 1]."""
         return self.robust_accuracy - self.baseline_robust_accuracy
 
     @property
-    def clean_cost(self) -> float:
-        """Clean accuracy below that of the natural model, in [-1, 1]."""
-        return self.baseline_clean_accuracy - self.clean_accuracy
+    def clean_gain(self) -> float:
+        """Clean accuracy above that of the baseline, in [-1, 1]."""
+        return self.clean_accuracy - self.baseline_clean_accuracy
 
     @property
     def chance(self) -> float:
-        """The largest gain or loss that the choice of the test images explains: two standard errors.
-
-        An upper bound. All levels, trials and models are shown the same `n_examples` images, so these count once,
-        and that both accuracies are of the same images, which makes their difference more certain, is left out. That
-        another training seed gives another model is not in it.
-
-        Source: Agresti and Caffo, The American Statistician 54 (2000), 280: two images more for either accuracy, one
-        right and one wrong, so that it holds for few images and for accuracies of 0 and 1 too.
-        """
-        n = self.n_examples
-        shares = [(n * accuracy + 1) / (n + 2) for accuracy in (self.robust_accuracy, self.baseline_robust_accuracy)]
-        return 2 * sqrt((n + 2) * sum(share * (1 - share) for share in shares)) / n
+        """The largest gain or loss that the choice of the test images explains, as `two_errors` says."""
+        return two_errors(self.robust_accuracy, self.baseline_robust_accuracy, self.n_examples)
 
     @property
-    def beats_natural(self) -> bool:
+    def clean_chance(self) -> float:
+        """The same of the gain on clean images."""
+        return two_errors(self.clean_accuracy, self.baseline_clean_accuracy, self.n_examples)
+
+    @property
+    def beats_baseline(self) -> bool:
         """Whether it gains more than chance explains."""
         return self.gain > self.chance
+
+
+def two_errors(accuracy: float, other: float, n_examples: int) -> float:
+    """Two standard errors of the difference of two accuracies, in [0, 1].
+
+    An upper bound. All levels, trials and models are shown the same `n_examples` images, so these count once, and that
+    both accuracies are of the same images, which makes their difference more certain, is left out. That another
+    training seed gives another model is not in it.
+
+    Source: Agresti and Caffo, The American Statistician 54 (2000), 280: two images more for either accuracy, one right
+    and one wrong, so that it holds for few images and for accuracies of 0 and 1 too.
+    """
+    n = n_examples
+    shares = [(n * share + 1) / (n + 2) for share in (accuracy, other)]
+    return 2 * sqrt((n + 2) * sum(share * (1 - share) for share in shares)) / n
 
 
 def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None = None) -> list[Comparison]:
@@ -338,7 +348,7 @@ def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None 
 
 
 def needed_accuracy(n_classes: int) -> float:
-    """The clean accuracy below which a natural model is too weak to conclude from, in [0, 1].
+    """The clean accuracy below which a model is weak, in [0, 1].
 
     Two thirds of the way from guessing to no error at all, 0.7 for ten classes: a model that errs more has not learned
     its task, and what another way of training gains or costs may be its share of the learning still to be done.
@@ -347,3 +357,37 @@ def needed_accuracy(n_classes: int) -> float:
     """
     guessing = 1 / n_classes
     return guessing + (1 - guessing) * 2 / 3
+
+
+def is_weak(clean_accuracy: float, n_examples: int, n_classes: int) -> bool:
+    """Whether a model is weak however the test images were chosen.
+
+    That is, the needed accuracy lies more than two standard errors above that of the model.
+
+    Source: our choice; the interval is that of Agresti and Coull, The American Statistician 52 (1998), 119: four images
+    more, two right and two wrong, so that it holds for few images and for accuracies of 0 and 1 too.
+    """
+    n = n_examples + 4
+    share = (n_examples * clean_accuracy + 2) / n
+    return share + 2 * sqrt(share * (1 - share) / n) < needed_accuracy(n_classes)
+
+
+def find_guessing(levels: pd.DataFrame, n_examples: int, n_classes: int) -> dict[str, float]:
+    """Perturbation → the mildest level from which on a model is not clearly better than guessing, where there is one.
+
+    Guessing is right on one image in `n_classes`; clearly better is more than two standard errors above it.
+
+    Args:
+        levels: From `aggregate_trials`, of one model.
+        n_examples: Test images.
+        n_classes: Classes of the data set.
+    """
+    guessing = 1 / n_classes
+    limit = guessing + 2 * sqrt(guessing * (1 - guessing) / n_examples)
+    found = {}
+    for perturbation, rows in levels[levels["perturbation"] != CLEAN].groupby("perturbation", sort=False):
+        harmless = max(rows.loc[rows["mean"] > limit, "level"], default=0.0)
+        beyond = rows.loc[rows["level"] > harmless, "level"]
+        if len(beyond):
+            found[str(perturbation)] = float(beyond.min())
+    return found

@@ -198,10 +198,15 @@ def write_cells(
                 write_text(staged / path.relative_to(folder), summary_to_json(summary))
     write_texts(texts)
     names = {path: " ".join((name, *path.with_suffix("").parts[4:])) for path in summaries}
-    return [
-        f"{names[path]}: " + ", ".join(f"{key} {value}" for key, value in summary.items())
-        for path, summary in summaries.items()
-    ]
+    return [line for path, summary in summaries.items() for line in _lines_of(names[path], summary)]
+
+
+def _lines_of(name: str, summary: Mapping[str, Any]) -> list[str]:
+    """A line with the numbers of a summary, and one for every model that has a block in it."""
+    numbers = {key: value for key, value in summary.items() if not isinstance(value, Mapping)}
+    own = f"{name}: " + ", ".join(f"{key} {value}" for key, value in numbers.items())
+    blocks = {key: block for key, block in summary.items() if isinstance(block, Mapping)}
+    return [own, *(line for key, block in blocks.items() for line in _lines_of(f"{name} {key}", block))]
 
 
 def _made_by(stage: str, study: Study) -> str:

@@ -20,8 +20,8 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 250, 38, 10, 12, 44
 _LABEL_WIDTH = 34
 # Pixels of the longer side of a picture: twice what the page shows it at, for fine screens.
 _PICTURE = 104
-# Colours of the page's style sheet: s0 to s7.
-N_COLORS = 8
+# Colours of the page's style sheet: s0 to s11.
+N_COLORS = 12
 
 
 @dataclass(frozen=True)
@@ -122,25 +122,31 @@ def draw_lines(title: str, x_label: str, series: Sequence[Series], reference: fl
     return Chart(title, _svg(f"{title}. {said}.", marks), [(one.name, one.color, one.is_dashed) for one in series])
 
 
-def draw_bars(title: str, groups: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> Chart:
+def assign_colors(names: Sequence[str]) -> dict[str, int]:
+    """Name → its colour: the first is grey, and no other is."""
+    return {name: 1 + (number - 1) % (N_COLORS - 1) if number else 0 for number, name in enumerate(names)}
+
+
+def draw_bars(title: str, groups: Mapping[str, Sequence[float | None]], colors: Mapping[str, int]) -> Chart:
     """Accuracies as groups of bars, from 0 to 100 %.
 
     Args:
         title: What the chart shows.
-        groups: Name of a group → accuracies in [0, 1], one for each name; None where there is none.
-        names: Of the bars of every group.
+        groups: Name of a group → accuracies in [0, 1], one for each bar; None where there is none.
+        colors: Names of the bars of every group, from left to right → the number of their colour.
     """
+    names = list(colors)
     marks = [_frame("")]
     width = (_WIDTH - _LEFT - _RIGHT) / len(groups)
     bar = 0.84 * width / len(names)
     for number, (group, values) in enumerate(groups.items()):
         left = _LEFT + (number + 0.08) * width
-        for color, (name, value) in enumerate(zip(names, values, strict=True)):
+        for place, (name, value) in enumerate(zip(names, values, strict=True)):
             if value is None:
                 continue
-            x, y = left + color * bar, _height(value)
+            x, y = left + place * bar, _height(value)
             marks.append(
-                f'<g class="s{color % N_COLORS}"><rect x="{x:.1f}" y="{y:.1f}" width="{max(bar - 1, 1):.1f}" '
+                f'<g class="s{colors[name]}"><rect x="{x:.1f}" y="{y:.1f}" width="{max(bar - 1, 1):.1f}" '
                 f'height="{_HEIGHT - _BOTTOM - y:.1f}"><title>{escape(f"{name}, {group}: {100 * value:.1f} %")}'
                 "</title></rect></g>"
             )
@@ -153,7 +159,7 @@ def draw_bars(title: str, groups: Mapping[str, Sequence[float | None]], names: S
         f"{group}: " + ", ".join(f"{n} {100 * v:.0f} %" for n, v in zip(names, values, strict=True) if v is not None)
         for group, values in groups.items()
     )
-    legend = [(name, color % N_COLORS, False) for color, name in enumerate(names)]
+    legend = [(name, color, False) for name, color in colors.items()]
     return Chart(title, _svg(f"{title}. {said}.", marks), legend)
 
 

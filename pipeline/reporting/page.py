@@ -13,23 +13,43 @@ import pandas as pd
 from pipeline.data.datasets import DATASETS
 from pipeline.data.seeding import level_name
 from pipeline.evaluation import results
-from pipeline.evaluation.metrics import Comparison, aggregate_trials, compare_strategies, recall_by_class
+from pipeline.evaluation.metrics import (
+    Comparison,
+    aggregate_trials,
+    compare_strategies,
+    find_guessing,
+    is_weak,
+    recall_by_class,
+)
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.perturbations.variants import split_label
 from pipeline.recipes.plan import CLEAN, NATURAL
 from pipeline.recipes.recipe import Network
 from pipeline.reporting import published
 from pipeline.reporting.figures import (
+    N_COLORS,
     Chart,
     Point,
     Series,
+    assign_colors,
     draw_bars,
     draw_lines,
     encode_image,
     explain_level,
     name_level,
 )
-from pipeline.reporting.verdict import describe_brought, describe_repair, describe_verdict, percent
+from pipeline.reporting.verdict import (
+    TRAINED_HERE,
+    Robustness,
+    compare_robustness,
+    describe_ablations,
+    describe_certainty,
+    describe_repair,
+    describe_robustness,
+    describe_weakness,
+    percent,
+    points,
+)
 from pipeline.runtime import layout
 from pipeline.runtime.files import replacing_folder
 from pipeline.study.opening import read_examples
@@ -72,7 +92,7 @@ def write_report(params: Params, params_path: Path, folder: Path) -> int:
     )
     environment.filters |= {
         "percent": percent,
-        "points": _points,
+        "points": points,
         "level": level_name,
         "number": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:g}",
         "counted": lambda values, what: _counted(len(values), what),
@@ -89,12 +109,6 @@ def write_report(params: Params, params_path: Path, folder: Path) -> int:
     with replacing_folder(folder) as staged:
         (staged / "index.html").write_text(page, encoding="utf-8", newline="\n")
     return page.count("<svg ")
-
-
-def _points(difference: float) -> str:
-    """A difference of accuracies in points, with its sign."""
-    text = f"{100 * difference:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def _counted(number: int, what: str) -> str:
@@ -165,11 +179,9 @@ class _Described:
         )
         self.examples = results.read_examples(study)
         self.confusions = results.read_confusions(study, self.evaluated)
-        brought = [model.key.strategy for model in study.brought]
-        trained = self.evaluated[~self.evaluated["strategy"].isin(brought)]
-        compared = compare_strategies(self.evaluated, study.baselines)
-        self.comparisons = [one for one in compared if one.baseline == NATURAL]
-        self.repairs = [one for one in compared if one.baseline != NATURAL]
+        self.colors = _assign_colors(params)
+        self.n_seeds, self.n_classes = len(params.train.seeds), len(study.dataset.classes)
+        self.comparisons = compare_strategies(self.evaluated, study.baselines)
         self.summaries = {
             stage: results.summarize_stage(study, stage, cells)
             for stage, cells in (("evaluate", self.evaluated), ("ablations", self.ablated))
@@ -177,14 +189,12 @@ class _Described:
         by_model = {str(name): aggregate_trials(rows) for name, rows in self.impact.groupby("strategy", sort=False)}
         self.levels = by_model.pop(NATURAL)
         self.brought = by_model  # name of a model of the user's → its levels, as those of the natural models
-        self.models = _aggregate_models(trained)
+        self.models = _aggregate_models(self.evaluated)
 
     def context(self) -> dict[str, Any]:
         """All that the template shows of this data set."""
-        clean = float(self.levels.loc[self.levels["perturbation"] == CLEAN, "mean"].iloc[0])
-        robust, worst = self._damaged(self.levels).values()
+        clean = self._robustness(self.levels).clean
         ablations = {ablation: dict(self._variants(ablation)) for ablation in self.study.ablations}
-        n_classes = len(self.study.dataset.classes)
         return {
             "name": self.name,
             "n_train": self.study.n_examples["train"],
@@ -192,11 +202,8 @@ class _Described:
             "recipe": self.recipe,
             "is_published": self.is_published,
             # A user with a model of their own asks about that first.
-            "verdict": [
-                *self._describe_brought(),
-                *map(describe_repair, self.repairs),
-                *describe_verdict(clean, robust, worst, self.comparisons, ablations, n_classes),
-            ],
+            "findings": [*map(self._find_brought, self.brought), self._find_natural(ablations)],
+            "certainty": describe_certainty(self.study.n_examples["test"], self.n_seeds),
             "answer": list(self._answer()),
             "brought": self._brought(),
             "summary": self._summary(),
@@ -210,17 +217,64 @@ class _Described:
             "confusion": self._confusion(),
         }
 
+    def _find_brought(self, name: str) -> dict[str, Any]:
+        """What was found of a model of the user's."""
+        ours, theirs = (self._robustness(levels) for levels in (self.brought[name], self.levels))
+        robust = describe_robustness(ours, self.n_classes)
+        if ours.robust is not None and theirs.robust is not None:
+            accuracies = (ours.clean, theirs.clean, ours.robust, theirs.robust)
+            robust += " " + compare_robustness(Comparison(name, self.study.n_examples["test"], *accuracies, None))
+        repair = describe_repair([one for one in self.comparisons if one.baseline == name])
+        return {"title": f"Your model {name}", "robust": robust, "repair": repair, "others": [], "warning": None}
+
+    def _find_natural(self, ablations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+        """What was found of the natural model, with a warning where it is weak."""
+        found, n = self._robustness(self.levels), self.study.n_examples["test"]
+        compared = [one for one in self.comparisons if one.baseline == NATURAL]
+        key = f"train.recipes.{self.name}"
+        return {
+            "title": f"{TRAINED_HERE.capitalize()} ({NATURAL})",
+            "robust": describe_robustness(found, self.n_classes),
+            "repair": describe_repair(compared, is_weak(found.clean, n, self.n_classes)),
+            "others": [] if found.robust is None else describe_ablations(ablations, found.robust, n),
+            "warning": describe_weakness(found.clean, n, self.n_classes, key, self.recipe.epochs),
+        }
+
+    def _robustness(self, levels: pd.DataFrame) -> Robustness:
+        """Of one model, from its levels."""
+        clean = float(levels.loc[levels["perturbation"] == CLEAN, "mean"].iloc[0])
+        damaged = levels[levels["perturbation"] != CLEAN]
+        if damaged.empty:
+            return Robustness(clean)
+        row = damaged.iloc[int(damaged["mean"].argmin())]
+        worst = explain_level(str(row["perturbation"]), float(row["level"])), float(row["mean"])
+        guessed = find_guessing(levels, self.study.n_examples["test"], self.n_classes)
+        return Robustness(
+            clean, float(damaged["mean"].mean()), worst, [explain_level(*level) for level in guessed.items()]
+        )
+
     def _tested(self) -> list[str]:
         return [name for name in dict.fromkeys(self.levels["perturbation"]) if name != CLEAN]
+
+    @property
+    def _compared(self) -> dict[str, str]:
+        """Strategy → its baseline: first the strategies beside the natural model, then the others."""
+        return dict(sorted(self.study.baselines.items(), key=lambda item: item[1] != NATURAL))
+
+    @property
+    def _bar_colors(self) -> dict[str, int]:
+        """Every baseline before its strategies → their colours."""
+        names = [name for strategy, baseline in self._compared.items() for name in (baseline, strategy)]
+        return {name: self.colors[name] for name in names}
 
     def _summary_of(self, strategy: str) -> Mapping[str, Any]:
         return self.summaries["evaluate"][layout.summary("evaluate", self.name, strategy)]
 
     def _answer(self) -> Iterator[dict[str, Any]]:
         """A row per strategy, behind the model that it is compared with."""
-        compared = {comparison.strategy: comparison for comparison in (*self.comparisons, *self.repairs)}
+        compared = {comparison.strategy: comparison for comparison in self.comparisons}
         shown = set()
-        for strategy, baseline in sorted(self.study.baselines.items(), key=lambda item: item[1] != NATURAL):
+        for strategy, baseline in self._compared.items():
             numbers = self._summary_of(strategy)
             if baseline not in shown:
                 shown.add(baseline)
@@ -238,27 +292,13 @@ class _Described:
         means = {name: levels.groupby("perturbation", sort=False)["mean"].mean() for name, levels in models.items()}
         damages = [CLEAN, *self._tested()]
         groups = {damage: [float(means[name][damage]) for name in models] for damage in damages}
-        rows = [{"name": name, "means": dict(means[name]), **self._damaged(levels)} for name, levels in models.items()]
-        chart = draw_bars(f"{self.name}, your models: accuracy, mean over levels, %", groups, list(models))
+        rows = [
+            {"name": name, "means": dict(means[name]), **vars(self._robustness(levels))}
+            for name, levels in models.items()
+        ]
+        colors = {name: self.colors[name] for name in models}
+        chart = draw_bars(f"{self.name}, your models: accuracy, mean over test levels, %", groups, colors)
         return {"rows": rows, "damages": damages, "chart": chart}
-
-    def _damaged(self, levels: pd.DataFrame) -> dict[str, Any]:
-        """Of one model: `robust`, its mean accuracy under damage, and `worst`, the damage in words and its accuracy."""
-        damaged = levels[levels["perturbation"] != CLEAN]
-        if damaged.empty:
-            return {"robust": None, "worst": None}
-        row = damaged.iloc[int(damaged["mean"].argmin())]
-        worst = explain_level(str(row["perturbation"]), float(row["level"])), float(row["mean"])
-        return {"robust": float(damaged["mean"].mean()), "worst": worst}
-
-    def _describe_brought(self) -> Iterator[str]:
-        n, natural = self.study.n_examples["test"], self._damaged(self.levels)
-        for name, levels in self.brought.items():
-            found = self._damaged(levels)
-            tables = (levels, self.levels)
-            ours, theirs = (float(table.loc[table["perturbation"] == CLEAN, "mean"].iloc[0]) for table in tables)
-            robust, beside = (numbers["robust"] or 0.0 for numbers in (found, natural))
-            yield describe_brought(Comparison(name, n, ours, theirs, robust, beside, None), found["worst"])
 
     def _summary(self) -> Chart | None:
         rows = list(self._answer())
@@ -266,7 +306,7 @@ class _Described:
             return None
         groups = {words: [row[key] for row in rows] for key, words in _ACCURACIES.items()}
         title = f"{self.name}: accuracy of each way of training, %"
-        return draw_bars(title, groups, [row["strategy"] for row in rows])
+        return draw_bars(title, groups, self._bar_colors)
 
     def _impact(self, clean: float) -> Iterator[Chart]:
         """Figures 4, 6 and 8 of the paper."""
@@ -315,7 +355,7 @@ class _Described:
 
     def _strategies(self) -> Iterator[dict[str, Any]]:
         """By family: bars where every perturbation has one training level, else figures A.1 to C.3 of the paper."""
-        trained = self.models[self.models["strategy"] != NATURAL]
+        trained = self.models[self.models["strategy"].isin(self.study.strategies)]
         for number, family in enumerate(_FAMILIES, start=1):
             of_family = [name for name in self.study.arrays if PERTURBATIONS[name].family == family]
             rows = trained[trained["trained"].isin(of_family)]
@@ -337,21 +377,21 @@ class _Described:
             yield {"family": family, "charts": charts}
 
     def _bars(self, rows: pd.DataFrame, family: str) -> Chart | None:
-        """What each strategy reaches on the levels of the perturbation that it was trained on, beside natural.
+        """What each strategy reaches on the levels of the perturbation that it was trained on, beside its baseline.
 
         None if no level of it was tested.
         """
         own = rows[rows["perturbation"] == rows["trained"]]
-        natural = self.models[self.models["strategy"] == NATURAL].groupby(["perturbation", "level"])["mean"].mean()
-        means = own.groupby(["perturbation", "level", "strategy"])["mean"].mean()
+        shown = pd.concat([own, self.models[self.models["strategy"].isin(self.study.baselines.values())]])
+        means = shown.groupby(["perturbation", "level", "strategy"])["mean"].mean()
         groups: dict[str, list[float | None]] = {}
         for key in dict.fromkeys(zip(own["perturbation"], own["level"], strict=True)):
-            values = [float(means[(*key, s)]) if (*key, s) in means.index else None for s in self.study.strategies]
-            groups[name_level(*key)] = [float(natural[key]), *values]
+            bars = [(*key, name) for name in self._bar_colors]
+            groups[name_level(*key)] = [float(means[bar]) if bar in means.index else None for bar in bars]
         trained = zip(rows["trained"], rows["trained_level"], strict=True)
         levels = dict.fromkeys(name_level(*key) for key in trained)
         title = f"{self.name}, trained on {', '.join(levels)}: accuracy on {family}, %"
-        return draw_bars(title, groups, [NATURAL, *self.study.strategies]) if groups else None
+        return draw_bars(title, groups, self._bar_colors) if groups else None
 
     def _lines(self, rows: pd.DataFrame, strategy: str, trained: str, family: str) -> Chart:
         """Accuracy against training level, a line for clean images and for each level of the family."""
@@ -366,7 +406,7 @@ class _Described:
         for color, (perturbation, level) in enumerate(shown):
             one = rows[rows["perturbation"].eq(perturbation) & rows["level"].eq(level)].sort_values("trained_level")
             points = _to_points(one, "trained_level")
-            series.append(Series(name_level(perturbation, level), points, color % 8))
+            series.append(Series(name_level(perturbation, level), points, color % N_COLORS))
             theirs = authors[
                 authors["train_perturbation"].eq(trained)
                 & authors["perturbation"].replace(NATURAL, CLEAN).eq(perturbation)
@@ -374,7 +414,9 @@ class _Described:
             ].sort_values("train_level")
             if self.is_published and len(theirs):
                 points = _to_points(theirs, "train_level")
-                series.append(Series(f"{name_level(perturbation, level)}, authors", points, color % 8, is_dashed=True))
+                series.append(
+                    Series(f"{name_level(perturbation, level)}, authors", points, color % N_COLORS, is_dashed=True)
+                )
         title = f"{self.name}, {strategy}, trained on {trained}: accuracy, %"
         return draw_lines(title, f"training level: {PERTURBATIONS[trained].unit_text}", series)
 
@@ -398,8 +440,7 @@ class _Described:
         for family in _FAMILIES:
             of_family = [name for name, one in PERTURBATIONS.items() if one.family == family]
             own = self.models[self.models["perturbation"].isin(of_family)]
-            natural = own.loc[own["strategy"] == NATURAL, "mean"].mean()
-            for strategy in self.study.strategies:
+            for strategy, baseline in self._compared.items():
                 rows = own[own["strategy"].eq(strategy) & own["trained"].isin(of_family)]
                 if rows.empty:
                     continue
@@ -408,14 +449,18 @@ class _Described:
                 yield {
                     "family": family,
                     "strategy": strategy,
-                    "natural": natural,
+                    "baseline": (own.loc[own["strategy"] == baseline, "mean"].mean(), baseline),
                     "best": (float(means.max()), name_level(*best)),
                     "worst": (float(means.min()), name_level(*worst)),
                 }
 
     def _cross(self, strategy: str) -> dict[str, Any]:
-        """Accuracy of what was trained on (rows) on what is tested on (columns), mean over training levels."""
-        rows = self.models[self.models["strategy"].isin([NATURAL, strategy])]
+        """Accuracy of what was trained on (rows) on what is tested on (columns), mean over training levels.
+
+        The first row is the baseline of the strategy.
+        """
+        baseline = self.study.baselines[strategy]
+        rows = pd.concat([self.models[self.models["strategy"] == name] for name in (baseline, strategy)])
         columns = list(dict.fromkeys(zip(rows["perturbation"], rows["level"], strict=True)))
         table = []
         for trained, group in rows.groupby("trained", sort=False):
@@ -425,7 +470,7 @@ class _Described:
                 {"value": float(values[key]) if key in values.index else None, "own": bool(own.get(key, False))}
                 for key in columns
             ]
-            table.append({"trained": trained, "cells": cells})
+            table.append({"trained": f"no damage ({baseline})" if trained == CLEAN else trained, "cells": cells})
         return {"columns": [name_level(*key) for key in columns], "rows": table}
 
     def _variants(self, ablation: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -451,8 +496,11 @@ class _Described:
                 rows[-1]["authors"] = float(same["test"].iloc[0]) / 100 if len(same) else None
         groups = {"clean": [row["clean_accuracy"] for row in rows]}
         groups |= {name: [row.get(f"{name}_accuracy") for row in rows] for name in self._tested()}
+        colors = {
+            name: self.colors[NATURAL if recipes[name] == self.recipe else f"{ablation} {name}"] for name in variants
+        }
         title = f"{self.name}, {ablation}: accuracy, %"
-        chart = draw_bars(title, groups, list(variants)) if self._tested() else None
+        chart = draw_bars(title, groups, colors) if self._tested() else None
         return {"rows": rows, "chart": chart, "perturbations": self._tested()}
 
     def _confusion(self) -> dict[str, Any]:
@@ -515,12 +563,18 @@ class _Described:
         return {"title": title, "classes": classes, "rows": shares.tolist()}
 
 
+def _assign_colors(params: Params) -> dict[str, int]:
+    """Every model that bars are drawn of → its colour, one for the whole page; grey is the natural model."""
+    variants = [f"{ablation} {name}" for ablation, of_it in params.ablations.items() for name in of_it]
+    return assign_colors([NATURAL, *params.strategies, *params.models, *variants])
+
+
 def _aggregate_models(cells: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over trials and seeds of every kind of model and level.
 
     Returns:
         Columns strategy, label, seen, perturbation, level, mean, std (ddof 0), and trained and trained_level: what the
-        models were trained on, `clean` and 0 for the natural ones.
+        models were trained on, `clean` and 0 for the natural ones and those of the user's.
     """
     accuracy = cells.assign(accuracy=cells["n_correct"] / cells["n_examples"])
     groups = accuracy.groupby(["strategy", "label", "seen", "perturbation", "level"], sort=False)["accuracy"]

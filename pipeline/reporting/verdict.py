@@ -1,12 +1,32 @@
-"""What the numbers of a data set say, in sentences: the finding, under which condition it holds, and how sure it is."""
+"""What the numbers of a data set say, in sentences: how robust a model is, what repairs it, and how sure that is."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.metrics import Comparison, needed_accuracy
+from pipeline.evaluation.metrics import Comparison, is_weak, needed_accuracy, two_errors
 
 # A gain without training on damage that is worth a sentence; our choice.
 _CLEARLY = 0.05
+# What the page calls the natural model.
+TRAINED_HERE = "the network trained here"
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What damage leaves of a model; accuracies in [0, 1].
+
+    Attributes:
+        clean: On clean test images.
+        robust: Mean over all tested levels; None without damage.
+        worst: The damage that costs most, in words, and the accuracy there; None without damage.
+        guessed: In words, for each perturbation the mildest level from which on the model only guesses.
+    """
+
+    clean: float
+    robust: float | None = None
+    worst: tuple[str, float] | None = None
+    guessed: Sequence[str] = ()
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -14,129 +34,122 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None or share != share else f"{100 * share:.{digits}f}"
 
 
-def describe_verdict(
-    clean: float,
-    robust: float | None,
-    worst: tuple[str, float] | None,
-    comparisons: Sequence[Comparison],
-    ablations: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    n_classes: int,
-) -> list[str]:
-    """The finding of a data set, the first sentence the one that matters most.
+def points(difference: float) -> str:
+    """A difference of accuracies in points, with its sign."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def describe_robustness(found: Robustness, n_classes: int) -> str:
+    """How robust a model is.
 
     Args:
-        clean: Clean accuracy of the natural model, in [0, 1].
-        robust: Its mean accuracy over all tested damage; None without damage.
-        worst: The damage that costs the natural model most, in words, and its accuracy there; None without damage.
-        comparisons: From `compare_strategies`, the best first.
-        ablations: Ablation → variant → summary of its cells.
+        found: What was measured of it.
         n_classes: Classes of the data set.
     """
-    said = []
-    needed = needed_accuracy(n_classes)
-    if clean < needed:
-        said.append(
-            f"Too weak to conclude from: the natural model is right on {percent(clean)} % of clean images, less than "
-            f"{percent(needed)} %, two thirds of the way from guessing to no error."
-        )
-    if worst is not None:
-        said.append(
-            f"The natural model, trained on clean images, is right on {percent(clean)} % of them, and on "
-            f"{percent(worst[1])} % under {worst[0]}, the damage that costs it most."
-        )
-    else:
-        said.append(f"The natural model is right on {percent(clean)} % of clean images; no damage was tested.")
-    if comparisons:
-        said += _describe_strategies(*comparisons)
-    else:
-        said.append("No model was trained on damage and tested on it.")
-    return said + ([] if robust is None else _describe_ablations(ablations, robust))
+    said = f"Right on {percent(found.clean)} % of clean images"
+    if found.worst is None:
+        return f"{said}; no damage was tested."
+    said += f" and on {percent(found.robust)} % under damage, mean over all test levels. "
+    if found.guessed:
+        return f"{said}Not clearly better than guessing ({100 / n_classes:.3g} %) from {_listed(found.guessed)} on."
+    return f"{said}Worst is {found.worst[0]}: {percent(found.worst[1])} %."
 
 
-def describe_repair(comparison: Comparison) -> str:
-    """What a strategy makes of a model of the user's.
-
-    Args:
-        comparison: Of the strategy with that model.
-    """
-    mine, gain, chance = comparison.baseline, comparison.gain, comparison.chance * comparison.beats_natural
-    found = (
-        f"{percent(comparison.robust_accuracy)} % on the damage that its models were trained on, "
-        f"{_size(gain, chance)} {'more' if gain > 0 else 'less'} than {mine} itself"
-    )
-    if not comparison.beats_natural:
-        return f"Strategy {comparison.strategy} does not clearly repair your model {mine}: it reaches {found}."
-    cost = comparison.clean_cost
-    clean = f"{'loses' if cost > 0 else 'gains'} {_size(cost)}" if cost else "loses nothing"
-    return f"Strategy {comparison.strategy} repairs your model {mine}: it reaches {found}, and {clean} on clean images."
-
-
-def describe_brought(comparison: Comparison, worst: tuple[str, float] | None) -> str:
+def compare_robustness(comparison: Comparison) -> str:
     """How a model of the user's stands beside the natural model.
 
     Args:
-        comparison: Of the two, under all damage.
-        worst: The damage that costs the user's model most, in words, and its accuracy there; None without damage.
+        comparison: Of the two, under all tested damage.
     """
-    said = f"Your model {comparison.strategy} is right on {percent(comparison.clean_accuracy)} % of clean images"
-    if worst is None:
-        return f"{said}; no damage was tested."
-    gain = comparison.gain
-    beside = f"{_size(gain)} {'more' if gain > 0 else 'less'} than the natural model"
-    if abs(gain) <= comparison.chance:
-        beside = f"which with {comparison.n_examples:,} test images cannot be told from the natural model"
-    return (
-        f"{said} and on {percent(comparison.robust_accuracy)} % under damage, {beside}; {worst[0]} costs it most "
-        f"({percent(worst[1])} %)."
-    )
+    beside = f"{TRAINED_HERE} ({percent(comparison.baseline_robust_accuracy)} %)"
+    if abs(comparison.gain) <= comparison.chance:
+        return f"Under damage it cannot be told from {beside}."
+    more = "more" if comparison.gain > 0 else "less"
+    return f"Under damage it keeps {_size(comparison.gain, comparison.chance)} {more} than {beside}."
 
 
-def _describe_strategies(best: Comparison, *others: Comparison) -> list[str]:
-    natural = f"the natural model's {percent(best.baseline_robust_accuracy)} % on the same images"
-    size = (
-        f"{_size(best.gain, best.chance * best.beats_natural)} {'above' if best.gain > 0 else 'below'}"
-        if best.gain
-        else "as much as"
-    )
-    found = f"{percent(best.robust_accuracy)} % on the damage that its models were trained on, {size} {natural}"
-    if not best.beats_natural:
-        chance = (
-            f"; with {best.n_examples:,} test images up to {_size(best.chance)} may be chance" if best.gain > 0 else ""
-        )
-        which = f"the best, {best.strategy}," if others else best.strategy
-        return [f"No training on damage clearly beats it: {which} reaches {found}{chance}."]
-    cost = (
-        f"{'loses' if best.clean_cost > 0 else 'gains'} {_size(best.clean_cost)}"
-        if best.clean_cost
-        else "loses nothing"
-    )
+def describe_repair(comparisons: Sequence[Comparison], is_weak: bool = False) -> str:
+    """Which training repairs a model, and what it costs.
+
+    Args:
+        comparisons: Strategies beside that model, the best first.
+        is_weak: Whether the model is, as `is_weak` says.
+    """
+    if not comparisons:
+        return "Not tried: it was not trained on damage and tested on it."
+    best, *others = comparisons
+    name = f"Strategy {best.strategy}" if not others or best.beats_baseline else f"The best, strategy {best.strategy},"
     said = [
-        f"Training on damage repairs this: {best.strategy} reaches {found}.",
-        f"On clean images {best.strategy} {cost}.",
+        f"{name} brings it from {percent(best.baseline_robust_accuracy)} % to {percent(best.robust_accuracy)} % at the "
+        f"levels that trained models are tested on ({_difference(best.gain, best.chance)}).",
+        f"On clean images it {_change(best.clean_gain, best.clean_chance)}.",
     ]
-    if best.relative_error is not None:
-        said.append(
-            f"Its error relative to the natural model's, every perturbation alike, is {best.relative_error:.2f}."
-        )
-    also = [other.strategy for other in others if other.beats_natural]
+    if is_weak:
+        return " ".join(["Cannot be told of a weak network.", *said])
+    if not best.beats_baseline:
+        return " ".join(["Nothing clearly.", *said])
+    also = [other.strategy for other in others if other.beats_baseline]
     if also:
-        said.append(f"{_listed(also)} {'beats' if len(also) == 1 else 'beat'} the natural model too.")
-    return said
+        said.append(f"{_listed(also)} {'gains' if len(also) == 1 else 'gain'} too.")
+    return " ".join(said)
 
 
-def _describe_ablations(ablations: Mapping[str, Mapping[str, Mapping[str, Any]]], natural: float) -> list[str]:
-    """For every ablation, the variant that keeps most without having seen damage, if it keeps clearly more."""
+def describe_certainty(n_examples: int, n_seeds: int) -> str:
+    """How sure all of it is.
+
+    Args:
+        n_examples: Test images.
+        n_seeds: Training seeds.
+    """
+    images = f"{n_examples:,} test image{'' if n_examples == 1 else 's'}"
+    within = percent((0.25 / n_examples) ** 0.5 * 2)
+    seeds = "One training seed: another may change more" if n_seeds == 1 else f"Means over {n_seeds} training seeds"
+    return f"All of it on {images}: an accuracy is known to {within} points, a difference to what ± says. {seeds}."
+
+
+def describe_weakness(clean: float, n_examples: int, n_classes: int, key: str, epochs: int) -> str | None:
+    """That the natural model is too weak to conclude from, and what to do; None if it is not.
+
+    Args:
+        clean: Its clean accuracy, in [0, 1].
+        n_examples: Test images.
+        n_classes: Classes of the data set.
+        key: Dotted key of its recipe in params.yaml.
+        epochs: How long it was trained.
+    """
+    if not is_weak(clean, n_examples, n_classes):
+        return None
+    return (
+        f"Too weak to conclude from: {TRAINED_HERE} is right on {percent(clean)} % of clean images, which is below "
+        f"{percent(needed_accuracy(n_classes))} %, two thirds of the way from guessing to no error, by more than "
+        "chance. What training on damage gains or costs may be what it had still to learn. Train it longer "
+        f"({key}.epochs, now {epochs}), or choose another network ({key}.network)."
+    )
+
+
+def describe_ablations(
+    ablations: Mapping[str, Mapping[str, Mapping[str, Any]]], natural: float, n_examples: int
+) -> list[str]:
+    """For every ablation, the variant that keeps most without having seen damage, if it keeps clearly more.
+
+    Args:
+        ablations: Ablation → variant → summary of its cells.
+        natural: Accuracy of the natural model under all tested damage, in [0, 1].
+        n_examples: Test images.
+    """
     said = []
     for ablation, variants in ablations.items():
         robust = {name: summary.get("robust_accuracy", 0.0) for name, summary in variants.items()}
         best = max(robust, key=lambda name: robust[name])
-        if robust[best] - natural >= _CLEARLY:
-            how = f"Variant {best} of ablation {ablation} alone"
+        gain, chance = robust[best] - natural, two_errors(robust[best], natural, n_examples)
+        if gain >= max(_CLEARLY, chance):
+            how = f"Variant {best} of ablation {ablation}"
             if ablation == "standardization":
-                how = "Leaving inputs as they are" if best == "none" else f"Standardizing inputs by {best} alone"
+                how = "Leaving inputs as they are" if best == "none" else f"Standardizing inputs by {best}"
             said.append(
-                f"{how}, without training on damage, keeps {percent(robust[best])} % under all damage on average, "
-                f"where the natural model keeps {percent(natural)} %."
+                f"{how} keeps {percent(robust[best])} % under damage instead of {percent(natural)} % "
+                f"({_difference(gain, chance)})."
             )
     return said
 
@@ -145,9 +158,18 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[1:] else []), names[-1]])
 
 
-def _size(difference: float, chance: float = 0.0) -> str:
-    """A difference of accuracies in points, with what chance may explain of it."""
-    size = f"{100 * abs(difference):.1f}"
-    if float(size) == 0:
-        return "less than 0.1 points"
-    return f"{size} ± {100 * chance:.1f} points" if chance else f"{size} points"
+def _size(difference: float, chance: float) -> str:
+    return f"{100 * abs(difference):.1f} ± {100 * chance:.1f} points"
+
+
+def _difference(difference: float, chance: float) -> str:
+    """A difference with its sign, and whether it can be told from none."""
+    return f"{points(difference)} ± {percent(chance)} points{_doubt(difference, chance)}"
+
+
+def _change(difference: float, chance: float) -> str:
+    return f"{'loses' if difference < 0 else 'gains'} {_size(difference, chance)}{_doubt(difference, chance)}"
+
+
+def _doubt(difference: float, chance: float) -> str:
+    return ", which may be chance" if abs(difference) <= chance else ""
