@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -454,11 +455,11 @@ def colours(own_study: MakeOwnStudy, write_params: WriteParams, taught: Path) ->
     return values
 
 
-def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, Any]) -> None:
+def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, Any], write_params: WriteParams) -> None:
     for command in ("prepare colours", "perturb colours noise", "train colours", "bring mine", "bring graph"):
         succeed(*command.split())
     for stage in ("impact", "strategies", "evaluate", "ablations"):
-        succeed(stage, "colours")
+        assert "{" not in succeed(stage, "colours")
     summary = json.loads(Path("metrics/impact/summary/colours.json").read_text())
     assert summary["graph"]["clean_accuracy"] == 1
     assert {"clean_accuracy", "robust_accuracy", "noise_accuracy"} <= summary["mine"].keys()
@@ -475,9 +476,27 @@ def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, An
     succeed("report")
     page = Path("metrics/report/index.html").read_text()
     assert "colours: your models" in page
-    assert "Your model graph is right on 100.0 % of clean images" in page
-    assert "our model mine" in page
+    found = [page.index(f"<h3>{name}</h3>") for name in ("Your model mine", "Your model graph")]
+    assert max(found) < page.index("<h3>The network trained here (natural)</h3>")
+    assert page[found[1] :].partition("<dd>")[2].startswith("100.0\N{NO-BREAK SPACE}% right on clean images")
+    # One colour for a model on the whole page, and beside a repaired model stands the one that it was before.
+    legend = re.findall(r'<li class="s(\d+)">(natural|constant|repair|mine|graph)</li>', page)
+    assert len(set(legend)) == len({color for color, _ in legend}) == len({name for _, name in legend}) == 5
+    assert [row.split("<")[0] for row in page.split("<td>no damage (")[1:]] == ["natural)", "mine)"]
+    assert re.findall(r"<small>\((natural|mine)\)", page) == ["natural", "mine"]
+    # How it was repaired, what it loses, and nothing of a paper that has no such images.
+    trained = ("repair", "mine", "0.5", "2", "20", "0.001", "as mine", "torchvision shufflenet_v2_x0_5")
+    assert "".join(trained) in re.sub("<[^>]*>", "", page)
+    assert [page.count(f"Your model {name}: ") for name in ("mine", "graph")] == [1, 1]
+    assert not re.search("paper's|the paper|authors", page)
     assert "\n0 problem(s)" in succeed("verify")
+    # Where only a model of the user's is trained on damage, the natural model is not said to be repaired.
+    write_params({**colours, "strategies": {"repair": colours["strategies"]["repair"]}})
+    succeed("evaluate", "colours")
+    succeed("report")
+    page = Path("metrics/report/index.html").read_text()
+    assert page.count("Not tried: it was not trained on damage and tested on it.") == 2  # graph and natural
+    assert re.findall(r"<tr><td>(\w+)</td><td>[\d.]+</td><td>[\d.]+</td><td>[–+−]", page) == ["mine", "repair"]
     # Another file is another model: what was made of the old one is not taken for it.
     Path("graph.onnx").write_bytes(colour_graph(is_probability=True))
     succeed("bring", "graph")

@@ -49,6 +49,7 @@ from pipeline.reporting.verdict import (
     describe_weakness,
     percent,
     points,
+    unbroken,
 )
 from pipeline.runtime import layout
 from pipeline.runtime.files import replacing_folder
@@ -93,18 +94,21 @@ def write_report(params: Params, params_path: Path, folder: Path) -> int:
     environment.filters |= {
         "percent": percent,
         "points": points,
+        "unbroken": unbroken,
         "level": level_name,
         "number": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:g}",
         "counted": lambda values, what: _counted(len(values), what),
     }
     template = environment.from_string(resources.files(__package__).joinpath("page.html.jinja").read_text("utf-8"))
-    differences = _differences(params_path)
+    has_canonical = any(name in DATASETS for name in params.datasets)
+    differences = _differences(params_path) if has_canonical else []
     described = [_Described(study, params, differences).context() for study in plan_studies(params).values()]
     page = template.render(
         studies=described,
         params=params,
         units={name: perturbation.unit for name, perturbation in PERTURBATIONS.items()},
         differences=differences,
+        has_canonical=has_canonical,
     )
     with replacing_folder(folder) as staged:
         (staged / "index.html").write_text(page, encoding="utf-8", newline="\n")
@@ -173,7 +177,8 @@ class _Described:
     def __init__(self, study: Study, params: Params, differences: Sequence[tuple[str, Any, Any]]) -> None:
         self.study, self.name = study, study.dataset.name
         self.recipe = params.train.recipes[self.name]
-        self.is_published = is_as_published(self.name, differences)
+        self.is_canonical = self.name in DATASETS  # what the authors measured
+        self.is_published = self.is_canonical and is_as_published(self.name, differences)
         self.impact, self.evaluated, self.ablated = (
             results.read_cells(study, stage) for stage in ("impact", "evaluate", "ablations")
         )
@@ -200,6 +205,7 @@ class _Described:
             "n_train": self.study.n_examples["train"],
             "n_test": self.study.n_examples["test"],
             "recipe": self.recipe,
+            "is_canonical": self.is_canonical,
             "is_published": self.is_published,
             # A user with a model of their own asks about that first.
             "findings": [*map(self._find_brought, self.brought), self._find_natural(ablations)],
@@ -215,6 +221,8 @@ class _Described:
             "cross": {strategy: self._cross(strategy) for strategy in self.study.strategies},
             "ablations": {ablation: self._ablation(ablation, rows) for ablation, rows in ablations.items()},
             "confusion": self._confusion(),
+            "training": list(self._training()),
+            "models": {model.key.strategy: model.spec for model in self.study.brought},
         }
 
     def _find_brought(self, name: str) -> dict[str, Any]:
@@ -231,12 +239,13 @@ class _Described:
         """What was found of the natural model, with a warning where it is weak."""
         found, n = self._robustness(self.levels), self.study.n_examples["test"]
         compared = [one for one in self.comparisons if one.baseline == NATURAL]
+        weak = is_weak(found.clean, n, self.n_classes)
         key = f"train.recipes.{self.name}"
         return {
             "title": f"{TRAINED_HERE.capitalize()} ({NATURAL})",
             "robust": describe_robustness(found, self.n_classes),
-            "repair": describe_repair(compared, is_weak(found.clean, n, self.n_classes)),
-            "others": [] if found.robust is None else describe_ablations(ablations, found.robust, n),
+            "repair": describe_repair(compared, weak),
+            "others": [] if weak or found.robust is None else describe_ablations(ablations, found.robust, n),
             "warning": describe_weakness(found.clean, n, self.n_classes, key, self.recipe.epochs),
         }
 
@@ -368,7 +377,9 @@ class _Described:
                 charts = [
                     {
                         "chart": self._lines(rows[rows["strategy"] == strategy], strategy, name, family),
-                        "figure": f"{_LETTERS[strategy]}.{number}" if strategy in _LETTERS else None,
+                        "figure": f"{_LETTERS[strategy]}.{number}"
+                        if self.is_canonical and strategy in _LETTERS
+                        else None,
                         "differences": self._distance(strategy, name) if self.is_published else None,
                     }
                     for strategy in self.study.strategies
@@ -473,6 +484,20 @@ class _Described:
             table.append({"trained": f"no damage ({baseline})" if trained == CLEAN else trained, "cells": cells})
         return {"columns": [name_level(*key) for key in columns], "rows": table}
 
+    def _training(self) -> Iterator[dict[str, Any]]:
+        """A row for the natural models and for those of every strategy: how they were trained."""
+        for strategy, jobs in {NATURAL: self.study.natural, **self.study.strategies}.items():
+            if jobs:
+                plan = jobs[0].plan
+                shares = dict.fromkeys(f"{share:.3g}" for share in (plan.perturbed_share[0], plan.perturbed_share[-1]))
+                yield {
+                    "strategy": strategy,
+                    "start": plan.repairs or (NATURAL if plan.starts_from_natural else None),
+                    "share": " to ".join(shares),
+                    "recipe": plan.recipe,
+                    "standardize": f"as {plan.repairs}" if plan.repairs else plan.recipe.standardize,
+                }
+
     def _variants(self, ablation: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for path, summary in self.summaries["ablations"].items():
             if path.parent.name == ablation:
@@ -504,47 +529,47 @@ class _Described:
         return {"rows": rows, "chart": chart, "perturbations": self._tested()}
 
     def _confusion(self) -> dict[str, Any]:
-        """The matrices, and the classes that lose most."""
-        confusions, classes = self.confusions, self.study.dataset.classes
-        is_natural = confusions["strategy"] == NATURAL
-        before = confusions[is_natural & confusions["perturbation"].eq(CLEAN)]
-        matrices = [self._matrix(before, "natural model, clean images")]
-        losses = []
+        """The matrices, and the classes that lose most, of the user's models and of the natural one."""
+        by_model = [*((name, f"your model {name}") for name in self.brought), (NATURAL, "natural model")]
+        matrices = []
+        for name, title in by_model:
+            of_model = self.confusions[self.confusions["strategy"] == name]
+            matrices.append(self._matrix(of_model[of_model["perturbation"] == CLEAN], f"{title}, clean images"))
+            for perturbation, level in self.study.hardest.items():
+                damage = explain_level(perturbation, level)
+                matrices.append(self._matrix(of_model[of_model["perturbation"] == perturbation], f"{title}, {damage}"))
+                best = self._best_on(perturbation)
+                if name == NATURAL and best is not None:
+                    matrices.append(self._matrix(best[1], f"best ({best[0]}), {damage}"))
+        return {"matrices": matrices, "losses": {title: list(self._losses(name)) for name, title in by_model}}
+
+    def _best_on(self, perturbation: str) -> tuple[str, pd.DataFrame] | None:
+        """The model that was trained on this damage and is best at its hardest level, in words, and its confusions."""
+        confusions = self.confusions
+        of_best = confusions["perturbation"].eq(perturbation) & confusions["strategy"].isin(self.study.strategies)
+        if not of_best.any():
+            return None
+        best = confusions[of_best]
+        first = best.iloc[0]
+        return f"{first['strategy']}, trained on {name_level(*split_label(str(first['label'])))}", best
+
+    def _losses(self, name: str) -> Iterator[dict[str, Any]]:
+        """The classes of which a model loses most at every hardest level."""
+        classes = self.study.dataset.classes
+        of_model = self.confusions[self.confusions["strategy"] == name]
+        before = of_model[of_model["perturbation"] == CLEAN]
         for perturbation, level in self.study.hardest.items():
-            tested = confusions[confusions["perturbation"] == perturbation]
-            damage = explain_level(perturbation, level)
-            natural, best = (
-                tested[tested["strategy"] == NATURAL],
-                tested[tested["strategy"].isin(self.study.strategies)],
-            )
-            matrices.append(self._matrix(natural, f"natural model, {damage}"))
-            recall, model = None, None
-            if len(best):
-                first = best.iloc[0]
-                recall = recall_by_class(best)
-                model = f"{first['strategy']}, trained on {name_level(*split_label(str(first['label'])))}"
-                matrices.append(self._matrix(best, f"best ({model}), {damage}"))
-            losses += [
-                {
-                    "damage": damage,
+            best = self._best_on(perturbation)
+            for loss in find_losses(before, of_model[of_model["perturbation"] == perturbation]):
+                yield {
+                    "damage": explain_level(perturbation, level),
                     "label": classes[loss.label],
                     "before": loss.before,
                     "after": loss.after,
                     "taken_for": classes[loss.taken_for],
-                    "best": None if recall is None else recall[loss.label],
-                    "model": model,
+                    "best": None if best is None else recall_by_class(best[1])[loss.label],
+                    "model": None if best is None else best[0],
                 }
-                for loss in find_losses(before, natural)
-            ]
-        for name in self.brought:
-            of_model = confusions[confusions["strategy"] == name]
-            matrices.append(
-                self._matrix(of_model[of_model["perturbation"] == CLEAN], f"your model {name}, clean images")
-            )
-            for perturbation, level in self.study.hardest.items():
-                rows = of_model[of_model["perturbation"] == perturbation]
-                matrices.append(self._matrix(rows, f"your model {name}, {explain_level(perturbation, level)}"))
-        return {"matrices": matrices, "losses": losses}
 
     def _matrix(self, confusions: pd.DataFrame, title: str) -> dict[str, Any]:
         """A matrix; of too many classes for one, the pairs that are confused most often."""

@@ -1,5 +1,6 @@
 """What the numbers of a data set say, in sentences: how robust a model is, what repairs it, and how sure that is."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None or share != share else f"{100 * share:.{digits}f}"
 
 
+def unbroken(text: str) -> str:
+    """The text with no line break between a number and what belongs to it."""
+    return re.sub(r" (?=[%±=])|(?<=[±=]) |(?<=\d) (?=points?\b|pixels?\b)", "\N{NO-BREAK SPACE}", text)
+
+
 def points(difference: float) -> str:
     """A difference of accuracies in points, with its sign."""
     text = f"{100 * difference:+.1f}"
@@ -47,13 +53,13 @@ def describe_robustness(found: Robustness, n_classes: int) -> str:
         found: What was measured of it.
         n_classes: Classes of the data set.
     """
-    said = f"Right on {percent(found.clean)} % of clean images"
+    said = f"{percent(found.clean)} % right on clean images"
     if found.worst is None:
         return f"{said}; no damage was tested."
-    said += f" and on {percent(found.robust)} % under damage, mean over all test levels. "
+    said += f", {percent(found.robust)} % under damage (all test levels)"
     if found.guessed:
-        return f"{said}Not clearly better than guessing ({100 / n_classes:.3g} %) from {_listed(found.guessed)} on."
-    return f"{said}Worst is {found.worst[0]}: {percent(found.worst[1])} %."
+        return f"{said}. Not clearly better than guessing ({100 / n_classes:.3g} %) from {_listed(found.guessed)} on."
+    return f"{said}, {percent(found.worst[1])} % at worst ({found.worst[0]})."
 
 
 def compare_robustness(comparison: Comparison) -> str:
@@ -91,7 +97,8 @@ def describe_repair(comparisons: Sequence[Comparison], is_weak: bool = False) ->
         return " ".join(["Nothing clearly.", *said])
     also = [other.strategy for other in others if other.beats_baseline]
     if also:
-        said.append(f"{_listed(also)} {'gains' if len(also) == 1 else 'gain'} too.")
+        gain = "Strategy {} gains" if len(also) == 1 else "Strategies {} gain"
+        said.append(f"{gain.format(_listed(also))} under damage too.")
     return " ".join(said)
 
 
@@ -103,9 +110,9 @@ def describe_certainty(n_examples: int, n_seeds: int) -> str:
         n_seeds: Training seeds.
     """
     images = f"{n_examples:,} test image{'' if n_examples == 1 else 's'}"
-    within = percent((0.25 / n_examples) ** 0.5 * 2)
+    within = percent(2 * (0.25 / n_examples) ** 0.5)  # of an accuracy of one half, which is known least
     seeds = "One training seed: another may change more" if n_seeds == 1 else f"Means over {n_seeds} training seeds"
-    return f"All of it on {images}: an accuracy is known to {within} points, a difference to what ± says. {seeds}."
+    return f"{images}: an accuracy is known to ± {within} points (± is two standard errors). {seeds}."
 
 
 def describe_weakness(clean: float, n_examples: int, n_classes: int, key: str, epochs: int) -> str | None:
