@@ -358,7 +358,8 @@ def _strays(root: Path, expected: Iterable[Path]) -> list[Path]:
     holders = {parent for path in known for parent in path.parents}
     found: list[Path] = []
     for path in sorted(root.glob("*")):
-        is_left_out = path.name in _NOT_OURS or path.name.endswith(PARTIAL_SUFFIX)
+        # Without a dot it is zarr's: what it was writing when it was killed.
+        is_left_out = path.name in _NOT_OURS or (path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX))
         if path in holders or any(path.rglob(".gitkeep")):  # DVC needs the folder, though there may be nothing for it
             found += _strays(path, known)
         elif path not in known and not is_left_out and not _holds_folders_only(path):

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,14 @@ def write_own(
 
 
 def _write_images(
-    array: store.Array, there: Iterable[Region], found: own.Split, progress: Callable[[int], object]
+    array: store.Array, there: Iterable[Images], found: own.Split, progress: Callable[[int], object]
 ) -> str:
     """Write the shards that are not there yet; the digest of all of them."""
     digest, n_done, rest = hashlib.sha256(), 0, list(store.shard_regions(array))
-    with suppress(PipelineError):  # a shard that a power cut has damaged is written anew, with those behind it
-        for region in there:
-            values = store.read_part(array, region, "")
-            digest.update(values.data)
-            n_done += len(values)
-            del rest[0]
+    for images in there:
+        digest.update(images.data)
+        n_done += len(images)
+        del rest[0]
     progress(n_done)
     # A thread of its own, so that the next images are taken from the workers meanwhile.
     with ThreadPoolExecutor(1) as writer:

@@ -7,12 +7,12 @@ appears whole or not at all. Readers raise one error of our own for anything mis
 import asyncio
 import hashlib
 import math
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pipeline.data.datasets import SPLITS, Dataset
 from pipeline.data.seeding import BLOCK_SIZE, block_size, largest_divisor
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError, is_exhausted
-from pipeline.runtime.files import check_file, replacing_folder, resuming_folder
+from pipeline.runtime.files import check_file, remove, replacing_folder, resuming_folder
 
 # Bytes per chunk, before compression: what a reader of a single image has to decode. zarr spends about a millisecond on
 # every chunk, whatever its size. Results do not depend on it.
@@ -44,6 +44,7 @@ _MAX_SHARDS = 1_000_000
 # A thousand times what ours have.
 MAX_METADATA_BYTES = 2**20
 SCHEMA_VERSION = 3
+_SHARD = re.compile(r"c(\.\d+)+")
 # The largest shard or chunk that is read of a store that somebody else made.
 MAX_FOREIGN_BYTES = 2**28
 # Labels have two bytes.
@@ -148,7 +149,8 @@ def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | No
         path: The store to write.
         attributes: Attributes of its root group, JSON values that do not vary from run to run.
         resumes: Digest of all that decides the store. Given one, a block that fails leaves what it has written, and
-            the next with the same digest finds it (`resume_images`).
+            the next with the same digest finds its shards (`resume_images`). All else is made again: a power cut leaves
+            empty files, and a kill what zarr was writing.
     """
     staging = replacing_folder(path) if resumes is None else resuming_folder(path, resumes)
     with _default_settings(), staging as partial:
@@ -157,8 +159,11 @@ def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | No
             if resumes is None:
                 yield zarr.create_group(partial, attributes=metadata, overwrite=True)
             else:
+                for file in partial.rglob("*"):
+                    if not (file.is_dir() or _SHARD.fullmatch(file.name)):
+                        file.unlink()
                 files = BoundedStore(partial, read_only=False, max_bytes=2 * SHARD_BYTES)
-                yield zarr.open_group(files, mode="a", zarr_format=3, attributes=metadata)
+                yield zarr.create_group(files, attributes=metadata)
         finally:
             # Of several writes of one call zarr reports the first that fails, while the others go on.
             zarr_sync.sync(_all_written())
@@ -223,7 +228,7 @@ def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: M
     )
 
 
-def resume_images(group: Group, name: str, shape: tuple[int, ...]) -> tuple[Array, list[tuple[slice, ...]]]:
+def resume_images(group: Group, name: str, shape: tuple[int, ...]) -> tuple[Array, Iterator[NDArray[np.uint8]]]:
     """An array for images, with what a run that was stopped has written of it.
 
     Args:
@@ -232,16 +237,34 @@ def resume_images(group: Group, name: str, shape: tuple[int, ...]) -> tuple[Arra
         shape: Likewise.
 
     Returns:
-        The array, and the regions of its shards, from the first on, that are there.
+        The array, and the images of its shards that are there, from the first on. With the last of them, all files
+        behind it are removed.
     """
-    if name not in group:
-        return create_images(group, name, shape, {}), []
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    assert isinstance(group.store, LocalStore)
-    root = group.store.root
-    keyed = zip(shard_regions(array), _shard_keys(array), strict=True)
-    return array, [region for region, _ in takewhile(lambda shard: (root / shard[1]).exists(), keyed)]
+    array = create_images(group, name, shape, {})
+    return array, _whole_shards(array)
+
+
+def _whole_shards(array: Array) -> Iterator[NDArray[np.uint8]]:
+    root = _root(array)
+    kept = {root / array.path / "zarr.json"}
+    with suppress(PipelineError):  # of a shard that a power cut has damaged
+        for region, key in zip(shard_regions(array), _shard_keys(array), strict=True):
+            if not _is_there(root / key):
+                break
+            yield read_part(array, region, "")
+            kept.add(root / key)
+    for path in (root / array.path).iterdir():
+        if path not in kept:
+            remove(path)
+
+
+def _is_there(shard: Path) -> bool:
+    # An empty file, which a power cut leaves, zarr reads as a shard of zeros.
+    return shard.exists() and shard.stat().st_size > 0
+
+
+def _root(node: Array | Group) -> Path:
+    return Path(str(node.store_path.store).removeprefix("file://"))
 
 
 def images_per_chunk(image_bytes: int) -> int:
@@ -260,8 +283,7 @@ def label_type(n_classes: int) -> np.dtype[Any]:
 
 def create_labels(group: Group, name: str, labels: Labels) -> None:
     """Write labels, `label_type` (N,), as one shard; those of a run that was stopped are replaced."""
-    if name in group:
-        del group[name]
+    remove(_root(group) / group.path / name)
     array = _create_labels(group, name, labels.shape, labels.dtype)
     array[...] = labels
     finish(array, sha256(labels))
@@ -432,7 +454,7 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     Raises:
         PipelineError: No such array, damaged metadata, or shards missing.
     """
-    root, n_missing = Path(str(group.store_path.store).removeprefix("file://")), 0
+    root, n_missing = _root(group), 0
     where = root / name
     try:
         with _default_settings():
@@ -451,7 +473,7 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
             files.check(key)
         except PipelineError as error:
             raise PipelineError(f"{where}: damaged data ({error}); make it again with `{made_by}`") from None
-        n_missing += not (root / key).exists()
+        n_missing += not _is_there(root / key)
     if n_missing:
         raise PipelineError(f"{where}: {n_missing} shard(s) are missing; make it again with `{made_by}`")
     return array
@@ -513,7 +535,6 @@ def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
 
 
 def _check_digest(array: Array, digest: str, made_by: str) -> None:
-    # zarr reads an empty shard as zeros: only the digest tells.
     if digest != array.attrs.get("sha256"):
         raise PipelineError(
             f"{_where(array)}: damaged data (SHA-256 is not that in its attributes); make it again with `{made_by}`"

@@ -7,6 +7,8 @@ PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
 # What DVC records of every stage that it has run.
 LOCK = Path("dvc.lock")
+# The folders of all that stages write.
+WRITTEN = (Path("data/clean"), Path("data/perturbed"), Path("models"), Path("metrics"))
 
 
 def running(*words: str) -> Path:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from pipeline.data.datasets import DATASETS, Canonical, Prepare, Source
 from pipeline.data.seeding import level_name
+from pipeline.data.watching import find_problem
 from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.recipes.brought import Brought
 from pipeline.recipes.plan import NATURAL
@@ -167,8 +168,8 @@ class Params(Values):
         for name, model in models.items():
             if datasets is not None and model.dataset not in datasets:
                 problems.append(f"models.{name}.dataset: unknown {model.dataset!r}; choose from {', '.join(datasets)}")
-            if not _is_path(model.path):
-                problems.append(f"models.{name}.path: {model.path!r} is no path; write it out")
+            if (problem := find_problem(model.path)) is not None:
+                problems.append(f"models.{name}.path: {model.path!r} {problem}")
         _raise(problems)
         return models
 
@@ -283,10 +284,6 @@ def _shapes(info: ValidationInfo) -> Mapping[str, Shape]:
     return _PUBLISHED if datasets is None else {name: _shape(name, subset) for name, subset in datasets.items()}
 
 
-def _is_path(path: str) -> bool:
-    return path.isprintable() and not path.startswith("~")  # which DVC takes for the name of a folder
-
-
 def _dataset_problems(name: str, subset: Subset) -> list[str]:
     source = subset.source
     if not isinstance(source, Canonical):
@@ -295,8 +292,8 @@ def _dataset_problems(name: str, subset: Subset) -> list[str]:
             problems.append(f"datasets.{name}: the name of a published data set; choose another")
         if layout.brought_model("any").parent.name == name:
             problems.append(f"datasets.{name}: the name of the folder for models of yours; choose another")
-        if not _is_path(source.path):
-            problems.append(f"datasets.{name}.source.path: {source.path!r} is no path; write it out")
+        if (problem := find_problem(source.path)) is not None:
+            problems.append(f"datasets.{name}.source.path: {source.path!r} {problem}")
         return problems
     if name not in DATASETS:
         return [f"datasets: unknown {name!r}; published are {', '.join(DATASETS)}; for images of yours give a source"]

@@ -1,0 +1,182 @@
+"""What once went wrong with images of the user's own: lost, overlooked, misread, or ended in a traceback."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from pipeline import verification
+from pipeline.commands import main
+from pipeline.data import preparing, seeding, store
+from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
+from tests.conftest import ROOT, WriteParams, tree
+
+SIZE = (6, 8)
+PARTIAL = Path("data/clean/.photos.zarr.partial")
+Place = Callable[..., None]
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
+    tiny_values: dict[str, Any],
+    write_params: WriteParams,
+) -> Place:
+    """Makes the current folder a study of one data set of ours, `photos`, from the source given."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def write(path: Path | str, kind: str = "npz", **changes: Any) -> None:
+        source = {"kind": kind, "path": str(path), "size": list(SIZE), "channels": 1, "test_share": None, **changes}
+        tiny_values["datasets"] = {"photos": {"source": source, "n_train": 2, "n_test": 2}}
+        for recipes in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
+            recipe = next(iter(recipes.values()))
+            recipes.clear()
+            recipes["photos"] = {**recipe, "batch_size": 2}
+        convolution = tiny_values["train"]["recipes"]["photos"]["network"]["convolutions"][0]
+        convolution.update(stride=1, pool=1)
+        for name, levels in tiny_values["perturbations"].items():
+            levels.update(train_levels=[1.0], test_levels=[1.0])
+            tiny_values["evaluate"]["levels"][name] = [1.0]
+        write_params(tiny_values)
+
+    return write
+
+
+def npz(path: Path, n: int = 30, **changes: Any) -> Path:
+    values = np.random.default_rng(n).integers(0, 256, (n, *SIZE), dtype=np.uint8)
+    arrays = {"x_train": values, "y_train": np.arange(n) % 2, "x_test": values, "y_test": np.arange(n) % 2}
+    np.savez(path, **{**arrays, **changes})
+    return path
+
+
+def folder(path: Path, *files: str) -> Path:
+    """Pictures, all different, at these paths in a folder."""
+    for number, name in enumerate(files):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(number).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(values).save(path / name)
+    return path
+
+
+def classes(*names: str, n: int = 12) -> list[str]:
+    return [f"{name}/{i}.png" for name in names for i in range(n)]
+
+
+def ran(*arguments: str | Path, status: int = 0) -> str:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def refused(*arguments: str | Path) -> str:
+    *_, line = ran(*arguments, status=1).strip().splitlines()
+    return line
+
+
+def whole(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes | None]:
+    """The clean stores of a source, in shards of five images, as a run without an interruption leaves them."""
+    for module, name in ((seeding, "BLOCK_BYTES"), (store, "CHUNK_BYTES"), (store, "SHARD_BYTES")):
+        monkeypatch.setattr(module, name, 5 * SIZE[0] * SIZE[1])
+    place(npz(tmp_path / "a.npz", 28))
+    ran("prepare", "photos")
+    return tree(Path("data/clean"))
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# What a killed run or a power cut leaves of the store that is being written.
+LEFT: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "empty-shard": ("train/images/c.1.0.0.0", lambda path: path.write_bytes(b"")),
+    "half-shard": ("test/images/c.0.0.0.0", halved),
+    "half-last-shard": ("train/images/c.5.0.0.0", halved),
+    "of-zarr": ("train/images/c.1.0.0.0123456789abcdef.partial", lambda path: path.write_bytes(b"half")),
+    "root": ("zarr.json", lambda path: path.write_bytes(b"")),
+    "group": ("train/zarr.json", lambda path: path.write_bytes(b"")),
+    "array": ("train/images/zarr.json", lambda path: path.write_bytes(b"")),
+    "labels": ("train/labels/c.0", halved),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_whatever_is_left_of_a_store_it_is_finished_as_if_nothing_had_happened(
+    case: str, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = whole(place, tmp_path, monkeypatch)
+    written, write = [], preparing._write
+
+    def limited(*arguments: Any) -> int:
+        written.append(arguments)
+        if len(written) == 9:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(preparing, "_write", limited)
+    with pytest.raises(click.Abort):
+        CliRunner().invoke(main, ["prepare", "photos"], catch_exceptions=False, standalone_mode=False)
+    name, spoil = LEFT[case]
+    spoil(PARTIAL / name)
+    ran("prepare", "photos")
+    assert tree(Path("data/clean")) == expected
+
+
+def test_an_empty_shard_and_a_file_too_many_are_noticed(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole(place, tmp_path, monkeypatch)
+    path = layout.clean_store("photos") / "train/images"
+    (path / "c.1.0.0.0123456789abcdef.partial").touch()
+    _, findings = verification.verify_clean(store.read_facts("photos"), lambda n: None)
+    assert [finding.text.split(": ")[1].partition(";")[0] for finding in findings] == ["does not belong there"]
+    (path / "c.1.0.0.0").write_bytes(b"")
+    with pytest.raises(PipelineError, match=r"train/images: 1 shard\(s\) are missing"):
+        store.read_facts("photos")
+
+
+def linked(name: str, to: str) -> str:
+    Path(to).mkdir(parents=True, exist_ok=True)
+    Path(name).symlink_to(Path(to).absolute())
+    return name
+
+
+OVERLAPPING = "which stages write; move what is yours elsewhere"
+PATHS: dict[str, tuple[Callable[[], str], str]] = {
+    "result": (lambda: "data/clean/photos.zarr", OVERLAPPING),
+    "within": (lambda: "data/perturbed/mine", OVERLAPPING),
+    "above": (lambda: "data", OVERLAPPING),
+    "here": (lambda: ".", OVERLAPPING),
+    "link": (lambda: linked("mine", "metrics"), OVERLAPPING),
+    "roundabout": (lambda: "data/../models/mine", OVERLAPPING),
+    "docs": (lambda: str(folder(Path("docs"), "mine/x/1.png") / "mine"), ".dvcignore names /docs: DVC would not see"),
+    "downloads": (lambda: linked("data/downloads/x", "../x"), ".dvcignore names /data/downloads: DVC would not"),
+}
+
+
+@pytest.mark.parametrize("case", PATHS)
+def test_paths_that_stages_write_or_dvc_overlooks_are_refused(
+    case: str, place: Place, tiny_values: dict[str, Any], write_params: WriteParams
+) -> None:
+    Path("data/downloads").mkdir(parents=True)
+    Path(".dvcignore").write_text((ROOT / ".dvcignore").read_text())
+    path, reason = PATHS[case][0](), PATHS[case][1]
+    place(path)
+    line = refused("check")
+    assert line.strip().startswith(f"datasets.photos.source.path: '{path}' ")
+    assert reason in line
+    place("../photos")
+    tiny_values["models"] = {"mine": {
+        "dataset": "photos", "kind": "onnx", "path": path, "architecture": None, "channels": "rgb", "size": None,
+        "scale": 255.0, "mean": [0.0], "std": [1.0],
+    }}  # fmt: skip
+    write_params(tiny_values)
+    assert f"models.mine.path: '{path}' " in refused("check")
