@@ -1,5 +1,6 @@
 """What once went wrong with images of the user's own: lost, overlooked, misread, or ended in a traceback."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from torchvision import datasets
+from torchvision.datasets import VisionDataset
 
 from pipeline import verification
 from pipeline.commands import main
@@ -180,3 +183,65 @@ def test_paths_that_stages_write_or_dvc_overlooks_are_refused(
     }}  # fmt: skip
     write_params(tiny_values)
     assert f"models.mine.path: '{path}' " in refused("check")
+
+
+TWO = classes("a", "b")
+SPLIT = [f"{split}/{file}" for split in ("train", "test") for file in TWO]
+BAD_FOLDERS: dict[str, tuple[list[str], bytes, Callable[[str], object] | None, str]] = {
+    "link-to-class": (TWO, b"c", lambda path: Path(path).symlink_to("a"), "c: a link to a folder; DVC would not see"),
+    "link-within": (TWO, b"a/c", lambda path: Path(path).symlink_to("../b"), "a/c: a link to a folder; DVC would not"),
+    "dangling-class": (TWO, b"c", lambda path: Path(path).symlink_to("nowhere"), "c: a link to nowhere"),
+    "dangling-split": (SPLIT, b"val", lambda path: Path(path).symlink_to("nowhere"), "val: a link to nowhere"),
+    "no-utf-8": (TWO, b"c\xff", lambda path: os.renames(f"{Path(path).parent}/a", path), "no name of a class; rename"),
+    "overlooked": (TWO, b"c.bak", lambda path: os.renames(f"{Path(path).parent}/a", path), ".dvcignore names *.bak"),
+    "two-trains": (SPLIT + [f"Train/{file}" for file in TWO], b"", None, "has Train, test, train; join them"),
+    "third": ([*SPLIT, "samples/1.png"], b"", None, "has test, train; move samples elsewhere, or, if these are cl"),
+    "third-beside-half": ([*SPLIT[:24], *classes("valid/a", "c")], b"", None, "has train, valid; move c elsewhere"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_no_folder_is_dropped_mixed_or_overlooked(case: str, place: Place) -> None:
+    files, name, make, reason = BAD_FOLDERS[case]
+    path = folder(Path("data/mine"), *files)
+    if make is not None:
+        make(os.fsdecode(bytes(path) + b"/" + name))
+    Path(".dvcignore").write_text("*.bak\n")
+    place(path, "folder", test_share=None if "rai" in files[0] else 0.3)
+    assert reason in refused("prepare", "photos")
+    assert reason in refused("describe", path)
+
+
+def test_one_of_several_classes_may_be_called_train(place: Place) -> None:
+    place(folder(Path("mine"), *classes("bus", "train")), "folder", test_share=0.3)
+    ran("prepare", "photos")
+    assert store.read_facts("photos").classes == ("bus", "train")
+
+
+class Pets(VisionDataset):  # type: ignore[misc]
+    """Two images of one mean colour, over and over, in the splits of OxfordIIITPet."""
+
+    def __init__(self, root: str, split: str = "trainval", download: bool = False) -> None:
+        super().__init__(root)
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return Image.fromarray(np.array([[100, 120]] if i else [[120, 100]], np.uint8).repeat(3, 0)), i
+
+
+@pytest.fixture
+def pets(monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets, "Pets", Pets, raising=False)
+    path = Path("pets")
+    path.mkdir()
+    return path
+
+
+def test_describe_looks_at_images_of_torchvision_as_they_are(place: Place, pets: Path) -> None:
+    said = ran("describe", pets, "--torchvision", "Pets")
+    assert "sizes, height x width: 3x2 (4)" in said
+    assert "size: [3, 2]" in said
+    assert "2 test image(s) are training images too" in said
+    assert "repeat" not in said

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path, PurePath
@@ -20,6 +20,7 @@ from PIL import Image
 from pipeline.data import pictures, store
 from pipeline.data.arrays import Images, Labels
 from pipeline.data.datasets import SPLITS, Own, OwnTorchvision
+from pipeline.data.watching import find_overlooked
 from pipeline.runtime.engine import Engine
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import opened_zip
@@ -86,11 +87,13 @@ class Opened:
         classes: Names of the labels.
         splits: `train` and `test`.
         remarks: What a user may not expect, such as files that are left out.
+        fingerprint: A digest of the names, sizes and times of all files of the source.
     """
 
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     remarks: list[str]
+    fingerprint: str = ""
 
 
 class NoTestSetError(PipelineError):
@@ -111,13 +114,12 @@ def open_source(source: Own, engine: Engine) -> Opened:
     path = Path(source.path)
     if not path.exists():
         raise PipelineError(f"{path}: no such file or folder; check the path")
-    opened = _KINDS[source.kind](path, source, engine)
+    opened = replace(_KINDS[source.kind](path, source, engine), fingerprint=_fingerprint(path))
     _check_classes(path, opened)
     return opened
 
 
-def fingerprint(path: Path) -> str:
-    """A digest of the names, sizes and times of a file, or of all files in a folder."""
+def _fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in _walk(str(path)) if path.is_dir() else [str(path)]:
         status = Path(file).stat()
@@ -203,7 +205,7 @@ def _open_folder(path: Path, source: Own, engine: Engine) -> Opened:
     remarks: list[str] = []
     folders = find_splits(path, source.test_share, remarks)
     listed = {split: find_pictures(folder, remarks) for split, folder in folders.items()}
-    names = sorted({name for by_class in listed.values() for name in by_class}, key=lambda name: name.encode())
+    names = sorted({name for by_class in listed.values() for name in by_class}, key=os.fsencode)
     _check_names(path, names)
     number = {name: i for i, name in enumerate(names)}
     examples: dict[str, list[tuple[bytes, str, int]]] = {split: [] for split in SPLITS}
@@ -248,24 +250,30 @@ def find_splits(path: Path, test_share: float | None, remarks: list[str]) -> dic
     """The folders that hold a folder per class: `train` and `test`, or one under an empty name, to be split.
 
     Raises:
-        PipelineError: There is a split and `test_share` too, or neither, or half a split.
+        PipelineError: There is a split and `test_share` too, or neither, half a split, or more beside a split.
     """
     if not path.is_dir():
         raise PipelineError(f"{path}: not a folder; for a file use kind npz")
-    folders = {entry.name.lower(): entry for entry in path.iterdir() if entry.is_dir() and not _is_hidden(entry.name)}
-    others = folders.keys() - {*SPLITS, *_VALIDATION}
-    if "train" not in folders or others:
+    names = [entry.name for entry in _entries(str(path)) if entry.is_dir()]
+    found = [name for name in names if name.lower() in (*SPLITS, *_VALIDATION)]
+    others = [name for name in names if name not in found]
+    if len(found) < 2 and (others or not found):  # one of several classes may be called train
         if test_share is None:
             raise NoTestSetError(f"{path}: has no train/ and test/; give a test_share, such as 0.2, to have it split")
         return {"": path}
-    if "test" not in folders:
-        instead = [folders[name].name for name in _VALIDATION if name in folders]
-        way = f"rename {instead[0]}/" if instead else "make one"
-        raise PipelineError(f"{path}: has train/ but no test/; {way}")
+    folders = {name.lower(): name for name in found}
+    if others or len(folders) < len(found):
+        more = f"; move {_some(others)} elsewhere" if others else "; join them"
+        raise PipelineError(f"{path}: has {_some(found)}{more}, or, if these are classes, rename them")
+    for split in SPLITS:
+        if split not in folders:
+            instead = [folders[name] for name in _VALIDATION if name in folders]
+            way = f"rename {instead[0]}/" if instead else "make one"
+            raise PipelineError(f"{path}: has {found[0]}/ but no {split}/; {way}")
     if test_share is not None:
         raise PipelineError(f"{path}: has train/ and test/ already; set test_share to null")
-    remarks += [f"{folders[name]} is not used" for name in _VALIDATION if name in folders]
-    return {split: folders[split] for split in SPLITS}
+    remarks += [f"{path / folders[name]} is not used" for name in _VALIDATION if name in folders]
+    return {split: path / folders[split] for split in SPLITS}
 
 
 def find_pictures(folder: Path, remarks: list[str]) -> dict[str, list[str]]:
@@ -277,18 +285,17 @@ def find_pictures(folder: Path, remarks: list[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     others: Counter[str] = Counter()
     formats = Image.registered_extensions()
-    for entry in sorted(folder.iterdir()):
-        if _is_hidden(entry.name):
-            continue
+    for entry in _entries(str(folder)):
         if not entry.is_dir():
-            if entry.suffix.lower() in formats:
-                raise PipelineError(f"{entry}: in the folder of no class; move it into one")
-            others[entry.suffix.lower() or entry.name] += 1
+            suffix = PurePath(entry.name).suffix.lower()
+            if suffix in formats:
+                raise PipelineError(f"{entry.path}: in the folder of no class; move it into one")
+            others[suffix or entry.name] += 1
             continue
         files = found.setdefault(unicodedata.normalize("NFC", entry.name), [])
         if files:
-            raise PipelineError(f"{entry}: two folders with the same name, written in two ways; join them")
-        for file in _walk(str(entry)):
+            raise PipelineError(f"{entry.path}: two folders with the same name, written in two ways; join them")
+        for file in _walk(entry.path):
             suffix = PurePath(file).suffix.lower()
             if suffix in pictures.FORMATS:
                 files.append(file)
@@ -297,7 +304,7 @@ def find_pictures(folder: Path, remarks: list[str]) -> dict[str, list[str]]:
             else:
                 others[suffix or PurePath(file).name] += 1
         if not files:
-            raise PipelineError(f"{entry}: a class without images; put some there, or remove the folder")
+            raise PipelineError(f"{entry.path}: a class without images; put some there, or remove the folder")
     if not found:
         raise PipelineError(f"{folder}: has no folders; put the images of each class into a folder of its own")
     if others:
@@ -316,30 +323,38 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
             raise PipelineError(f"{path}: the folders {other} and {name} differ in case only; rename or join them")
 
 
-def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """All files below a folder in order of their names, links followed, hidden ones left out.
+def _walk(folder: str) -> Iterator[str]:
+    """All files below a folder in the order of their names; raises what `_entries` raises."""
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _walk(entry.path)
+        else:
+            yield entry.path
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """The files and folders in a folder in the order of their names, hidden ones left out.
 
     Raises:
-        PipelineError: A link leads nowhere, or back to where it was found.
+        PipelineError: Something is no file or folder, or DVC would not see what changes in it.
     """
-    status = Path(folder).stat()
-    if (status.st_dev, status.st_ino) in above:
-        raise PipelineError(f"{folder}: a link to a folder that holds it; remove it")
+    if (problem := find_overlooked(Path(folder))) is not None:
+        raise PipelineError(f"{folder}: {problem}")
     with os.scandir(folder) as entries:
         listed = sorted((entry for entry in entries if not _is_hidden(entry.name)), key=lambda entry: entry.name)
     for entry in listed:
-        if entry.is_dir():
-            yield from _walk(entry.path, above | {(status.st_dev, status.st_ino)})
-        elif entry.is_file():
-            yield entry.path
-        elif Path(entry.path).exists():
-            raise PipelineError(f"{entry.path}: a pipe, socket or device; remove it")
-        else:
-            raise PipelineError(f"{entry.path}: a link to nowhere; remove it")
+        if entry.is_symlink() and entry.is_dir():
+            way = "DVC would not see what changes behind it; put the folder itself there"
+            raise PipelineError(f"{entry.path}: a link to a folder; {way}")
+        if not (entry.is_dir() or entry.is_file()):
+            kind = "a link to nowhere" if entry.is_symlink() else "a pipe, socket or device"
+            raise PipelineError(f"{entry.path}: {kind}; move it elsewhere")
+    return listed
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
+    is_of_zarr = name in (".zarray", ".zattrs", ".zgroup", ".zmetadata")
+    return (name.startswith(".") and not is_of_zarr) or name in ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 
 # Arrays in files.
@@ -347,7 +362,10 @@ def _is_hidden(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Arrays:
-    """Images and labels as they lie in a file: `images(start)` gives uint8 (n, H, W) or (n, H, W, C), in order."""
+    """Images and labels as they lie in a file: `images(start)` gives uint8 (n, H, W) or (n, H, W, C), in order.
+
+    Those that are passed on together are of one size; `shape` tells their number, and nothing else where sizes differ.
+    """
 
     where: str
     shape: tuple[int, ...]
@@ -573,12 +591,12 @@ def _as_arrays(path: Path, source: OwnTorchvision, examples: Any) -> _Arrays:
             except Exception as error:  # of whatever decoder torchvision uses
                 said = " ".join(str(error).split())
                 raise PipelineError(f"{path}: image {i} of {source.dataset} cannot be read: {said}") from None
-            yield pictures.fit(pixels, source.size)[None]
+            yield pixels[None]
 
     where = f"{path}: {source.dataset}"
     values = np.asarray(labels)
     _check_labels(where, values.shape, values.dtype, n)
-    return _Arrays(where, (n, *source.shape), values.reshape(-1), images)
+    return _Arrays(where, (n,), values.reshape(-1), images)
 
 
 def _to_picture(item: Any, channels: int) -> Images:

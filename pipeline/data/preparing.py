@@ -40,7 +40,7 @@ def write_own(
     attributes = {"dataset": name, "classes": list(opened.classes), "source": source.attributes}
     if len(json.dumps(attributes, indent=2)) > store.MAX_METADATA_BYTES // 2:
         raise PipelineError(f"{source.path}: the names of the classes are too long; {len(opened.classes):,} of them")
-    decides = json.dumps([attributes, own.fingerprint(Path(source.path))])
+    decides = json.dumps([attributes, opened.fingerprint])
     with store.replacing_store(path, attributes, hashlib.sha256(decides.encode()).hexdigest()) as root:
         for split in SPLITS:
             found, group = opened.splits[split], root.require_group(split)
