@@ -8,6 +8,7 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner
 from PIL import Image
 from torchvision import datasets
@@ -15,7 +16,7 @@ from torchvision.datasets import VisionDataset
 
 from pipeline import verification
 from pipeline.commands import main
-from pipeline.data import preparing, seeding, store
+from pipeline.data import own, preparing, seeding, store
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from tests.conftest import ROOT, WriteParams, tree
@@ -245,3 +246,80 @@ def test_describe_looks_at_images_of_torchvision_as_they_are(place: Place, pets:
     assert "size: [3, 2]" in said
     assert "2 test image(s) are training images too" in said
     assert "repeat" not in said
+
+
+def foreign(path: Path, **attributes: Any) -> Path:
+    root = zarr.create_group(path, attributes=attributes)
+    for split in ("train", "test"):
+        root.create_array(f"{split}/images", data=np.ones((6, *SIZE), np.uint8), chunks=(2, *SIZE))
+        root.create_array(f"{split}/labels", data=np.arange(6) % 2)
+    return path
+
+
+def many(path: Path, n: int) -> Path:
+    """An image and a class of six digits, so many times."""
+    images, labels = np.zeros((n, 1, 1), np.uint8), np.arange(100_000, 100_000 + n)
+    np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    return path
+
+
+EVEN, BIG = np.arange(30) % 2, 2**64 - 1 - np.arange(30, dtype=np.uint64) % 2
+LABELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "unsigned": ({"y_train": EVEN.astype(np.uint64)}, ("0", "1")),
+    "large": ({"y_train": EVEN.astype(np.uint64) + 2**53, "y_test": EVEN + 2**53}, (str(2**53), str(2**53 + 1))),
+    "largest": ({"y_train": BIG, "y_test": BIG}, (str(2**64 - 2), str(2**64 - 1))),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_of_any_width_are_whole_numbers(case: str, place: Place, tmp_path: Path) -> None:
+    changes, expected = LABELS[case]
+    place(npz(tmp_path / "a.npz", **changes))
+    ran("prepare", "photos")
+    assert store.read_facts("photos").classes == expected
+
+
+EMPTY: dict[str, Any] = {"x_train": np.empty((0, *SIZE), np.uint8), "y_train": np.empty(0, int)}
+BAD_ARRAYS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "empty-split": (lambda path: npz(path / "a.npz", **EMPTY), "y_train: no images"),
+    "empty": (lambda path: npz(path / "a.npz", 0), "y_train: no images"),
+    "twice": (lambda path: foreign(path / "a.zarr", classes=["a", "a"]), "'a' names 2 classes; rename it"),
+    "nameless": (lambda path: foreign(path / "a.zarr", classes=["a", ""]), "'' is no name of a class; rename it"),
+    "command": (lambda path: foreign(path / "a.zarr", classes=["a", "\x1b[2J"]), "'\\x1b[2J' is no name of a class"),
+    "long": (lambda path: foreign(path / "a.zarr", classes=["a", "b" * 2**22]), "the names of 2 classes are too long"),
+    "many": (lambda path: many(path / "a.npz", 65_536), "65,536 classes, more than the 65,535 allowed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_arrays_without_images_or_names_are_one_line(case: str, place: Place, tmp_path: Path) -> None:
+    make, reason = BAD_ARRAYS[case]
+    path = make(tmp_path)
+    place(path, path.suffix[1:])
+    assert reason in refused("prepare", "photos")
+    assert reason in refused("describe", path)
+
+
+def test_as_many_classes_as_are_promised_are_prepared(place: Place, tmp_path: Path) -> None:
+    place(many(tmp_path / "a.npz", 65_535))
+    ran("prepare", "photos")
+    assert len(store.read_facts("photos").classes) == 65_535
+
+
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_every_class_has_an_image_to_train_on(kind: str, place: Place, tmp_path: Path) -> None:
+    n, share = 40, 0.6
+    path = tmp_path / f"a.{kind}"
+    if kind == "npz":
+        keys = [[str(i), str(i + n)] for i in range(n)]
+        np.savez(path, images=np.zeros((2 * n, *SIZE), np.uint8), labels=np.arange(2 * n) % n)
+    else:
+        keys = [[f"{i:02}/0.png", f"{i:02}/1.png"] for i in range(n)]
+        folder(path, *(key for of_class in keys for key in of_class))
+    place(path, kind, test_share=share)
+    ran("prepare", "photos")
+    n_test = np.array([sum(own.belongs_to_test(key, share) for key in of_class) for of_class in keys])
+    assert n_test.max() == 2
+    facts = store.read_facts("photos")
+    for split, expected in (("test", np.minimum(n_test, 1)), ("train", 2 - np.minimum(n_test, 1))):
+        assert np.bincount(store.read_clean(facts, split, "labels"), minlength=n).tolist() == expected.tolist()

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import os
 import unicodedata
 from collections import Counter
@@ -129,22 +130,32 @@ def _fingerprint(path: Path) -> str:
 
 def _check_classes(path: Path, opened: Opened) -> None:
     names = opened.classes
-    if len(names) > store.MAX_CLASSES:
-        raise PipelineError(f"{path}: {len(names):,} classes, more than the {store.MAX_CLASSES:,} allowed")
     if len(names) < 2:
         raise PipelineError(f"{path}: one class only ({names[0]}); a classifier needs two")
     for split in SPLITS:
         labels = opened.splits[split].labels
         if not len(labels):
-            raise PipelineError(f"{path}: the {split} set is empty")
+            raise PipelineError(f"{path}: the {split} set is empty; add images, or change test_share if it is set")
         counts = np.bincount(labels, minlength=len(names))
         if np.count_nonzero(counts) < 2:
             raise PipelineError(f"{path}: the {split} set has one class only ({names[int(counts.argmax())]})")
         missing = [names[i] for i in np.flatnonzero(counts == 0)]
         if missing and split == "train":
-            raise PipelineError(f"{path}: no training images of {_some(missing)}")
+            raise PipelineError(f"{path}: no training images of {_some(missing)}; add some, or remove the classes")
         if missing:
             opened.remarks.append(f"no test images of {_some(missing)}")
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Refuse names of classes that cannot be told apart, shown, or stored; before labels are numbered."""
+    if len(names) > store.MAX_CLASSES:
+        raise PipelineError(f"{path}: {len(names):,} classes, more than the {store.MAX_CLASSES:,} allowed")
+    for name, n in Counter(names).items():
+        if n > 1 or not name.strip() or not name.isprintable():
+            way = f"names {n} classes" if n > 1 else "is no name of a class"
+            raise PipelineError(f"{path}: {name!r} {way}; rename it")
+    if len(json.dumps(names, indent=4)) > store.MAX_METADATA_BYTES // 2:
+        raise PipelineError(f"{path}: the names of {len(names):,} classes are too long; shorten them")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -153,7 +164,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def belongs_to_test(key: str, share: float) -> bool:
-    """Whether an image belongs to the test set, where the source has none.
+    """Whether an image belongs to the test set, where the source has none and its class others for training.
 
     Args:
         key: Path of its file in the folder, or its number.
@@ -161,13 +172,21 @@ def belongs_to_test(key: str, share: float) -> bool:
 
     Source: our choice: a digest of the key decides, so that a file that is added moves no other.
     """
-    return _place(key)[0] < share
+    return int.from_bytes(_digest(key)[-4:], "big") < share * 2**32
 
 
-def _place(key: str) -> tuple[float, bytes]:
+def _split(keys: Sequence[str], labels: NDArray[Any], share: float) -> NDArray[np.bool_]:
+    """Which images belong to the test set; of a class that would lie in it whole, the last by digest does not."""
+    is_test = np.array([belongs_to_test(key, share) for key in keys], bool)
+    lacking = np.flatnonzero(~np.isin(labels, labels[~is_test])).tolist()
+    kept = {labels[i]: i for i in sorted(lacking, key=lambda i: _digest(keys[i])[-4:])}
+    is_test[list(kept.values())] = False
+    return is_test
+
+
+def _digest(key: str) -> bytes:
     # The same file has one name on systems that compose accents and on those that do not.
-    digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[-4:], "big") / 2**32, digest
+    return hashlib.sha256(unicodedata.normalize("NFC", key).encode(errors="surrogateescape")).digest()
 
 
 # Folders of pictures.
@@ -207,15 +226,24 @@ def _open_folder(path: Path, source: Own, engine: Engine) -> Opened:
     listed = {split: find_pictures(folder, remarks) for split, folder in folders.items()}
     names = sorted({name for by_class in listed.values() for name in by_class}, key=os.fsencode)
     _check_names(path, names)
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(name.casefold(), name)
+        if other != name:
+            raise PipelineError(f"{path}: the folders {other} and {name} differ in case only; rename or join them")
     number = {name: i for i, name in enumerate(names)}
     examples: dict[str, list[tuple[bytes, str, int]]] = {split: [] for split in SPLITS}
     for split, by_class in listed.items():
         n_above = len(str(folders[split])) + 1
         for name, files in by_class.items():
-            for file in files:
-                share, digest = _place(file[n_above:].replace(os.sep, "/"))
-                to = split or ("test" if share < (source.test_share or 0) else "train")
-                examples[to].append((digest, file, number[name]))
+            keys = [file[n_above:].replace(os.sep, "/") for file in files]
+            rows = [(_digest(key), file, number[name]) for key, file in zip(keys, files, strict=True)]
+            if split:
+                examples[split] += rows
+                continue
+            assert source.test_share is not None
+            for row, is_test in zip(rows, _split(keys, np.zeros(len(keys)), source.test_share), strict=True):
+                examples["test" if is_test else "train"].append(row)
     splits = {}
     for split, found in examples.items():
         found.sort()  # by digest: the first n of a split are a sample of all classes
@@ -313,16 +341,6 @@ def find_pictures(folder: Path, remarks: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    folded: dict[str, str] = {}
-    for name in names:
-        if not name.isprintable():
-            raise PipelineError(f"{path}: the folder {name!r} is no name of a class; rename it")
-        other = folded.setdefault(name.casefold(), name)
-        if other != name:
-            raise PipelineError(f"{path}: the folders {other} and {name} differ in case only; rename or join them")
-
-
 def _walk(folder: str) -> Iterator[str]:
     """All files below a folder in the order of their names; raises what `_entries` raises."""
     for entry in _entries(folder):
@@ -381,20 +399,23 @@ def _open_arrays(
     path: Path, source: Own, found: Mapping[str, _Arrays], names: Any = None, remarks: Sequence[str] = ()
 ) -> Opened:
     """A data set of arrays: `train` and `test`, or, to be split, one under an empty name."""
-    values = np.unique(np.concatenate([arrays.labels for arrays in found.values()]))
+    values = sorted({value for arrays in found.values() for value in np.unique(arrays.labels).tolist()})
     are_names = isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(n, str) for n in names)
-    if are_names and values.min() >= 0 and values.max() < len(names):
+    if are_names and values[0] >= 0 and values[-1] < len(names):
         classes = tuple(names[value] for value in values)
     else:
-        classes = tuple(str(value) for value in values)
+        classes = tuple(map(str, values))
+    _check_names(path, classes)
     dtype, splits = store.label_type(len(classes)), {}
+    number = {value: i for i, value in enumerate(values)}
     for split, arrays in found.items():
-        numbers = np.searchsorted(values, arrays.labels).astype(dtype)
+        of_split, places = np.unique(arrays.labels, return_inverse=True)
+        numbers = np.array([number[value] for value in of_split.tolist()], dtype)[places]
         if split:
             splits[split] = Split(numbers, partial(_fitted, arrays, source, None), partial(_looks, arrays, None))
             continue
         assert source.test_share is not None
-        is_test = np.array([belongs_to_test(str(i), source.test_share) for i in range(len(numbers))], bool)
+        is_test = _split([str(i) for i in range(len(numbers))], numbers, source.test_share)
         for name, chosen in (("train", ~is_test), ("test", is_test)):
             places = np.flatnonzero(chosen)
             splits[name] = Split(
@@ -448,6 +469,8 @@ def _check_images(where: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> N
 
 
 def _check_labels(where: str, shape: tuple[int, ...], dtype: np.dtype[Any], n_images: int) -> None:
+    if not n_images:
+        raise PipelineError(f"{where}: no images; give some, or remove it")
     if len(shape) == 2 and shape[1] > 1:
         raise PipelineError(f"{where}: labels of shape {shape}; for one-hot ones: `labels.argmax(1)`")
     if dtype.kind not in "iu":

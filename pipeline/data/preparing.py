@@ -13,7 +13,6 @@ from pipeline.data import own, store
 from pipeline.data.arrays import Images
 from pipeline.data.datasets import SPLITS, Own
 from pipeline.runtime.engine import Engine
-from pipeline.runtime.errors import PipelineError
 
 Region = tuple[slice, ...]
 
@@ -38,8 +37,6 @@ def write_own(
         PipelineError: A file cannot be read or decoded; the message names it.
     """
     attributes = {"dataset": name, "classes": list(opened.classes), "source": source.attributes}
-    if len(json.dumps(attributes, indent=2)) > store.MAX_METADATA_BYTES // 2:
-        raise PipelineError(f"{source.path}: the names of the classes are too long; {len(opened.classes):,} of them")
     decides = json.dumps([attributes, opened.fingerprint])
     with store.replacing_store(path, attributes, hashlib.sha256(decides.encode()).hexdigest()) as root:
         for split in SPLITS:

@@ -41,8 +41,8 @@ CHUNK_BYTES = 1_600_000
 SHARD_BYTES = 64 * 2**20
 # A thousand times the shards of the largest array of profile paper: each is looked at before the array is read.
 _MAX_SHARDS = 1_000_000
-# A thousand times what ours have.
-MAX_METADATA_BYTES = 2**20
+# Twice 65,535 names of classes, each of 50 letters.
+MAX_METADATA_BYTES = 2**23
 SCHEMA_VERSION = 3
 _SHARD = re.compile(r"c(\.\d+)+")
 # The largest shard or chunk that is read of a store that somebody else made.
