@@ -1,24 +1,29 @@
 """What once went wrong with images of the user's own: lost, overlooked, misread, or ended in a traceback."""
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+import cv2
 import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
 from PIL import Image
+from ruamel.yaml import YAML
 from torchvision import datasets
 from torchvision.datasets import VisionDataset
+from torchvision.datasets.utils import verify_str_arg
 
 from pipeline import verification
 from pipeline.commands import main
-from pipeline.data import own, preparing, seeding, store
+from pipeline.data import own, pictures, preparing, seeding, store
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file
 from tests.conftest import ROOT, WriteParams, tree
 
 SIZE = (6, 8)
@@ -222,8 +227,10 @@ def test_one_of_several_classes_may_be_called_train(place: Place) -> None:
 class Pets(VisionDataset):  # type: ignore[misc]
     """Two images of one mean colour, over and over, in the splits of OxfordIIITPet."""
 
-    def __init__(self, root: str, split: str = "trainval", download: bool = False) -> None:
+    def __init__(self, root: str, split: str = "trainval", download: bool = True) -> None:
         super().__init__(root)
+        verify_str_arg(split, "split", ("trainval", "test"))
+        assert not download
 
     def __len__(self) -> int:
         return 2
@@ -323,3 +330,72 @@ def test_every_class_has_an_image_to_train_on(kind: str, place: Place, tmp_path:
     facts = store.read_facts("photos")
     for split, expected in (("test", np.minimum(n_test, 1)), ("train", 2 - np.minimum(n_test, 1))):
         assert np.bincount(store.read_clean(facts, split, "labels"), minlength=n).tolist() == expected.tolist()
+
+
+def fitted_before(image: Any, size: tuple[int, int]) -> Any:
+    """As `pictures.fit` once was: the whole image is resized, however long it is."""
+    height, width = image.shape[:2]
+    scale = max(size[0] / height, size[1] / width)
+    scaled = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    resized = cv2.resize(image, scaled[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    return resized[top : top + size[0], left : left + size[1]]
+
+
+def test_a_strip_of_many_pixels_is_cut_before_it_is_resized_and_no_ordinary_picture() -> None:
+    rng = np.random.default_rng(1)
+    for shape in ((30, 40), (5, 70), (97, 7), (3, 3), (301, 200)):
+        image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+        for size in ((24, 24), (7, 50), (64, 48)):
+            assert np.array_equal(pictures.fit(image, size), fitted_before(image, size))
+    strip = np.zeros((1, 16_000, 1), np.uint8)
+    strip[:, 7_900:8_100] = 7
+    tracemalloc.start()
+    assert (pictures.fit(strip, (224, 224)) == 7).all()
+    assert (pictures.fit(strip.transpose(1, 0, 2), (8, 224)) == 7).all()
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["My-Photos", "mnist", "a b", "x" * 61])
+def test_describe_refuses_names_that_check_would(name: str, place: Place) -> None:
+    assert f"datasets.{name}: " in refused("describe", folder(Path("mine"), *TWO), "--name", name)
+
+
+@pytest.mark.parametrize(("name", "size"), [("null", (6, 8)), ("2024", (6, 8)), ("photos", (7, 4200))])
+def test_describe_prints_a_block_that_check_accepts(
+    name: str, size: tuple[int, int], place: Place, tiny_values: dict[str, Any], write_params: WriteParams
+) -> None:
+    path = folder(Path("~mine"), *TWO)
+    for file in path.rglob("*.png"):
+        Image.open(file).resize(size[::-1]).save(file)
+    place(path.absolute(), "folder", test_share=0.3)
+    block = YAML(typ="safe", pure=True).load(ran("describe", path, "--name", name).split("For params.yaml:")[1])
+    tiny_values["datasets"] = block["datasets"]
+    for recipes in (tiny_values["train"]["recipes"], tiny_values["strategies"]["transfer"]["recipes"]):
+        recipes[name] = recipes.pop("photos")
+    write_params(tiny_values)
+    ran("check")
+
+
+TORCHVISION: dict[str, tuple[Any, str]] = {
+    "EMNIST": (datasets.EMNIST, "no training and test set among its splits (Unknown value"),
+    "FakeData": (datasets.FakeData, "has no class 'FakeData'; name one such as SVHN"),
+    "VisionDataset": (VisionDataset, "has no class 'VisionDataset'; name one such as SVHN"),
+    "Ragged": (type("Ragged", (Pets,), {"targets": [[1], [1, 2]]}), "torchvision cannot read it as Ragged: "),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_what_torchvision_cannot_read_is_one_line(
+    name: str, place: Place, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, name, TORCHVISION[name][0], raising=False)
+    assert TORCHVISION[name][1] in refused("describe", pets, "--torchvision", name)
+
+
+def test_a_folder_in_the_place_of_a_file_is_not_to_be_removed(place: Place) -> None:
+    place(folder(Path("mine"), *TWO))
+    assert "datasets.photos.source.path: 'mine' is a folder; name a file" in refused("prepare", "photos")
+    with pytest.raises(PipelineError, match="a folder, not a file; move it elsewhere"):
+        read_file(Path("mine"), 9)

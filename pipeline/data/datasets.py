@@ -10,7 +10,8 @@ from pipeline.runtime.values import Values
 
 SPLITS = ("train", "test")
 # Beyond this an image is no longer one of the kind that this study trains on.
-Side = Annotated[int, Field(ge=1, le=4096)]
+MAX_SIDE = 4096
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 @dataclass(frozen=True)

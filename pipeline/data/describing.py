@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ruamel.yaml import YAML
 
 from pipeline.data import own
-from pipeline.data.datasets import SPLITS, Own, OwnTorchvision
+from pipeline.data.datasets import MAX_SIDE, SPLITS, Own
 from pipeline.runtime.engine import Engine
 from pipeline.runtime.errors import PipelineError
 
@@ -32,17 +33,12 @@ class Described:
     is_usable: bool
 
 
-def detect(path: Path, dataset: str | None, test_share: float, engine: Engine) -> tuple[Own, own.Opened]:
-    """The source at `path`, opened; its size and channels are not known yet, and stand at 1 pixel in colour.
+def detect(path: Path, dataset: str | None) -> dict[str, Any]:
+    """What params.yaml would say of a source; its size and channels are not known yet, and stand at 1 pixel in colour.
 
     Args:
         path: A folder or file.
         dataset: A class of torchvision.datasets that reads it, or None.
-        test_share: Used where there is no test set.
-        engine: Decodes pictures.
-
-    Raises:
-        PipelineError: As `own.open_source`.
     """
     if dataset is not None:
         kind = "torchvision"
@@ -51,15 +47,22 @@ def detect(path: Path, dataset: str | None, test_share: float, engine: Engine) -
         kind = "zarr" if any((path / mark).exists() for mark in marks) else "folder"
     else:
         kind = "npz"
+    where = str(path.absolute() if str(path).startswith("~") else path)
+    named = {} if dataset is None else {"dataset": dataset}
+    return {"kind": kind, "path": where, "size": (1, 1), "channels": 3, "test_share": None, **named}
 
-    def source(test_share: float | None) -> Own:
-        values = {"kind": kind, "path": str(path), "size": (1, 1), "channels": 3, "test_share": test_share}
-        return Own(**values) if dataset is None else OwnTorchvision(**values, dataset=dataset)  # type: ignore[arg-type]
 
+def open_detected(source: Own, test_share: float, engine: Engine) -> tuple[Own, own.Opened]:
+    """A source that was detected, with `test_share` if it has no test set, opened.
+
+    Raises:
+        PipelineError: As `own.open_source`.
+    """
     try:
-        return source(None), own.open_source(source(None), engine)
+        return source, own.open_source(source, engine)
     except own.NoTestSetError:
-        return source(test_share), own.open_source(source(test_share), engine)
+        split = source.model_copy(update={"test_share": test_share})
+        return split, own.open_source(split, engine)
 
 
 def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int], object]) -> Described:
@@ -67,7 +70,7 @@ def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int
 
     Args:
         name: Of the data set, for the block to paste.
-        source: From `detect`.
+        source: From `open_detected`.
         opened: Likewise.
         progress: Called with the number of images looked at since the last call.
     """
@@ -129,7 +132,7 @@ def _block(
     name: str, source: Own, n_images: Mapping[str, int], sizes: Counter[tuple[int, int]], is_grey: bool
 ) -> list[str]:
     size = next(iter(sizes))
-    if len(sizes) > 1:
+    if len(sizes) > 1 or max(size) > MAX_SIDE:
         sides = np.repeat([min(size) for size in sizes], list(sizes.values()))
         side = min(_MAX_SIDE, int(np.median(sides)))
         size = side, side

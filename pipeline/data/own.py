@@ -7,6 +7,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -23,7 +24,7 @@ from pipeline.data.arrays import Images, Labels
 from pipeline.data.datasets import SPLITS, Own, OwnTorchvision
 from pipeline.data.watching import find_overlooked
 from pipeline.runtime.engine import Engine
-from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.errors import PipelineError, is_exhausted
 from pipeline.runtime.files import opened_zip
 
 # Decoded images that are passed on together, bytes.
@@ -34,6 +35,8 @@ _NPZ_NAMES = (
     {split: (f"x_{split}", f"y_{split}") for split in SPLITS},
 )
 _NPZ_UNSPLIT = (("images", "labels"), ("x", "y"))
+# How classes of torchvision.datasets name their splits.
+_TORCHVISION_SPLITS = (("train", "test"), ("trainval", "test"), ("train", "val"), ("train-standard", "val"))
 # Names of folders that are a split of another kind, not a class.
 _VALIDATION = ("val", "valid", "validation", "dev")
 
@@ -578,27 +581,49 @@ def _open_torchvision(path: Path, source: Own, engine: Engine) -> Opened:
     from torchvision import datasets  # imports torch: seconds, and only this kind needs it
 
     make: Any = getattr(datasets, source.dataset, None)
-    is_dataset = inspect.isclass(make) and issubclass(make, datasets.VisionDataset)
-    if not is_dataset:
+    is_dataset = (
+        inspect.isclass(make) and issubclass(make, datasets.VisionDataset) and make is not datasets.VisionDataset
+    )
+    takes = inspect.signature(make).parameters if is_dataset else {}
+    if "root" not in takes:
         raise PipelineError(f"{path}: torchvision.datasets has no class {source.dataset!r}; name one such as SVHN")
-    takes, read = inspect.signature(make).parameters, partial(make, str(path))
+    read = partial(make, str(path), **({"download": False} if "download" in takes else {}))
+    ways: list[dict[str, dict[str, Any]]] = [{"": {}}]
     if "train" in takes:
-        keywords: dict[str, dict[str, Any]] = {split: {"train": split == "train"} for split in SPLITS}
+        ways = [{split: {"train": split == "train"} for split in SPLITS}]
     elif "split" in takes:
-        keywords = {split: {"split": split} for split in SPLITS}
-    else:
-        keywords = {"": {}}
-    _check_share(path, source, is_split="" not in keywords)
-    found: dict[str, Any] = {}
-    for split, named in keywords.items():
-        try:
-            found[split] = read(**named)
-        except Exception as error:  # torchvision lets its readers' errors through
-            said = " ".join(str(error).split())
-            raise PipelineError(f"{path}: torchvision cannot read it as {source.dataset}: {said}") from None
-    arrays = {split: _as_arrays(path, source, examples) for split, examples in found.items()}
+        ways = [{"train": {"split": train}, "test": {"split": test}} for train, test in _TORCHVISION_SPLITS]
+    _check_share(path, source, is_split="" not in ways[0])
+    with _in_words(f"{path}: torchvision cannot read it as {source.dataset}"):
+        found = _read_splits(read, ways)
+        arrays = {split: _as_arrays(path, source, examples) for split, examples in found.items()}
     names = getattr(next(iter(found.values())), "classes", None)
     return _open_arrays(path, source, arrays, names)
+
+
+def _read_splits(read: Callable[..., Any], ways: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, Any]:
+    """The splits by the first of the ways to name them that the class knows."""
+    for keywords in ways:
+        try:
+            return {split: read(**named) for split, named in keywords.items()}
+        except ValueError as error:
+            if "Unknown value" not in str(error):
+                raise
+            unknown = " ".join(str(error).split())
+    raise ValueError(f"no training and test set among its splits ({unknown})")
+
+
+@contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """Makes one line of whatever error torchvision, or the decoder that it uses, lets through."""
+    try:
+        yield
+    except (PipelineError, MemoryError):
+        raise
+    except Exception as error:
+        if is_exhausted(error):
+            raise
+        raise PipelineError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def _as_arrays(path: Path, source: OwnTorchvision, examples: Any) -> _Arrays:
@@ -609,11 +634,8 @@ def _as_arrays(path: Path, source: OwnTorchvision, examples: Any) -> _Arrays:
 
     def images(start: int) -> Iterator[NDArray[Any]]:
         for i in range(start, n):
-            try:
+            with _in_words(f"{path}: image {i} of {source.dataset} cannot be read"):
                 pixels = _to_picture(examples[i][0], source.channels)
-            except Exception as error:  # of whatever decoder torchvision uses
-                said = " ".join(str(error).split())
-                raise PipelineError(f"{path}: image {i} of {source.dataset} cannot be read: {said}") from None
             yield pixels[None]
 
     where = f"{path}: {source.dataset}"

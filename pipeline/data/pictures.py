@@ -1,7 +1,9 @@
 """Pictures in files: decoded strictly, turned as EXIF says, and brought to the size that a study has."""
 
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
+from math import ceil, prod
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,8 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 # Larger than any camera writes.
 _MAX_BYTES = 2**28
 _CONVERT = "convert it to 8-bit grey or RGB"
+# Pixels of a resized picture, of which the centre is then cut out; more only where that is up to 16 times as long.
+_MAX_RESIZED = 2**25
 
 
 def read_picture(path: Path | str, channels: int) -> Images:
@@ -88,10 +92,17 @@ def fit(image: Images, size: tuple[int, int]) -> Images:
     """
     if image.shape[:2] == size:
         return image
-    height, width = image.shape[:2]
-    scale = max(size[0] / height, size[1] / width)
-    scaled = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    scale = max(short / long for long, short in zip(image.shape, size, strict=False))
+    # A strip of many pixels is cut first: enlarged as a whole it would not fit into memory.
+    n_times = max(16, _MAX_RESIZED // prod(size))
+    most = [ceil(n_times * short / scale) for short in size]
+    image = _centre(image, [min(long, n) for long, n in zip(image.shape, most, strict=False)])
+    height, width = (max(short, round(long * scale)) for long, short in zip(image.shape, size, strict=False))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(image, scaled[::-1], interpolation=how).reshape(*scaled, image.shape[2])
-    top, left = ((long - short) // 2 for long, short in zip(scaled, size, strict=True))
-    return np.asarray(resized[top : top + size[0], left : left + size[1]], np.uint8)
+    resized = np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
+    return _centre(resized.reshape(height, width, -1), size)
+
+
+def _centre(image: Images, size: Sequence[int]) -> Images:
+    top, left = ((long - short) // 2 for long, short in zip(image.shape, size, strict=False))
+    return image[top : top + size[0], left : left + size[1]]

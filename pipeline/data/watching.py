@@ -8,11 +8,12 @@ from pathlib import Path
 from pipeline.runtime import layout
 
 
-def find_problem(path: str) -> str | None:
+def find_problem(path: str, is_file: bool) -> str | None:
     """Why a path that params.yaml names cannot be one of the user's, with the way out; None if it can.
 
     Args:
         path: Of a source of images or of a model, relative to the repository root, the current folder, or absolute.
+        is_file: Whether no folder can be meant.
     """
     if not path.isprintable() or path.startswith("~"):  # which DVC takes for the name of a folder
         return "is no path; write it out"
@@ -20,9 +21,9 @@ def find_problem(path: str) -> str | None:
     for folder in layout.WRITTEN:
         if any(a.is_relative_to(b) or b.is_relative_to(a) for a in _ways(folder) for b in theirs):
             return f"overlaps {folder}/, which stages write; move what is yours elsewhere"
-    if Path(path).is_dir():
-        return find_overlooked(Path(path))
-    return None
+    if not Path(path).is_dir():
+        return None
+    return find_overlooked(Path(path)) or ("is a folder; name a file" if is_file else None)
 
 
 def find_overlooked(folder: Path) -> str | None:

@@ -179,10 +179,10 @@ def check_file(path: Path, max_bytes: int) -> int:
         status = path.stat()  # before it is opened: opening a pipe waits for a writer, and a device may never end
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise PipelineError(f"{path}: {kind}, not a file; remove it")
+        raise PipelineError(f"{path}: {kind}, not a file; move it elsewhere")
     if status.st_size > max_bytes:
         raise PipelineError(
-            f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that it can have; remove it"
+            f"{path}: {status.st_size:,} bytes, more than the {max_bytes:,} that it can have; move it elsewhere"
         )
     return status.st_size
 

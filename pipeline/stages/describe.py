@@ -28,10 +28,14 @@ def describe(
     Prints the classes with their counts, the sizes, what is odd (files that cannot be read, images that are in the
     training and the test set), and the block for params.yaml. The exit status is 1 if some images cannot be used.
     """
-    from pipeline.data.describing import describe, detect
+    from pipeline.data.datasets import Canonical
+    from pipeline.data.describing import describe, detect, open_detected
     from pipeline.runtime.engine import LocalProcesses
+    from pipeline.study.params import check_source
 
-    source, opened = detect(path, dataset, test_share, LocalProcesses(workers))
+    detected = check_source(name, detect(path, dataset))
+    assert not isinstance(detected, Canonical)
+    source, opened = open_detected(detected, test_share, LocalProcesses(workers))
     n_images = sum(len(split.labels) for split in opened.splits.values())
     with progress_bar(f"describe {path}", n_images) as bar:
         described = describe(name, source, opened, bar.update)

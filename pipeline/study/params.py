@@ -84,11 +84,21 @@ class Impact(Values):
     n_examples: Annotated[int, Field(ge=1, le=20)]
 
 
-class Params(Values):
+class _Datasets(Values):
+    datasets: Mapping[Name, Subset]
+
+    @field_validator("datasets")
+    @classmethod
+    def _check_datasets(cls, datasets: Mapping[str, Subset]) -> Mapping[str, Subset]:
+        problems = [problem for name, subset in datasets.items() for problem in _dataset_problems(name, subset)]
+        _raise(problems if datasets else [f"datasets: empty; name at least one of {', '.join(DATASETS)}"])
+        return datasets
+
+
+class Params(_Datasets):
     """All of params.yaml."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")]
-    datasets: Mapping[Name, Subset]
     prepare: Prepare
     perturbations: Mapping[str, PerturbationLevels]
     perturb: Perturb
@@ -110,13 +120,6 @@ class Params(Values):
         return self.datasets[name]
 
     # Per field, so that what is wrong in one block does not hide what is wrong in another.
-    @field_validator("datasets")
-    @classmethod
-    def _check_datasets(cls, datasets: Mapping[str, Subset]) -> Mapping[str, Subset]:
-        problems = [problem for name, subset in datasets.items() for problem in _dataset_problems(name, subset)]
-        _raise(problems if datasets else [f"datasets: empty; name at least one of {', '.join(DATASETS)}"])
-        return datasets
-
     @field_validator("prepare")
     @classmethod
     def _check_prepare(cls, prepare: Prepare) -> Prepare:
@@ -168,7 +171,7 @@ class Params(Values):
         for name, model in models.items():
             if datasets is not None and model.dataset not in datasets:
                 problems.append(f"models.{name}.dataset: unknown {model.dataset!r}; choose from {', '.join(datasets)}")
-            if (problem := find_problem(model.path)) is not None:
+            if (problem := find_problem(model.path, is_file=True)) is not None:
                 problems.append(f"models.{name}.path: {model.path!r} {problem}")
         _raise(problems)
         return models
@@ -292,7 +295,7 @@ def _dataset_problems(name: str, subset: Subset) -> list[str]:
             problems.append(f"datasets.{name}: the name of a published data set; choose another")
         if layout.brought_model("any").parent.name == name:
             problems.append(f"datasets.{name}: the name of the folder for models of yours; choose another")
-        if (problem := find_problem(source.path)) is not None:
+        if (problem := find_problem(source.path, is_file=source.kind == "npz")) is not None:
             problems.append(f"datasets.{name}.source.path: {source.path!r} {problem}")
         return problems
     if name not in DATASETS:
@@ -414,6 +417,20 @@ def validate(values: dict[str, Any], path: Path) -> Params:
         problems = [line for detail in error.errors() for line in _explain(detail)]
         shown = problems[:20] + [f"and {len(problems) - 20} more"] * (len(problems) > 20)
         raise PipelineError("\n  ".join([f"{path}: {len(problems)} problem(s)", *shown])) from None
+
+
+def check_source(name: str, source: Mapping[str, Any]) -> Source:
+    """The source of a data set, as params.yaml would name it.
+
+    Raises:
+        PipelineError: `load` would refuse it, or the name.
+    """
+    values = {"datasets": {name: {"source": source, "n_train": 1, "n_test": 1}}}
+    try:
+        return _Datasets.model_validate(values).datasets[name].source
+    except ValidationError as error:
+        problems = [line for detail in error.errors() for line in _explain(detail)]
+        raise PipelineError("; ".join(problems)) from None
 
 
 def _explain(detail: Any) -> list[str]:
