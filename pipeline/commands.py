@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.errors import PipelineError, printable
 from pipeline.stages.ablations import ablations
 from pipeline.stages.bring import bring
 from pipeline.stages.check import check
@@ -99,9 +99,7 @@ class _Group(click.Group):
             text = _explain(error)
             if text is None:
                 raise
-            # What a damaged file holds may be quoted: no lone surrogates, no commands for the terminal.
-            text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-            raise click.ClickException(text) from None
+            raise click.ClickException(printable(text)) from None
 
 
 @click.group(cls=_Group)

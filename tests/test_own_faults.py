@@ -21,7 +21,9 @@ from torchvision.datasets.utils import verify_str_arg
 from pipeline import verification
 from pipeline.commands import main
 from pipeline.data import own, pictures, preparing, seeding, store
+from pipeline.data.datasets import Own
 from pipeline.runtime import layout
+from pipeline.runtime.engine import LocalProcesses
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
 from tests.conftest import ROOT, WriteParams, tree
@@ -399,3 +401,63 @@ def test_a_folder_in_the_place_of_a_file_is_not_to_be_removed(place: Place) -> N
     assert "datasets.photos.source.path: 'mine' is a folder; name a file" in refused("prepare", "photos")
     with pytest.raises(PipelineError, match="a folder, not a file; move it elsewhere"):
         read_file(Path("mine"), 9)
+
+
+@pytest.mark.parametrize("value", [True, 3.0, 2])
+def test_channels_are_a_whole_number(value: object, place: Place) -> None:
+    place(folder(Path("mine"), *TWO), "folder", channels=value)
+    assert f"datasets.photos.source.channels: unknown {value!r}; choose from 1 or 3" in refused("check")
+
+
+def arrays_left_out(path: Path) -> tuple[Path, str]:
+    return npz(path / "a.npz", val_images=EVEN, notes=EVEN), "notes, val_images: not used"
+
+
+def chunk_lost(path: Path) -> tuple[Path, str]:
+    store_path = foreign(path / "a.zarr")
+    (store_path / "train/images/c/1/0/0").unlink()
+    return store_path, "train/images: 1 chunk(s) not in the store are read as its fill value"
+
+
+def commands_in_names(path: Path) -> tuple[Path, str]:
+    (folder(path / "mine", *TWO) / "a/x.\x1b[2J").touch()
+    return path / "mine", "1 file(s) that are no pictures are left out (1 .\\x1b[2j)"
+
+
+def documents(path: Path) -> tuple[Path, str]:
+    folder(path / "mine", *TWO)
+    (path / "mine/a/0.png").rename(path / "mine/a/notes.pdf")
+    Image.new("L", (8, 6)).save(path / "mine/b/x.jfif", "JPEG")
+    return path / "mine", "1 file(s) that are no pictures are left out (1 .pdf)"
+
+
+@pytest.mark.parametrize("make", [arrays_left_out, chunk_lost, commands_in_names, documents])
+def test_what_is_left_out_is_said(make: Callable[[Path], tuple[Path, str]], place: Place, tmp_path: Path) -> None:
+    path, remark = make(tmp_path)
+    split = {"kind": "folder", "test_share": 0.3} if path.is_dir() and path.suffix != ".zarr" else {}
+    place(path, **{"kind": path.suffix[1:], **split})
+    said = ran("describe", path) + ran("prepare", "photos")
+    assert said.count(remark) == 2
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("name", ["x.heic", "x.BMP", "x.tiff"])
+def test_pictures_that_are_not_read_are_to_be_converted(name: str, place: Place) -> None:
+    (folder(Path("mine"), *TWO) / "a" / name).touch()
+    assert "not a PNG, JPEG or WebP; convert it" in refused("describe", "mine")
+
+
+def test_what_pillow_can_make_up_for_it_does_in_silence(tmp_path: Path) -> None:
+    Image.new("L", (8, 6)).save(tmp_path / "x.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    assert pictures.read_picture(tmp_path / "x.jpg", 3).shape == (6, 8, 3)
+
+
+def test_the_metadata_of_a_store_of_version_2_are_part_of_what_decides(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    for split in ("train", "test"):
+        zarr.create_array(path, name=f"{split}/images", data=np.ones((6, *SIZE), np.uint8), zarr_format=2)
+        zarr.create_array(path, name=f"{split}/labels", data=np.arange(6) % 2, zarr_format=2)
+    source = Own(kind="zarr", path=str(path), size=SIZE, channels=1, test_share=None)
+    before = own.open_source(source, LocalProcesses(1)).fingerprint
+    os.utime(path / "train/images/.zarray", (1, 1))
+    assert own.open_source(source, LocalProcesses(1)).fingerprint != before

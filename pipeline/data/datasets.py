@@ -4,11 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticKnownError
 
 from pipeline.runtime.values import Values
 
 SPLITS = ("train", "test")
+
+
+def _check_whole(value: Any) -> Any:
+    if type(value) is not int:  # true and 3.0 are equal to numbers that are allowed
+        raise PydanticKnownError("literal_error", {"expected": "1 or 3"})
+    return value
+
+
+Channels = Annotated[Literal[1, 3], BeforeValidator(_check_whole)]
 # Beyond this an image is no longer one of the kind that this study trains on.
 MAX_SIDE = 4096
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
@@ -97,7 +107,7 @@ class Own(Values):
     kind: Literal["folder", "npz", "zarr"]
     path: Annotated[str, Field(min_length=1, max_length=1000)]
     size: Annotated[tuple[Side, Side], Field(strict=False)]
-    channels: Literal[1, 3]
+    channels: Channels
     test_share: Annotated[float, Field(gt=0, lt=1)] | None
 
     @property

@@ -315,7 +315,7 @@ def find_pictures(folder: Path, remarks: list[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     others: Counter[str] = Counter()
-    formats = Image.registered_extensions()
+    formats = {*pictures.FORMATS, *pictures.OTHER_FORMATS}
     for entry in _entries(str(folder)):
         if not entry.is_dir():
             suffix = PurePath(entry.name).suffix.lower()
@@ -503,7 +503,8 @@ def _open_npz(path: Path, source: Own, engine: Engine) -> Opened:
         _check_labels(f"{path}: {labels}", *_read_header(path, members[labels]), shape[0])
         values = _flat(_stream(path, members[labels], 0))
         found[split] = _Arrays(where, shape, values, partial(_stream, path, members[images]))
-    return _open_arrays(path, source, found)
+    unused = sorted(members.keys() - {name for pair in pairs.values() for name in pair})
+    return _open_arrays(path, source, found, remarks=[f"{path}: {_some(unused)}: not used"] if unused else [])
 
 
 def _check_share(path: Path, source: Own, is_split: bool) -> None:
@@ -552,7 +553,7 @@ def _open_zarr(path: Path, source: Own, engine: Engine) -> Opened:
     if groups and len(groups) < 2:
         raise PipelineError(f"{path}: has {groups[0]}/images only; needed are train and test")
     _check_share(path, source, is_split=bool(groups))
-    found = {}
+    found, remarks = {}, []
     for split in groups or [""]:
         prefix = f"{split}/" if split else ""
         images, labels = (store.open_foreign(path, f"{prefix}{kind}") for kind in ("images", "labels"))
@@ -562,7 +563,11 @@ def _open_zarr(path: Path, source: Own, engine: Engine) -> Opened:
         _check_images(where, images.shape, images.dtype)
         _check_labels(f"{path}/{prefix}labels", labels.shape, labels.dtype, images.shape[0])
         found[split] = _Arrays(where, images.shape, _flat(_slabs(labels, 0)), partial(_slabs, images))
-    return _open_arrays(path, source, found, store.foreign_classes(path))
+        if n_missing := store.count_missing(images):
+            remarks.append(f"{where}: {n_missing:,} chunk(s) not in the store are read as its fill value")
+    others = [name for name in _VALIDATION if store.open_foreign(path, f"{name}/images") is not None]
+    remarks += [f"{path}: {_some(others)}: not used"] if others else []
+    return _open_arrays(path, source, found, store.foreign_classes(path), remarks)
 
 
 def _slabs(array: store.Array, start: int) -> Iterator[NDArray[Any]]:

@@ -14,7 +14,12 @@ from pipeline.data.arrays import Images
 from pipeline.runtime.errors import PipelineError, is_exhausted
 from pipeline.runtime.files import read_file
 
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP"}
+# Pictures too, which are to be converted; whatever has another suffix is none.
+OTHER_FORMATS = (
+    ".apng", ".avif", ".bmp", ".dds", ".dib", ".fits", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jpf", ".jpx",
+    ".jxl", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".sgi", ".tga", ".tif", ".tiff",
+)  # fmt: skip
 # Larger than any camera writes.
 _MAX_BYTES = 2**28
 _CONVERT = "convert it to 8-bit grey or RGB"
@@ -42,6 +47,7 @@ def read_picture(path: Path | str, channels: int) -> Images:
         raise PipelineError(f"{path}: a link to nowhere, or removed meanwhile") from None
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow can make up for
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(BytesIO(content), formats=tuple(set(FORMATS.values()))) as picture:
                 problem = _find_problem(picture, content)

@@ -619,6 +619,11 @@ def open_foreign(path: Path, name: str) -> Array | None:
     return found
 
 
+def count_missing(array: Array) -> int:
+    """How many shards, or chunks, of an array from `open_foreign` are no file; zarr reads them as its fill value."""
+    return sum(not _is_there(_root(array) / key) for key in _shard_keys(array))
+
+
 def foreign_classes(path: Path) -> Any:
     """What the attribute `classes` of a store's root says, or None."""
     with _default_settings():

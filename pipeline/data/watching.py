@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
 from pipeline.runtime import layout
+from pipeline.runtime.files import read_file
 
 
 def find_problem(path: str, is_file: bool) -> str | None:
@@ -52,6 +54,6 @@ def _ways(path: Path) -> set[Path]:
 def _ignored() -> Iterator[str]:
     """The patterns of .dvcignore, and what DVC leaves out by itself."""
     yield from (".dvc", ".git")
-    file = Path(".dvcignore")
-    if file.is_file():
-        yield from (line for line in file.read_text("utf-8").splitlines() if line and not line.startswith("#"))
+    with suppress(FileNotFoundError):
+        lines = read_file(Path(".dvcignore"), 2**20).decode().splitlines()
+        yield from (line for line in lines if line and not line.startswith("#"))

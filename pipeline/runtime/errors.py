@@ -14,3 +14,8 @@ class PipelineError(Exception):
 def is_exhausted(error: BaseException) -> bool:
     """Whether the system has run out of something, which says nothing against the file that was to be read."""
     return isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+def printable(text: str) -> str:
+    """A text that may quote names and files of anybody's: no lone surrogates, no commands for the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

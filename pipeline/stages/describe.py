@@ -31,6 +31,7 @@ def describe(
     from pipeline.data.datasets import Canonical
     from pipeline.data.describing import describe, detect, open_detected
     from pipeline.runtime.engine import LocalProcesses
+    from pipeline.runtime.errors import printable
     from pipeline.study.params import check_source
 
     detected = check_source(name, detect(path, dataset))
@@ -40,6 +41,6 @@ def describe(
     with progress_bar(f"describe {path}", n_images) as bar:
         described = describe(name, source, opened, bar.update)
     for line in described.lines:
-        click.echo(line)
+        click.echo(printable(line))
     if not described.is_usable:
         context.exit(1)

@@ -22,6 +22,7 @@ def prepare(dataset: str, params_path: Path, workers: int) -> None:
     from pipeline.data.datasets import DATASETS, Canonical
     from pipeline.runtime import layout
     from pipeline.runtime.engine import LocalProcesses
+    from pipeline.runtime.errors import printable
     from pipeline.study.params import load
 
     params = load(params_path)
@@ -36,7 +37,7 @@ def prepare(dataset: str, params_path: Path, workers: int) -> None:
         with progress_bar(f"prepare {dataset}", sum(len(split.labels) for split in opened.splits.values())) as bar:
             preparing.write_own(path, dataset, source, opened, engine, bar.update)
         for remark in opened.remarks:
-            click.echo(f"{dataset}: {remark}", err=True)
+            click.echo(printable(f"{dataset}: {remark}"), err=True)
         spec = store.read_facts(dataset)
         said = f"{len(spec.classes)} classes"
     sizes = ", ".join(f"{spec.n_examples[split]:,} {split}" for split in ("train", "test"))
