@@ -9,12 +9,12 @@ import click
 
 from pipeline.runtime.errors import PipelineError, printable
 from pipeline.stages.ablations import ablations
-from pipeline.stages.bring import bring
 from pipeline.stages.check import check
 from pipeline.stages.clean import clean
 from pipeline.stages.describe import describe
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.impact import impact
+from pipeline.stages.import_model import import_model
 from pipeline.stages.perturb import perturb
 from pipeline.stages.plan import plan
 from pipeline.stages.prepare import prepare
@@ -115,7 +115,7 @@ def main() -> None:
         raise PipelineError("PYTHONOPTIMIZE: zarr does not work without its assert statements; unset it, leave out -O")
 
 
-for command in (check, prepare, perturb, train, bring, impact, strategies, evaluate, ablations, report):
+for command in (check, prepare, perturb, train, import_model, impact, strategies, evaluate, ablations, report):
     main.add_command(command)
 main.add_command(describe)
 main.add_command(plan)

@@ -269,19 +269,19 @@ def _metric_outputs(study: Study) -> dict[Path, str]:
 def verify_models(study: Study) -> list[Finding]:
     """What is to be said of the models of a data set: weights as their descriptions say, descriptions as params ask."""
     # torch takes seconds to import, which who looks at data only need not wait for.
-    from pipeline.models import brought, storage
+    from pipeline.models import external, storage
 
     problems: list[str] = []
     jobs = _jobs(study)
     for job in jobs:
         with _noted(problems, job.path, job.made_by):
             storage.load(job.path, job.made_by, job.description)
-    for model in study.brought:
+    for model in study.external:
         with _noted(problems, model.path, model.made_by):
-            brought.load(model.path, model.spec, study.dataset.shape, len(study.dataset.classes), model.made_by)
+            external.load(model.path, model.spec, study.dataset.shape, len(study.dataset.classes), model.made_by)
     return _findings(
         problems,
-        f"models of {study.dataset.name}: {len(jobs) + len(study.brought)}, as params.yaml asks, weights by their "
+        f"models of {study.dataset.name}: {len(jobs) + len(study.external)}, as params.yaml asks, weights by their "
         "digests",
     )
 
@@ -322,12 +322,12 @@ def _jobs(study: Study) -> list[TrainingJob]:
 
 def verify_leftovers(studies: Iterable[Study]) -> list[Finding]:
     """A problem for everything among the outputs that params do not ask for: stages depend on whole folders."""
-    roots, expected = [Path("metrics"), layout.brought_model("any").parent], [layout.report()]
+    roots, expected = [Path("metrics"), layout.external_model("any").parent], [layout.report()]
     for study in studies:
         name = study.dataset.name
         stores = [layout.perturbed_store(name, perturbation) for perturbation in study.arrays]
         roots += [layout.perturbed_store(name, "any").parent, layout.natural_models(name).parent]
-        expected += [*stores, *(model.path for model in study.brought)]
+        expected += [*stores, *(model.path for model in study.external)]
         expected += [path for job in _jobs(study) for path in (job.path, job.path.with_suffix(".json"))]
         expected += [path for path in _metric_outputs(study) if path.suffix]
         expected += _summaries(study)

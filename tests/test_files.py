@@ -312,7 +312,7 @@ HARMLESS = (
     "zarr.open_array(BoundedStore(folder",
     "zarr.open_group(files",
     # Functions of ours, which are looked at where they are defined.
-    *("load(params_path)", "load(model)", "brought.load(", "sources.load(spec", "storage.load("),
+    *("load(params_path)", "load(model)", "external.load(", "sources.load(spec", "storage.load("),
 )
 
 

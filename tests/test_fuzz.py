@@ -37,7 +37,7 @@ from pipeline.evaluation import metrics, results
 from pipeline.evaluation.measuring import Predictor
 from pipeline.evaluation.metrics import Cell, Confusion
 from pipeline.models import storage
-from pipeline.models.brought import OnnxModel
+from pipeline.models.external import OnnxModel
 from pipeline.models.library import read_tensors
 from pipeline.perturbations import generation
 from pipeline.runtime import layout
@@ -454,8 +454,8 @@ READERS: dict[str, Callable[[], Reader]] = {
     "own-jpeg": lambda: picture(".jpg"),
     "own-webp": lambda: picture(".webp"),
     "own-npz": arrays_of_others,
-    "brought-weights": weights_of_others,
-    "brought-graph": graph_of_others,
+    "external-weights": weights_of_others,
+    "external-graph": graph_of_others,
     "idx": lambda: from_folder("mnist", idx_files(MNIST), fuzzing.spoil_bytes),
     "idx-gz": lambda: from_folder("mnist", idx_gz(), fuzzing.spoil_gzip),
     "pickle": lambda: from_folder("cifar10", pickles(), fuzzing.spoil_pickle),

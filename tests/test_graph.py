@@ -22,7 +22,18 @@ PLUMBING = {
     *("", "runtime", "lockfile", "stages", "stages.options", "training", "training.job"),
     *("study", "study.opening", "study.params", "study.reading"),
 }
-STAGES = ("check", "prepare", "perturb", "train", "bring", "impact", "strategies", "evaluate", "ablations", "report")
+STAGES = (
+    "check",
+    "prepare",
+    "perturb",
+    "train",
+    "import_model",
+    "impact",
+    "strategies",
+    "evaluate",
+    "ablations",
+    "report",
+)
 
 
 def find_modules() -> dict[str, Path]:
@@ -160,7 +171,7 @@ def test_every_tracked_param_exists(graph: dict[str, Any], profile: str) -> None
     for name, stage in graph.items():
         for template in stage.get("params", []):
             for dataset, perturbation in itertools.product(values["datasets"], values["perturbations"]):
-                node, key = values, template.replace("${key}", "mine" if name == "bring" else dataset)
+                node, key = values, template.replace("${key}", "mine" if name == "import_model" else dataset)
                 key = key.replace("${item.dataset}", dataset).replace("${item.perturbation}", perturbation)
                 for part in key.split("."):
                     assert part in node, key

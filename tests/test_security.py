@@ -117,7 +117,7 @@ def test_every_stage_runs_without_a_network_in_all_its_processes(
         *("check", "prepare mnist", "perturb mnist hot --workers 2", "perturb mnist noise --workers 2", "train mnist"),
         *(
             "describe data/clean/mnist.zarr",
-            "bring mine",
+            "import-model mine",
             "impact mnist",
             "strategies mnist --workers 2",
             "evaluate mnist",

@@ -413,7 +413,7 @@ def test_a_bad_or_unknown_profile_leaves_params_as_they_were(name: str, expected
 
 def test_help_lists_the_commands_in_the_order_of_the_pipeline() -> None:
     listed = succeed("--help").split("Commands:")[1].split("\n")
-    order = "check prepare perturb train bring impact strategies evaluate ablations report"
+    order = "check prepare perturb train import-model impact strategies evaluate ablations report"
     order += " describe plan verify profile clean"
     assert [line.split()[0] for line in listed if line.strip()] == order.split()
 

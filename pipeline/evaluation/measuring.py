@@ -14,16 +14,16 @@ from torch import Tensor
 
 from pipeline.data.arrays import Images, Labels
 from pipeline.evaluation.metrics import Cell, Confusion, Example
-from pipeline.models import brought, storage
-from pipeline.models.brought import BroughtClassifier
+from pipeline.models import external, storage
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import images_per_pass, select_device, select_precision
+from pipeline.models.external import ExternalClassifier
 from pipeline.recipes.plan import CLEAN, ModelKey
 from pipeline.runtime.engine import Engine, Held, LocalThreads, check_wanted, shown_here
 from pipeline.runtime.errors import PipelineError
 from pipeline.study.opening import StudyData, open_study
 from pipeline.study.planning import PlannedCell, Study
-from pipeline.training.job import BroughtModel, TrainingJob
+from pipeline.training.job import ExternalModel, TrainingJob
 
 Extra = TypeVar("Extra")
 Classes = Mapping[ModelKey, NDArray[np.int64]]
@@ -38,7 +38,7 @@ class Predictor:
         device: Where it computes.
     """
 
-    def __init__(self, classifier: Classifier | BroughtClassifier, device: torch.device, precision: str) -> None:
+    def __init__(self, classifier: Classifier | ExternalClassifier, device: torch.device, precision: str) -> None:
         """The classifier in evaluation mode.
 
         Args:
@@ -118,10 +118,10 @@ def load_models(study: Study, stage: str) -> dict[ModelKey, Predictor]:
     """
     device = select_device(study.device)
 
-    def load(model: TrainingJob | BroughtModel) -> Predictor:
-        if isinstance(model, BroughtModel):
+    def load(model: TrainingJob | ExternalModel) -> Predictor:
+        if isinstance(model, ExternalModel):
             shape, n_classes = study.dataset.shape, len(study.dataset.classes)
-            return Predictor(brought.load(model.path, model.spec, shape, n_classes, model.made_by), device, "float32")
+            return Predictor(external.load(model.path, model.spec, shape, n_classes, model.made_by), device, "float32")
         classifier = storage.load(model.path, model.made_by, model.description)
         return Predictor(classifier, device, model.plan.recipe.precision)
 

@@ -81,7 +81,7 @@ def confused_models(study: Study, cells: pd.DataFrame) -> list[tuple[ModelKey, s
         the hardest level of every perturbation, and beside them the best model that was trained on that family, where
         there is one.
     """
-    given = [study.natural[0].key, *(model.key for model in study.brought)]
+    given = [study.natural[0].key, *(model.key for model in study.external)]
     confused = [(model, CLEAN, 0.0) for model in given]
     for perturbation, level in study.hardest.items():
         best = find_best(cells, perturbation, level)

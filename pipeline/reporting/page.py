@@ -193,7 +193,7 @@ class _Described:
         }
         by_model = {str(name): aggregate_trials(rows) for name, rows in self.impact.groupby("strategy", sort=False)}
         self.levels = by_model.pop(NATURAL)
-        self.brought = by_model  # name of a model of the user's → its levels, as those of the natural models
+        self.external = by_model  # name of a model of the user's → its levels, as those of the natural models
         self.models = _aggregate_models(self.evaluated)
 
     def context(self) -> dict[str, Any]:
@@ -208,10 +208,10 @@ class _Described:
             "is_canonical": self.is_canonical,
             "is_published": self.is_published,
             # A user with a model of their own asks about that first.
-            "findings": [*map(self._find_brought, self.brought), self._find_natural(ablations)],
+            "findings": [*map(self._find_brought, self.external), self._find_natural(ablations)],
             "certainty": describe_certainty(self.study.n_examples["test"], self.n_seeds),
             "answer": list(self._answer()),
-            "brought": self._brought(),
+            "external": self._external(),
             "summary": self._summary(),
             "impact": list(self._impact(clean)),
             "impact_rows": self.levels.to_dict("records"),
@@ -222,12 +222,12 @@ class _Described:
             "ablations": {ablation: self._ablation(ablation, rows) for ablation, rows in ablations.items()},
             "confusion": self._confusion(),
             "training": list(self._training()),
-            "models": {model.key.strategy: model.spec for model in self.study.brought},
+            "models": {model.key.strategy: model.spec for model in self.study.external},
         }
 
     def _find_brought(self, name: str) -> dict[str, Any]:
         """What was found of a model of the user's."""
-        ours, theirs = (self._robustness(levels) for levels in (self.brought[name], self.levels))
+        ours, theirs = (self._robustness(levels) for levels in (self.external[name], self.levels))
         robust = describe_robustness(ours, self.n_classes)
         if ours.robust is not None and theirs.robust is not None:
             accuracies = (ours.clean, theirs.clean, ours.robust, theirs.robust)
@@ -293,11 +293,11 @@ class _Described:
             row = {key: numbers.get(key) for key in (*_ACCURACIES, "relative_error")}
             yield {"strategy": strategy, **row, "compared": compared.get(strategy)}
 
-    def _brought(self) -> dict[str, Any] | None:
+    def _external(self) -> dict[str, Any] | None:
         """The models of the user's beside the natural one: accuracies on clean images and under each damage."""
-        if not self.brought:
+        if not self.external:
             return None
-        models = {NATURAL: self.levels, **self.brought}
+        models = {NATURAL: self.levels, **self.external}
         means = {name: levels.groupby("perturbation", sort=False)["mean"].mean() for name, levels in models.items()}
         damages = [CLEAN, *self._tested()]
         groups = {damage: [float(means[name][damage]) for name in models] for damage in damages}
@@ -530,7 +530,7 @@ class _Described:
 
     def _confusion(self) -> dict[str, Any]:
         """The matrices, and the classes that lose most, of the user's models and of the natural one."""
-        by_model = [*((name, f"your model {name}") for name in self.brought), (NATURAL, "natural model")]
+        by_model = [*((name, f"your model {name}") for name in self.external), (NATURAL, "natural model")]
         matrices = []
         for name, title in by_model:
             of_model = self.confusions[self.confusions["strategy"] == name]

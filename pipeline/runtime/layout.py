@@ -47,9 +47,9 @@ def ablation_models(dataset: str) -> Path:
     return Path("models", dataset, "ablations")
 
 
-def brought_model(name: str) -> Path:
-    """Folder of a model of the user's, as it was taken in: the file itself and its description."""
-    return Path("models/brought", name)
+def external_model(name: str) -> Path:
+    """Folder of a model of the user's, as it was imported: the file itself and its description."""
+    return Path("models/external", name)
 
 
 def cached_models() -> Path:

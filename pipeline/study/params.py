@@ -11,7 +11,7 @@ from pipeline.data.datasets import DATASETS, Canonical, Prepare, Source
 from pipeline.data.seeding import level_name
 from pipeline.data.watching import find_problem
 from pipeline.perturbations import PERTURBATIONS, Perturbation
-from pipeline.recipes.brought import Brought
+from pipeline.recipes.external import External
 from pipeline.recipes.plan import NATURAL
 from pipeline.recipes.recipe import RECIPES, FastRecipe, Recipe, RecipeOf
 from pipeline.recipes.strategies import STRATEGIES
@@ -104,7 +104,7 @@ class Params(_Datasets):
     perturb: Perturb
     train: Train
     impact: Impact
-    models: Mapping[Name, Brought]
+    models: Mapping[Name, External]
     strategies: Mapping[str, Values]
     evaluate: Evaluate
     ablations: Mapping[Name, Mapping[Name, Mapping[str, Any]]]
@@ -163,7 +163,7 @@ class Params(_Datasets):
 
     @field_validator("models")
     @classmethod
-    def _check_models(cls, models: Mapping[str, Brought], info: ValidationInfo) -> Mapping[str, Brought]:
+    def _check_models(cls, models: Mapping[str, External], info: ValidationInfo) -> Mapping[str, External]:
         taken, datasets = (NATURAL, *STRATEGIES), info.data.get("datasets")
         problems = [f"models.{name}: the name of a way of training; choose another" for name in models if name in taken]
         # Numbers of the natural model stand beside the models' names in one file.
@@ -293,7 +293,7 @@ def _dataset_problems(name: str, subset: Subset) -> list[str]:
         problems = []
         if name in DATASETS:
             problems.append(f"datasets.{name}: the name of a published data set; choose another")
-        if layout.brought_model("any").parent.name == name:
+        if layout.external_model("any").parent.name == name:
             problems.append(f"datasets.{name}: the name of the folder for models of yours; choose another")
         if (problem := find_problem(source.path, is_file=source.kind == "npz")) is not None:
             problems.append(f"datasets.{name}.source.path: {source.path!r} {problem}")
@@ -325,7 +325,7 @@ def _recipe_problems(key: str, shape: Shape, recipe: Recipe, subset: Subset | No
     return problems + _batch_problems(key, recipe, subset)
 
 
-def _repair_problems(key: str, name: str, dataset: str, models: Mapping[str, Brought]) -> list[str]:
+def _repair_problems(key: str, name: str, dataset: str, models: Mapping[str, External]) -> list[str]:
     if name not in models or models[name].dataset != dataset:
         of_dataset = [model for model, spec in models.items() if spec.dataset == dataset]
         return [f"{key}: unknown {name!r}; models has {', '.join(of_dataset) or 'none'} for {dataset}"]

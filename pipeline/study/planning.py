@@ -19,7 +19,7 @@ from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.study.arrays import find_dataset, plan_arrays
 from pipeline.study.params import Params, change_recipe
-from pipeline.training.job import BroughtModel, TrainingJob
+from pipeline.training.job import ExternalModel, TrainingJob
 
 Levels = Mapping[str, tuple[float, ...]]
 # Stages that measure models.
@@ -78,7 +78,7 @@ class Study:
         natural: The natural models, one for each seed.
         strategies: Strategy → its models.
         ablations: Ablation → its models. A variant that changes nothing is a natural model under another key.
-        brought: Models of the user's.
+        external: Models of the user's.
         levels: Stage → perturbation → the levels at which it tests.
         batch_sizes: Stage → images per evaluation step.
         cross_trials: Trials on which `evaluate` tests a model on perturbations that it was not trained on.
@@ -93,7 +93,7 @@ class Study:
     natural: Sequence[TrainingJob]
     strategies: Mapping[str, Sequence[TrainingJob]]
     ablations: Mapping[str, Sequence[TrainingJob]]
-    brought: Sequence[BroughtModel]
+    external: Sequence[ExternalModel]
     levels: Mapping[str, Levels]
     batch_sizes: Mapping[str, int]
     cross_trials: int
@@ -117,12 +117,12 @@ class Study:
         given = {job.path for job in self.natural}
         return [job for jobs in groups.values() for job in jobs if job.path not in given]
 
-    def models(self, stage: str) -> list[TrainingJob | BroughtModel]:
+    def models(self, stage: str) -> list[TrainingJob | ExternalModel]:
         """The models that stage `impact`, `evaluate` or `ablations` measures."""
         if stage == "ablations":
             return [job for jobs in self.ablations.values() for job in jobs]
         trained = self.strategies.values() if stage == "evaluate" else ()
-        return [*self.natural, *(job for jobs in trained for job in jobs), *self.brought]
+        return [*self.natural, *(job for jobs in trained for job in jobs), *self.external]
 
     def cells(self, stage: str) -> list[PlannedCell]:
         """What stage `impact`, `evaluate` or `ablations` measures, in that order."""
@@ -205,13 +205,13 @@ def plan_study(params: Params, name: str) -> Study:
     arrays = {perturbation: plan_arrays(params, dataset, perturbation) for perturbation in params.perturbations}
     new = partial(_plan_model, params, dataset)
     natural = {seed: new(ModelKey(NATURAL, CLEAN, seed), plan_natural(recipe)) for seed in params.train.seeds}
-    brought = {
-        model: BroughtModel(
+    external = {
+        model: ExternalModel(
             ModelKey(model, CLEAN, 0),
             dataset,
             spec,
-            layout.brought_model(model),
-            made_by=f"python -m pipeline bring {model}",
+            layout.external_model(model),
+            made_by=f"python -m pipeline import-model {model}",
         )
         for model, spec in params.models.items()
         if spec.dataset == name
@@ -223,7 +223,7 @@ def plan_study(params: Params, name: str) -> Study:
                 STRATEGIES[strategy].plan(settings, recipe, name),
                 trained_on=array,
                 natural=natural[seed],
-                brought=brought,
+                external=external,
             )
             for seed in params.train.seeds
             for of_store in arrays.values()
@@ -250,7 +250,7 @@ def plan_study(params: Params, name: str) -> Study:
         natural=list(natural.values()),
         strategies=strategies,
         ablations=ablations,
-        brought=list(brought.values()),
+        external=list(external.values()),
         levels={"impact": impact_levels, "evaluate": params.evaluate.levels, "ablations": impact_levels},
         batch_sizes={
             "impact": params.impact.batch_size,
@@ -270,13 +270,13 @@ def _plan_model(
     trained_on: PlannedArray | None = None,
     natural: TrainingJob | None = None,
     path: Path | None = None,
-    brought: Mapping[str, BroughtModel] | None = None,
+    external: Mapping[str, ExternalModel] | None = None,
 ) -> TrainingJob:
-    start: TrainingJob | BroughtModel | None = natural if plan.starts_from_natural else None
+    start: TrainingJob | ExternalModel | None = natural if plan.starts_from_natural else None
     repairs = None
     if plan.repairs is not None:
-        assert brought is not None
-        start = brought[plan.repairs]
+        assert external is not None
+        start = external[plan.repairs]
         # Its preprocessing becomes the standardization of the model that is trained.
         repairs = {"model": plan.repairs, **start.spec.decides}
         plan = replace(plan, recipe=plan.recipe.model_copy(update={"network": start.spec.network}))

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from pipeline.models import brought, classifier, library, storage
+from pipeline.models import classifier, external, library, storage
 from pipeline.models.devices import select_device, select_precision
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.training.job import BroughtModel, TrainingJob
+from pipeline.training.job import ExternalModel, TrainingJob
 from pipeline.training.loop import Epoch
 
 # Modules whose code decides weights or learning curves. tests/test_cache.py holds that nothing is left out.
@@ -164,12 +164,12 @@ def find_entry(job: TrainingJob) -> CacheEntry:
     return CacheEntry(key, job.description, computed_in)
 
 
-def _digest_start(start: TrainingJob | BroughtModel | None) -> Any:
+def _digest_start(start: TrainingJob | ExternalModel | None) -> Any:
     """Digest of the weights that a model starts from."""
     if start is None:
         return None
-    if isinstance(start, BroughtModel):
-        return brought.read_description(start.path, start.made_by)["model_sha256"]
+    if isinstance(start, ExternalModel):
+        return external.read_description(start.path, start.made_by)["model_sha256"]
     return storage.read_checked(start.path, start.made_by, start.description)["weights_sha256"]
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from pipeline.data.datasets import Dataset
 from pipeline.perturbations.variants import PlannedArray
-from pipeline.recipes.brought import Brought
+from pipeline.recipes.external import External
 from pipeline.recipes.plan import ModelKey, Plan
 
 
 @dataclass(frozen=True)
-class BroughtModel:
+class ExternalModel:
     """A model of the user's: measured as the natural model is, never trained.
 
     Attributes:
@@ -26,7 +26,7 @@ class BroughtModel:
 
     key: ModelKey
     dataset: Dataset
-    spec: Brought
+    spec: External
     path: Path
     made_by: str
     trained_on: None = None
@@ -60,7 +60,7 @@ class TrainingJob:
     plan: Plan
     seed_names: tuple[int | str, ...]
     trained_on: PlannedArray | None
-    start: "TrainingJob | BroughtModel | None"
+    start: "TrainingJob | ExternalModel | None"
     device: str
     n_threads: int
     path: Path

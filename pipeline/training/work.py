@@ -10,14 +10,14 @@ import torch
 
 from pipeline.data import store
 from pipeline.data.datasets import Dataset
-from pipeline.models import brought, storage
+from pipeline.models import external, storage
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import select_device
 from pipeline.recipes.plan import ModelKey
 from pipeline.runtime.engine import Engine, check_wanted
 from pipeline.runtime.files import locked, replacing_folder
 from pipeline.training.cache import CacheEntry, find_entry
-from pipeline.training.job import BroughtModel, TrainingJob
+from pipeline.training.job import ExternalModel, TrainingJob
 from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 
 # The compiler is not used, but imported by the first optimizer of a process, for two seconds.
@@ -86,11 +86,11 @@ def train(
     return entry
 
 
-def _load_start(start: TrainingJob | BroughtModel) -> Classifier:
+def _load_start(start: TrainingJob | ExternalModel) -> Classifier:
     if isinstance(start, TrainingJob):
         return storage.load(start.path, start.made_by, start.description)
     shape, n_classes = start.dataset.shape, len(start.dataset.classes)
-    return brought.load(start.path, start.spec, shape, n_classes, start.made_by).to_train()
+    return external.load(start.path, start.spec, shape, n_classes, start.made_by).to_train()
 
 
 def _read_examples(dataset: Dataset, split: str, n: int) -> Examples:

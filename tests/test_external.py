@@ -16,10 +16,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torchvision import models as library_models
 
-from pipeline.models import brought, classifier, library
+from pipeline.models import classifier, external, library
 from pipeline.models.devices import select_device
 from pipeline.models.layers import Standardize
-from pipeline.recipes.brought import Brought
+from pipeline.recipes.external import External
 from pipeline.recipes.plan import plan_natural
 from pipeline.recipes.recipe import RECIPES, LibraryNetwork, Weights
 from pipeline.runtime.errors import PipelineError
@@ -260,26 +260,26 @@ def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def spec(path: Path, **changes: Any) -> Brought:
+def spec(path: Path, **changes: Any) -> External:
     values = {
         "dataset": "colours", "kind": "onnx", "path": str(path), "architecture": None, "channels": "rgb", "size": None,
         "scale": 255.0, "mean": (0.0,), "std": (1.0,), **changes,
     }  # fmt: skip
-    return Brought(**values)
+    return External(**values)
 
 
-TAKEN_IN = Path("brought")
+IMPORTED = Path("external")
 
 
-def take_in(given: Brought, n_classes: int = N_CLASSES, side: int = 16) -> brought.TakenIn:
+def import_model(given: External, n_classes: int = N_CLASSES, side: int = 16) -> external.Imported:
     """Into the current folder, tried on images of that side."""
     data, times = examples(100, seed=3), side // 16
     images = data.images.repeat(times, axis=1).repeat(times, axis=2)
-    return brought.take_in("mine", given, images, data.labels, [f"c{i}" for i in range(n_classes)], TAKEN_IN)
+    return external.import_model("mine", given, images, data.labels, [f"c{i}" for i in range(n_classes)], IMPORTED)
 
 
-def load_taken_in(given: Brought) -> brought.BroughtClassifier:
-    return brought.load(TAKEN_IN, given, SHAPE, N_CLASSES, "bring mine")
+def load_imported(given: External) -> external.ExternalClassifier:
+    return external.load(IMPORTED, given, SHAPE, N_CLASSES, "import-model mine")
 
 
 FORMS: list[dict[str, Any]] = [
@@ -288,14 +288,14 @@ FORMS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_a_graph_is_taken_in_and_answers_as_onnxruntime_does(form: dict[str, Any], graph: Path) -> None:
+def test_a_graph_is_imported_and_answers_as_onnxruntime_does(form: dict[str, Any], graph: Path) -> None:
     graph.write_bytes(colour_graph(**form))
-    found = take_in(spec(graph))
+    found = import_model(spec(graph))
     assert (found.accuracy, found.n_tried, found.remarks) == (1.0, 100, ())
     assert found.is_probability == form.get("is_probability", False)
     graph.unlink()  # the copy is what is measured
     data = examples(23, seed=4)
-    logits = load_taken_in(spec(graph))(torch.from_numpy(data.images))
+    logits = load_imported(spec(graph))(torch.from_numpy(data.images))
     assert logits.argmax(1).tolist() == data.labels.tolist()
     means = data.images.astype(np.float32).mean((1, 2)) / 255
     expected = means @ COLOURS.T - (COLOURS**2).sum(1) / 2
@@ -304,13 +304,13 @@ def test_a_graph_is_taken_in_and_answers_as_onnxruntime_does(form: dict[str, Any
     assert logits.numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def test_weights_of_a_library_are_taken_in(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_a_library_are_imported(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     safetensors.torch.save_file(torch.load(taught, weights_only=True), "mine.safetensors")
     for path in (taught, Path("mine.safetensors")):
         given = spec(path, kind="torchvision", architecture="shufflenet_v2_x0_5")
-        assert take_in(given).accuracy >= 0.5
-        model, images = load_taken_in(given), examples(seed=5).images
+        assert import_model(given).accuracy >= 0.5
+        model, images = load_imported(given), examples(seed=5).images
         for same in (model, model.to_train().eval()):
             assert torch.allclose(same(torch.from_numpy(images)), answers_of(taught, images), atol=5e-4)
 
@@ -318,13 +318,13 @@ def test_weights_of_a_library_are_taken_in(taught: Path, tmp_path: Path, monkeyp
 def test_weights_for_other_classes_are_said(taught: Path, graph: Path) -> None:
     given = spec(taught, kind="torchvision", architecture="shufflenet_v2_x0_5")
     with pytest.raises(PipelineError, match=f"weights for {N_CLASSES} classes, and there are 6; .* a new last layer"):
-        take_in(given, 6)
+        import_model(given, 6)
 
 
 def test_one_mean_and_three_deviations_are_standardized_by_channel(taught: Path, graph: Path) -> None:
     given = spec(taught, kind="torchvision", architecture="shufflenet_v2_x0_5", std=(1.0, 1.01, 0.99))
-    take_in(given)
-    model, images = load_taken_in(given), torch.from_numpy(examples(seed=5).images)
+    import_model(given)
+    model, images = load_imported(given), torch.from_numpy(examples(seed=5).images)
     trained = model.to_train().eval()
     assert trained.standardize.mean.shape == trained.standardize.inverse_std.shape
     assert torch.allclose(trained(images), model(images), atol=5e-4)
@@ -332,41 +332,41 @@ def test_one_mean_and_three_deviations_are_standardized_by_channel(taught: Path,
 
 def test_the_size_that_a_model_takes_is_given_to_it(graph: Path) -> None:
     with pytest.raises(PipelineError, match=r"takes images of shape \(3, 16, 16\), is given \(3, 32, 32\); set size"):
-        take_in(spec(graph), side=32)
-    assert take_in(spec(graph, size=(16, 16)), side=32).accuracy == 1
+        import_model(spec(graph), side=32)
+    assert import_model(spec(graph, size=(16, 16)), side=32).accuracy == 1
 
 
 def test_a_model_that_only_guesses_is_refused_with_what_is_probably_wrong(graph: Path) -> None:
     with pytest.raises(PipelineError, match=r"no more than by guessing; .*: with scale: 255.0 it has 100 % right"):
-        take_in(spec(graph, scale=1e12))
-    assert not TAKEN_IN.exists()
+        import_model(spec(graph, scale=1e12))
+    assert not IMPORTED.exists()
 
 
 def test_swapped_channels_are_said(graph: Path) -> None:
     graph.write_bytes(colour_graph(swaps=True))
-    found = take_in(spec(graph))
+    found = import_model(spec(graph))
     assert found.accuracy < 0.8
     (remark,) = found.remarks
     assert "but with channels: bgr it has 100 % right" in remark
-    assert take_in(spec(graph, channels="bgr")).remarks == ()
+    assert import_model(spec(graph, channels="bgr")).remarks == ()
 
 
 def test_classes_in_another_order_are_said(graph: Path) -> None:
     graph.write_bytes(colour_graph(order=[0, 2, 1, 3]))
-    (remark,) = take_in(spec(graph)).remarks
+    (remark,) = import_model(spec(graph)).remarks
     assert (
         "with its classes in another order it has 100 % right: its answer 1 means c2, its answer 2 means c1" in remark
     )
     graph.write_bytes(colour_graph(order=[1, 2, 3, 0]))
     with pytest.raises(PipelineError, match=r"no more than by guessing; .*: its answer 0 means c1, its answer 1 means"):
-        take_in(spec(graph))
+        import_model(spec(graph))
 
 
 def test_weights_in_a_file_of_their_own_are_refused_wherever_it_lies(graph: Path) -> None:
     graph.write_bytes(colour_graph(is_apart=True))
     assert Path("weights").exists()
     with pytest.raises(PipelineError, match="its weights lie in a file of their own; export it again as one file"):
-        take_in(spec(graph))
+        import_model(spec(graph))
 
 
 @pytest.mark.parametrize(
@@ -380,14 +380,14 @@ def test_weights_in_a_file_of_their_own_are_refused_wherever_it_lies(graph: Path
     ],
 )
 def test_guessing_is_no_more_agreement_than_by_chance(answers: list[int], labels: list[int], is_guessing: bool) -> None:
-    assert brought._is_guessing(np.array(answers), np.array(labels, np.uint8)) == is_guessing
+    assert external._is_guessing(np.array(answers), np.array(labels, np.uint8)) == is_guessing
 
 
 def test_a_model_is_tried_on_images_of_all_parts_of_the_test_set() -> None:
     """Which may be sorted by class."""
-    assert brought.tried(3).tolist() == [0, 1, 2]
-    assert len(brought.tried(1800)) == brought.N_TRIED
-    assert set(np.repeat(range(10), 180)[brought.tried(1800)]) == set(range(10))
+    assert external.tried(3).tolist() == [0, 1, 2]
+    assert len(external.tried(1800)) == external.N_TRIED
+    assert set(np.repeat(range(10), 180)[external.tried(1800)]) == set(range(10))
 
 
 BAD_MODELS: dict[str, tuple[bytes, int, str]] = {
@@ -404,7 +404,7 @@ BAD_MODELS: dict[str, tuple[bytes, int, str]] = {
 def test_a_bad_model_is_one_line_with_its_path(content: bytes, n_classes: int, reason: str, graph: Path) -> None:
     graph.write_bytes(content)
     with pytest.raises(PipelineError, match=f"^{graph}: .*{reason}"):
-        take_in(spec(graph), n_classes)
+        import_model(spec(graph), n_classes)
 
 
 def shorten(path: Path) -> None:
@@ -413,11 +413,11 @@ def shorten(path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
     # id: what is done to the copy, what params say now, and what is said
-    "model": (lambda: shorten(TAKEN_IN / "model"), {}, f"^{TAKEN_IN}.*`bring mine`"),
-    "description": (lambda: shorten(TAKEN_IN / "description.json"), {}, f"^{TAKEN_IN}.*`bring mine`"),
-    "no-model": (lambda: (TAKEN_IN / "model").unlink(), {}, f"^{TAKEN_IN}.*not whole.*`bring mine`"),
-    "no-description": (lambda: (TAKEN_IN / "description.json").unlink(), {}, f"^{TAKEN_IN}.*`bring mine`"),
-    "params": (lambda: None, {"scale": 254.0}, f"^{TAKEN_IN}.*taken in with other params"),
+    "model": (lambda: shorten(IMPORTED / "model"), {}, f"^{IMPORTED}.*`import-model mine`"),
+    "description": (lambda: shorten(IMPORTED / "description.json"), {}, f"^{IMPORTED}.*`import-model mine`"),
+    "no-model": (lambda: (IMPORTED / "model").unlink(), {}, f"^{IMPORTED}.*not whole.*`import-model mine`"),
+    "no-description": (lambda: (IMPORTED / "description.json").unlink(), {}, f"^{IMPORTED}.*`import-model mine`"),
+    "params": (lambda: None, {"scale": 254.0}, f"^{IMPORTED}.*imported with other params"),
 }
 
 
@@ -425,10 +425,10 @@ DAMAGE: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
 def test_a_copy_that_is_not_what_params_ask_for_is_one_line(
     damage: Callable[[], object], changes: dict[str, Any], reason: str, graph: Path
 ) -> None:
-    take_in(spec(graph))
+    import_model(spec(graph))
     damage()
     with pytest.raises(PipelineError, match=reason):
-        load_taken_in(spec(graph, **changes))
+        load_imported(spec(graph, **changes))
 
 
 # In a study.
@@ -456,7 +456,13 @@ def colours(own_study: MakeOwnStudy, write_params: WriteParams, taught: Path) ->
 
 
 def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, Any], write_params: WriteParams) -> None:
-    for command in ("prepare colours", "perturb colours noise", "train colours", "bring mine", "bring graph"):
+    for command in (
+        "prepare colours",
+        "perturb colours noise",
+        "train colours",
+        "import-model mine",
+        "import-model graph",
+    ):
         succeed(*command.split())
     for stage in ("impact", "strategies", "evaluate", "ablations"):
         assert "{" not in succeed(stage, "colours")
@@ -499,7 +505,7 @@ def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, An
     assert re.findall(r"<tr><td>(\w+)</td><td>[\d.]+</td><td>[\d.]+</td><td>[–+−]", page) == ["mine", "repair"]
     # Another file is another model: what was made of the old one is not taken for it.
     Path("graph.onnx").write_bytes(colour_graph(is_probability=True))
-    succeed("bring", "graph")
+    succeed("import-model", "graph")
     succeed("impact", "colours")
 
 

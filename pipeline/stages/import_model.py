@@ -1,4 +1,4 @@
-"""Stage bring: check a model of the user's and copy it to where the other stages find it."""
+"""Stage import-model: check a model of the user's and copy it to where the other stages find it."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from pipeline.stages.options import Stage, params_option
 @click.command(cls=Stage, short_help="Check a model of yours and take it in.")
 @click.argument("name")
 @params_option
-def bring(name: str, params_path: Path) -> None:
-    """Check the model that params.yaml calls NAME under `models` on clean test images, and copy it to models/brought.
+def import_model(name: str, params_path: Path) -> None:
+    """Check the model that params.yaml calls NAME under `models` on clean test images, and copy it to models/external.
 
     A model that has other classes, takes other images or only guesses is refused, with what is probably the reason.
     """
@@ -27,11 +27,11 @@ def bring(name: str, params_path: Path) -> None:
     images, labels = read_examples(study, "test")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.models.brought import take_in, tried
+    from pipeline.models import external
 
-    model = next(model for model in study.brought if model.key.strategy == name)
-    shown = tried(len(labels))
-    found = take_in(name, model.spec, images[shown], labels[shown], study.dataset.classes, model.path)
+    model = next(model for model in study.external if model.key.strategy == name)
+    shown = external.tried(len(labels))
+    found = external.import_model(name, model.spec, images[shown], labels[shown], study.dataset.classes, model.path)
     for remark in found.remarks:
         click.echo(f"{name}: check its preprocessing: {remark}", err=True)
     kind = "probabilities" if found.is_probability else "logits"

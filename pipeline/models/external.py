@@ -1,4 +1,4 @@
-"""Models of the user's: taken in once, checked on clean images, and asked like our own."""
+"""Models of the user's: imported once, checked on clean images, and asked like our own."""
 
 import hashlib
 import itertools
@@ -19,7 +19,7 @@ from pipeline.data.arrays import Images, Labels
 from pipeline.models import library
 from pipeline.models.classifier import HEAD, Classifier, build_network
 from pipeline.models.layers import Standardize
-from pipeline.recipes.brought import Brought
+from pipeline.recipes.external import External
 from pipeline.runtime.errors import PipelineError, is_exhausted
 from pipeline.runtime.files import read_file, replacing_folder
 
@@ -39,7 +39,7 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: Brought) -> None:
+    def __init__(self, spec: External) -> None:
         super().__init__()
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1))
@@ -137,7 +137,7 @@ class OnnxModel(nn.Module):
         return torch.from_numpy(np.concatenate(answers)).to(images.device)
 
 
-class BroughtClassifier(nn.Module):
+class ExternalClassifier(nn.Module):
     """uint8 (N, H, W, C) → logits (N, n_classes), as `Classifier`.
 
     Attributes:
@@ -147,7 +147,7 @@ class BroughtClassifier(nn.Module):
     """
 
     def __init__(
-        self, spec: Brought, model: nn.Module, shape: tuple[int, int, int], n_classes: int, is_probability: bool
+        self, spec: External, model: nn.Module, shape: tuple[int, int, int], n_classes: int, is_probability: bool
     ) -> None:
         super().__init__()
         self.preprocess, self.model = Preprocess(spec), model
@@ -174,7 +174,7 @@ class BroughtClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class TakenIn:
+class Imported:
     """What was found of a model on clean images.
 
     Attributes:
@@ -190,7 +190,9 @@ class TakenIn:
     remarks: tuple[str, ...]
 
 
-def take_in(name: str, spec: Brought, images: Images, labels: Labels, classes: Sequence[str], folder: Path) -> TakenIn:
+def import_model(
+    name: str, spec: External, images: Images, labels: Labels, classes: Sequence[str], folder: Path
+) -> Imported:
     """Check a model on clean test images and copy it to where the stages find it.
 
     Args:
@@ -232,7 +234,7 @@ def take_in(name: str, spec: Brought, images: Images, labels: Labels, classes: S
     with replacing_folder(folder) as staged:
         (staged / _MODEL).write_bytes(content)
         (staged / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return TakenIn(_accuracy(answers, labels), len(images), is_probability, remarks)
+    return Imported(_accuracy(answers, labels), len(images), is_probability, remarks)
 
 
 def tried(n_images: int) -> NDArray[np.int64]:
@@ -240,8 +242,8 @@ def tried(n_images: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, n_images - 1, N_TRIED, dtype=np.int64))
 
 
-def load(folder: Path, spec: Brought, shape: tuple[int, int, int], n_classes: int, made_by: str) -> BroughtClassifier:
-    """A model that was taken in, in evaluation mode.
+def load(folder: Path, spec: External, shape: tuple[int, int, int], n_classes: int, made_by: str) -> ExternalClassifier:
+    """A model that was imported, in evaluation mode.
 
     Args:
         folder: Where its copy lies.
@@ -251,18 +253,18 @@ def load(folder: Path, spec: Brought, shape: tuple[int, int, int], n_classes: in
         made_by: Command that takes it in, for messages.
 
     Raises:
-        PipelineError: It is not there, is damaged, or was taken in with other params.
+        PipelineError: It is not there, is damaged, or was imported with other params.
     """
     description = read_description(folder, made_by)
     expected = {"spec": spec.decides, "shape": list(shape), "n_classes": n_classes}
     for key, value in expected.items():
         if description.get(key) != value:
-            raise PipelineError(f"{folder}: taken in with other params ({key}); do it again with `{made_by}`")
+            raise PipelineError(f"{folder}: imported with other params ({key}); do it again with `{made_by}`")
     content = read_file(folder / _MODEL, _MAX_MODEL)
     if hashlib.sha256(content).hexdigest() != description.get("model_sha256"):
-        raise PipelineError(f"{folder / _MODEL}: damaged; take it in again with `{made_by}`")
+        raise PipelineError(f"{folder / _MODEL}: damaged; import it again with `{made_by}`")
     model = _open(spec, content, shape[:2], n_classes)
-    return BroughtClassifier(spec, model, shape, n_classes, bool(description["is_probability"])).eval()
+    return ExternalClassifier(spec, model, shape, n_classes, bool(description["is_probability"])).eval()
 
 
 def read_description(folder: Path, made_by: str) -> dict[str, Any]:
@@ -277,9 +279,9 @@ def read_description(folder: Path, made_by: str) -> dict[str, Any]:
         if described["schema_version"] != SCHEMA_VERSION or not (folder / _MODEL).exists():
             raise ValueError("of another version, or not whole")
     except FileNotFoundError:
-        raise PipelineError(f"{folder}: not taken in yet; do it with `{made_by}`") from None
+        raise PipelineError(f"{folder}: not imported yet; do it with `{made_by}`") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise PipelineError(f"{path}: damaged ({error}); take the model in again with `{made_by}`") from None
+        raise PipelineError(f"{path}: damaged ({error}); import the model again with `{made_by}`") from None
     checked: dict[str, Any] = described
     return checked
 
@@ -291,7 +293,7 @@ def _read(path: Path) -> bytes:
         raise PipelineError(f"{path}: no such model; check its path in params.yaml") from None
 
 
-def _open(spec: Brought, content: bytes, size: tuple[int, int], n_classes: int) -> nn.Module:
+def _open(spec: External, content: bytes, size: tuple[int, int], n_classes: int) -> nn.Module:
     if spec.kind == "onnx":
         return OnnxModel(content, spec.path)
     assert spec.architecture is not None
@@ -303,7 +305,7 @@ def _open(spec: Brought, content: bytes, size: tuple[int, int], n_classes: int) 
 
 
 @torch.inference_mode()
-def _ask(spec: Brought, model: nn.Module, images: Images) -> Tensor:
+def _ask(spec: External, model: nn.Module, images: Images) -> Tensor:
     preprocess = Preprocess(spec)
     with library.explained(spec.architecture or spec.kind, images.shape[1:3]):
         parts = [model(preprocess(part)) for part in torch.split(torch.from_numpy(images), 50)]
@@ -315,7 +317,7 @@ def _accuracy(answers: Tensor, labels: Labels) -> float:
 
 
 def _check_answers(
-    spec: Brought,
+    spec: External,
     model: nn.Module,
     images: Images,
     labels: Labels,
@@ -365,7 +367,7 @@ def _is_guessing(answers: NDArray[np.int64], labels: Labels) -> bool:
     return bool((answers == labels).mean() - by_chance <= 3 * (max(variance, 0.0) / n) ** 0.5)
 
 
-def _other_ways(spec: Brought) -> Iterator[Mapping[str, Any]]:
+def _other_ways(spec: External) -> Iterator[Mapping[str, Any]]:
     """Preprocessings that a user may have mistaken for the right one."""
     orders = ["rgb", "bgr"] if spec.channels != "grey" else ["grey"]
     ranges = [(spec.mean, spec.std), ((0.0,), (1.0,)), ((0.5,), (0.5,))]

@@ -11,7 +11,7 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=3)]
 
 
-class Brought(Values):
+class External(Values):
     """A model of the user's, measured as the natural model is, never trained.
 
     Attributes:
