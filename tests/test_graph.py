@@ -27,7 +27,7 @@ STAGES = (
     "prepare",
     "perturb",
     "train",
-    "import_model",
+    "import-model",
     "impact",
     "strategies",
     "evaluate",
@@ -138,7 +138,8 @@ def is_plumbing(module: str) -> bool:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_all_code_that_decides_its_output(graph: dict[str, Any], stage: str) -> None:
     plumbing = {module for module in MODULES if is_plumbing(module)}
-    needed, reached = closure(f"stages.{stage}", plumbing), closure(f"stages.{stage}", set())
+    module = f"stages.{stage.replace('-', '_')}"
+    needed, reached = closure(module, plumbing), closure(module, set())
     deps = {Path(dep) for dep in graph[stage]["deps"]}
     paths = {module: MODULES[module].relative_to(ROOT) for module in MODULES}
     for module in needed:
@@ -171,7 +172,7 @@ def test_every_tracked_param_exists(graph: dict[str, Any], profile: str) -> None
     for name, stage in graph.items():
         for template in stage.get("params", []):
             for dataset, perturbation in itertools.product(values["datasets"], values["perturbations"]):
-                node, key = values, template.replace("${key}", "mine" if name == "import_model" else dataset)
+                node, key = values, template.replace("${key}", "mine" if name == "import-model" else dataset)
                 key = key.replace("${item.dataset}", dataset).replace("${item.perturbation}", perturbation)
                 for part in key.split("."):
                     assert part in node, key

@@ -103,6 +103,7 @@ def test_every_stage_runs_without_a_network_in_all_its_processes(
     tiny_values["prepare"].update(sources=["local"], local_folder="originals")
     tiny_values["datasets"] = {"mnist": {**tiny_values["datasets"]["mnist"], "n_train": 40, "n_test": 20}}
     (study / "mine.onnx").write_bytes(brightness_graph())
+    np.savez(study / "few.npz", images=np.zeros((40, 8, 8), np.uint8), labels=np.arange(40) % 2)
     tiny_values["models"] = {
         "mine": {"dataset": "mnist", "kind": "onnx", "path": "mine.onnx", "architecture": None, "channels": "grey"}
         | {"size": None, "scale": 255.0, "mean": [0.0], "std": [1.0]}
@@ -116,7 +117,7 @@ def test_every_stage_runs_without_a_network_in_all_its_processes(
     commands = [
         *("check", "prepare mnist", "perturb mnist hot --workers 2", "perturb mnist noise --workers 2", "train mnist"),
         *(
-            "describe data/clean/mnist.zarr",
+            "describe few.npz",
             "import-model mine",
             "impact mnist",
             "strategies mnist --workers 2",

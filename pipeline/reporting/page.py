@@ -208,7 +208,7 @@ class _Described:
             "is_canonical": self.is_canonical,
             "is_published": self.is_published,
             # A user with a model of their own asks about that first.
-            "findings": [*map(self._find_brought, self.external), self._find_natural(ablations)],
+            "findings": [*map(self._find_external, self.external), self._find_natural(ablations)],
             "certainty": describe_certainty(self.study.n_examples["test"], self.n_seeds),
             "answer": list(self._answer()),
             "external": self._external(),
@@ -225,7 +225,7 @@ class _Described:
             "models": {model.key.strategy: model.spec for model in self.study.external},
         }
 
-    def _find_brought(self, name: str) -> dict[str, Any]:
+    def _find_external(self, name: str) -> dict[str, Any]:
         """What was found of a model of the user's."""
         ours, theirs = (self._robustness(levels) for levels in (self.external[name], self.levels))
         robust = describe_robustness(ours, self.n_classes)
