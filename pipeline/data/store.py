@@ -159,7 +159,7 @@ def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | No
             if resumes is None:
                 yield zarr.create_group(partial, attributes=metadata, overwrite=True)
             else:
-                for file in partial.rglob("*"):
+                for file in list(partial.rglob("*")):
                     if not (file.is_dir() or _SHARD.fullmatch(file.name)):
                         file.unlink()
                 files = BoundedStore(partial, read_only=False, max_bytes=2 * SHARD_BYTES)
@@ -253,7 +253,7 @@ def _whole_shards(array: Array) -> Iterator[NDArray[np.uint8]]:
                 break
             yield read_part(array, region, "")
             kept.add(root / key)
-    for path in (root / array.path).iterdir():
+    for path in list((root / array.path).iterdir()):
         if path not in kept:
             remove(path)
 

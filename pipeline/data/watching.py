@@ -9,6 +9,9 @@ from pathlib import Path
 from pipeline.runtime import layout
 from pipeline.runtime.files import read_file
 
+# A hundred times what ours has.
+_MAX_IGNORED = 2**16
+
 
 def find_problem(path: str, is_file: bool) -> str | None:
     """Why a path that params.yaml names cannot be one of the user's, with the way out; None if it can.
@@ -55,5 +58,5 @@ def _ignored() -> Iterator[str]:
     """The patterns of .dvcignore, and what DVC leaves out by itself."""
     yield from (".dvc", ".git")
     with suppress(FileNotFoundError):
-        lines = read_file(Path(".dvcignore"), 2**20).decode().splitlines()
+        lines = read_file(Path(".dvcignore"), _MAX_IGNORED).decode(errors="replace").splitlines()
         yield from (line for line in lines if line and not line.startswith("#"))
