@@ -103,11 +103,14 @@ def _counted(looks: Iterator[own.Look], progress: Callable[[int], object]) -> It
 
 
 def _counts(opened: own.Opened) -> list[str]:
+    """The classes with their numbers and images; of many classes those with fewest and with most images."""
     counts = [np.bincount(opened.splits[split].labels, minlength=len(opened.classes)) for split in SPLITS]
-    rows = list(zip(opened.classes, *(of_split.tolist() for of_split in counts), strict=True))
-    rows.sort(key=lambda row: row[1])
-    shown = rows if len(rows) <= 2 * _MAX_SHOWN else rows[:_MAX_SHOWN] + rows[-_MAX_SHOWN:]
-    lines = [f"  {name}: {train:,} train, {test:,} test" for name, train, test in shown]
+    rows = list(zip(range(len(counts[0])), opened.classes, *(of_split.tolist() for of_split in counts), strict=True))
+    shown = rows
+    if len(rows) > 2 * _MAX_SHOWN:
+        rows.sort(key=lambda row: row[2])
+        shown = rows[:_MAX_SHOWN] + rows[-_MAX_SHOWN:]
+    lines = [f"  {number} {name}: {train:,} train, {test:,} test" for number, name, train, test in shown]
     if len(shown) < len(rows):
         lines.insert(_MAX_SHOWN, f"  ... {len(rows) - len(shown):,} classes between")
     return [*lines, f"  all: {counts[0].sum():,} train, {counts[1].sum():,} test"]
