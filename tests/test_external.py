@@ -527,6 +527,7 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"models.graph.dataset": "photos"}, "models.graph.dataset: unknown 'photos'; choose from colours"),
     ({"models.graph.architecture": "resnet18"}, "models.graph.architecture: name the one of torchvision or timm"),
     ({"models.graph.mean": [0.1, 0.2]}, "models.graph.mean: 2 values for rgb; give 1 or 3"),
+    ({"models.mine.mean": 0.5}, "params.yaml: 1 problem(s)\n  models.mine.mean: 0.5: give a list\n"),
     ({"models.graph.path": "~/a.onnx"}, "models.graph.path: '~/a.onnx' is no path; write it out"),
     ({"models.constant": {}}, "models.constant"),
     ({"models.noise_accuracy": {}}, "models.noise_accuracy"),

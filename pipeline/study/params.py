@@ -193,9 +193,9 @@ class Params(_Datasets):
                     recipe = info.data["train"].recipes[dataset]
                     plan = STRATEGIES[name].plan(parsed[name], recipe, dataset)
                     planned = plan.recipe
-                    if plan.repairs is not None:
+                    if plan.repairs is not None and "models" in info.data:  # or what is wrong with them is said
                         key = f"strategies.{name}.recipes.{dataset}.model"
-                        problems += _repair_problems(key, plan.repairs, dataset, info.data.get("models", {}))
+                        problems += _repair_problems(key, plan.repairs, dataset, info.data["models"])
                     if planned.batch_size != recipe.batch_size:
                         problems += _batch_problems(f"strategies.{name}.recipes.{dataset}", planned, subset)
             except ValidationError as error:
@@ -458,4 +458,5 @@ def _explain(detail: Any) -> list[str]:
     if kind == "literal_error":
         return [f"{key}: unknown {value!r}; choose from {context['expected']}"]
     shown = repr(value)
-    return [f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {detail['msg']}"]
+    reason = "give a list" if kind == "tuple_type" else detail["msg"]
+    return [f"{key}: {shown if len(shown) <= 60 else shown[:57] + '...'}: {reason}"]
