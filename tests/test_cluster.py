@@ -164,6 +164,7 @@ def die(mark: Path) -> None:
 def test_every_job_is_done_once_and_the_first_error_ends_all(engine: DaskCluster) -> None:
     assert sorted(engine.run(square, range(9))) == [(job, job**2) for job in range(9)]
     assert list(engine.run(square, [])) == []
+    assert list(Path.cwd().glob(".*.partial")) == []
     with pytest.raises(PipelineError, match="thirteen"):
         list(engine.run(square, [1, 13, *range(100, 1000)]))
 
@@ -192,7 +193,7 @@ def test_a_worker_that_sees_another_folder_or_has_several_threads_is_refused(tmp
     one, two = (SimpleNamespace(state=SimpleNamespace(nthreads=n)) for n in (1, 2))
     assert check_worker(describe_process(), str(tmp_path), one) is None
     assert "start it with --nthreads 1" in str(check_worker(describe_process(), str(tmp_path), two))
-    assert f"has no folder {tmp_path / 'no'}" in str(check_worker(describe_process(), str(tmp_path / "no"), one))
+    assert f"does not see {tmp_path} as" in str(check_worker(describe_process(), str(tmp_path / "no"), one))
 
 
 def free_port() -> int:

@@ -18,8 +18,9 @@ from uuid import uuid4
 
 from pipeline.runtime.engine import Engine, Job, Result, forget_loaded, set_wanted
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file
+from pipeline.runtime.files import PARTIAL_SUFFIX, read_file
 from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.stopping import ended_when_stopped
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -71,14 +72,22 @@ class DaskCluster:
         jobs = list(jobs)
         if not jobs:
             return
-        with self._connected() as client:
-            yield from self._run(client, work, jobs)
+        # Seen by workers that see this very folder, and by none that have another one of the same name.
+        mark = Path.cwd() / f".{uuid4().hex}{PARTIAL_SUFFIX}"
+        mark.touch()
+        try:
+            with ended_when_stopped(mark.unlink), self._connected(str(mark)) as client:
+                yield from self._run(client, str(mark), work, jobs)
+        finally:
+            mark.unlink(missing_ok=True)
 
-    def _run(self, client: "Client", work: Callable[[Job], Result], jobs: list[Job]) -> Iterator[tuple[Job, Result]]:
+    def _run(
+        self, client: "Client", mark: str, work: Callable[[Job], Result], jobs: list[Job]
+    ) -> Iterator[tuple[Job, Result]]:
         from distributed import CancelledError, KilledWorker, as_completed
 
         run, expected = uuid4().hex, describe_process()
-        tasks = [_Task(run, str(Path.cwd()), expected, pickle.dumps((work, job))) for job in jobs]
+        tasks = [_Task(run, mark, expected, pickle.dumps((work, job))) for job in jobs]
         futures = client.map(do_task, tasks, key=f"{work.__name__}-{run}", pure=False)
         of_future = dict(zip((future.key for future in futures), jobs, strict=True))
         try:
@@ -99,7 +108,7 @@ class DaskCluster:
                 client.cancel(futures)  # type: ignore[no-untyped-call]
 
     @contextmanager
-    def _connected(self) -> Iterator["Client"]:
+    def _connected(self, mark: str) -> Iterator["Client"]:
         try:
             from distributed import Client
         except ImportError:
@@ -125,7 +134,7 @@ class DaskCluster:
                 ) from None
             expected = describe_process()
             # Errors of unpickling too: a worker may not have our package at all.
-            found = client.run(check_worker, expected, str(Path.cwd()), on_error="return")
+            found = client.run(check_worker, expected, mark, on_error="return")
             problems = [f"{worker}: {_word(said)}" for worker, said in sorted(found.items()) if said is not None]
             if problems:
                 raise PipelineError(f"{ENGINE_VARIABLE}: {'; '.join(problems)}")
@@ -153,13 +162,13 @@ class _Task:
 
     Attributes:
         run: Of which run it is one.
-        folder: Where the stage runs.
+        mark: A file in the folder where the stage runs, there as long as it does.
         expected: From `describe_process`, there.
         content: Pickled `(work, job)`: unpickled once the worker is known to be able to.
     """
 
     run: str
-    folder: str
+    mark: str
     expected: dict[str, str]
     content: bytes
 
@@ -177,10 +186,10 @@ def do_task(task: _Task) -> Any:
 
     global _run_of_this_process
     worker = get_worker()
-    problem = check_worker(task.expected, task.folder, worker)
+    problem = check_worker(task.expected, task.mark, worker)
     if problem is not None:
         raise PipelineError(f"{ENGINE_VARIABLE}: {worker.address}: {problem}")
-    os.chdir(task.folder)
+    os.chdir(Path(task.mark).parent)
     if task.run != _run_of_this_process:
         forget_loaded()
         keep_freed_memory()
@@ -197,20 +206,20 @@ def do_task(task: _Task) -> Any:
     return work(job)
 
 
-def check_worker(expected: dict[str, str], folder: str, dask_worker: Any) -> str | None:
+def check_worker(expected: dict[str, str], mark: str, dask_worker: Any) -> str | None:
     """What keeps this worker from doing jobs as the process that sends them would; None if nothing does.
 
     Args:
         expected: From `describe_process`, there.
-        folder: Where that process runs.
+        mark: A file in the folder where that process runs.
         dask_worker: The worker; Dask fills an argument of this name in.
     """
     own = describe_process()
     different = [f"{name} {own[name]} instead of {value}" for name, value in expected.items() if own[name] != value]
     if different:
         return f"has {', '.join(different)}; install the same"
-    if not Path(folder).is_dir():
-        return f"has no folder {folder}; workers and stages need a file system that they share"
+    if not Path(mark).exists():
+        return f"does not see {Path(mark).parent} as the stage does; both need a file system that they share"
     if (n_threads := dask_worker.state.nthreads) != 1:
         return f"has {n_threads} threads; start it with --nthreads 1"
     return None
