@@ -119,7 +119,7 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
 
     An item is (`tv_tensors.Image` uint8 (C, H, W), class number), each through its transform. The images are read when
     the first one is asked for, all of the split, and held: in every worker process of a `DataLoader` that is spawned,
-    once for all where workers are forked later.
+    once for all where workers are forked later. Of a store in object storage they are read at once.
 
     Attributes:
         classes: Names of the class numbers.
@@ -180,6 +180,8 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
             raise PipelineError(f"{self.path}: made from other images than {self._clean} has now; run `{_MADE_BY}`")
         self.classes: tuple[str, ...] = tuple(clean.attrs["classes"])  # type: ignore[arg-type]
         self._labels = store.read(labels, _MADE_BY)[: shape[-4]]
+        if self.path.is_file():  # in object storage, which a worker that is forked cannot reach
+            self._read()
 
     @property
     def _name(self) -> str:
@@ -191,18 +193,20 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        if self._images is None:
-            array = store.get_array(store.open_store(self.path, "dvc repro"), self._name, "dvc repro")
-            has_trials = array.ndim == 5
-            self._images = (
-                store.read_part(array, self.trial, "dvc repro") if has_trials else store.read(array, "dvc repro")
-            )
-        image: Any = tv_tensors.Image(torch.from_numpy(self._images[index].transpose(2, 0, 1).copy()))
+        image: Any = tv_tensors.Image(torch.from_numpy(self._read()[index].transpose(2, 0, 1).copy()))
         label: Any = int(self._labels[index])
         return (
             image if self.transform is None else self.transform(image),
             label if self.target_transform is None else self.target_transform(label),
         )
+
+    def _read(self) -> Images:
+        if self._images is None:
+            array = store.get_array(store.open_store(self.path, _MADE_BY), self._name, _MADE_BY)
+            self._images = (
+                store.read_part(array, self.trial, _MADE_BY) if array.ndim == 5 else store.read(array, _MADE_BY)
+            )
+        return self._images
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_images": None}  # each process reads them itself

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline import lockfile
 from pipeline.data import store
 from pipeline.data.arrays import Images
+from pipeline.data.backends import Folder
 from pipeline.data.datasets import Dataset
 from pipeline.data.seeding import block_size, derive_seed
 from pipeline.evaluation import results
@@ -16,7 +17,7 @@ from pipeline.perturbations.generation import perturb_images
 from pipeline.perturbations.variants import PlannedArray, StoredArray
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import PARTIAL_SUFFIX, read_file
+from pipeline.runtime.files import PARTIAL_SUFFIX
 from pipeline.study.planning import MEASURING, Study
 from pipeline.training.job import TrainingJob
 
@@ -85,7 +86,7 @@ def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images
             if kind == "images":
                 clean[split] = values
                 progress(len(values))
-    problems += _differences(path, dataset.attributes, planned, digests, made_by)
+    problems += _differences(path, group, dataset.attributes, planned, digests, made_by)
     recorded = "digests as published" if dataset.source is None else "by their digests"
     return clean, _findings(problems, f"{path}: {len(planned)} arrays, {recorded}")
 
@@ -110,7 +111,8 @@ def verify_perturbed(
         _run(f"perturb {study.dataset.name} {perturbation}"),
     )
     problems: list[str] = []
-    if _open_store(path, problems, made_by) is None:
+    group = _open_store(path, problems, made_by)
+    if group is None:
         return _findings(problems, "")
     planned, digests, n_compared = {}, {}, 0
     for array in arrays:
@@ -120,7 +122,7 @@ def verify_perturbed(
             digests[array.name] = stored.sha256
             n_compared += _compare(array, stored, clean.get(array.variant.split), is_full, progress)
     attributes = {"dataset": study.dataset.name, "perturbation": perturbation}
-    problems += _differences(path, attributes, planned, digests, made_by)
+    problems += _differences(path, group, attributes, planned, digests, made_by)
     again = f"{n_compared:,} made again, the same" if n_compared else "none made again: no clean images"
     n_images = sum(array.n_images for array in arrays)
     return _findings(problems, f"{path}: {len(planned)} arrays, {n_images:,} images, {again}")
@@ -162,6 +164,7 @@ def _compare(array: PlannedArray, stored: StoredArray, clean: Images | None, is_
 
 def _differences(
     path: Path,
+    group: store.Group,
     attributes: Mapping[str, Any],
     planned: Mapping[str, tuple[tuple[int, ...], Mapping[str, Any]]],
     digests: Mapping[str, Any],
@@ -169,18 +172,22 @@ def _differences(
 ) -> list[str]:
     """What tells the files of a store from those that its stage writes; nothing of arrays that have no digest here."""
     arrays = [(name, shape, {**expected, "sha256": digests.get(name)}) for name, (shape, expected) in planned.items()]
-    files = store.planned_files(attributes, arrays)
-    problems = []
+    files, backend = store.planned_files(attributes, arrays), store.backend_of(group)
+    there, problems = backend.names(), []
     for file, content in sorted(files.items()):
+        where = f"{backend.location}/{file}"
         if any(file.is_relative_to(name) for name in planned if name not in digests):
             continue  # why is said already
-        if not (path / file).is_file():
-            problems.append(f"{path / file}: is missing; make the store again with `{made_by}`")
+        if file.as_posix() not in there:
+            problems.append(f"{where}: is missing; make the store again with `{made_by}`")
         elif content is not None:
             with _noted(problems, path / file, made_by):
-                if read_file(path / file, store.MAX_METADATA_BYTES) != content:
-                    raise PipelineError(f"{path / file}: not what the stage writes; make it again with `{made_by}`")
-    strays = _strays(path, [path / file for file in files])
+                if backend.read(file.as_posix()) != content:
+                    raise PipelineError(f"{where}: not what the stage writes; make it again with `{made_by}`")
+    if isinstance(backend, Folder):
+        strays = list(map(str, _strays(path, [path / file for file in files])))
+    else:
+        strays = [f"{backend.location}/{name}" for name in sorted(there - {file.as_posix() for file in files})]
     return problems + [f"{file}: does not belong there; make the store again with `{made_by}`" for file in strays]
 
 

@@ -308,9 +308,7 @@ HARMLESS = (
     *("gzip.open(io.BytesIO(content)", "tarfile.open(fileobj=io.BytesIO(content)", "safetensors.torch.load(content"),
     *("Image.open(BytesIO(content)", "torch.load(io.BytesIO(content)", "archive.open(member)"),
     # A store that looks at files before it opens them.
-    "zarr.open_group(BoundedStore(path",
-    "zarr.open_array(BoundedStore(folder",
-    "zarr.open_group(files",
+    *("zarr.open_group(Folder(path", "zarr.open_group(backend", "zarr.open_array(backend"),
     # Functions of ours, which are looked at where they are defined.
     *("load(params_path)", "load(model)", "external.load(", "sources.load(spec", "storage.load("),
 )

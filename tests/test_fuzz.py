@@ -28,7 +28,7 @@ import pytest
 import torch
 from PIL import Image as PictureFile
 
-from pipeline.data import sources, store
+from pipeline.data import manifest, sources, store
 from pipeline.data.datasets import DATASETS, Dataset, Own, Prepare
 from pipeline.data.own import open_source
 from pipeline.data.pictures import read_picture
@@ -449,6 +449,15 @@ def graph_of_others() -> Reader:
     return Reader([path], fuzzing.spoil_bytes, read, lambda found: isinstance(found, torch.Tensor))
 
 
+def manifest_of_a_store() -> Reader:
+    """Nothing is asked of the bucket that it names."""
+    path = Path("noise.zarr")
+    path.write_text(
+        '{"schema_version": 1, "url": "s3://bucket/a/0", "arrays": {"0.05/test": "00", "0.1/test": "01"}}\n'
+    )
+    return Reader([path], fuzzing.spoil_json, lambda: manifest.open_objects(path, "make it").location)
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "own-png": lambda: picture(".png"),
     "own-jpeg": lambda: picture(".jpg"),
@@ -467,6 +476,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "clean-shards": lambda: clean_store("c.*", fuzzing.spoil_shard),
     "perturbed-metadata": lambda: perturbed_store("zarr.json", fuzzing.spoil_json),
     "perturbed-shards": lambda: perturbed_store("c.*", fuzzing.spoil_shard),
+    "manifest": manifest_of_a_store,
     "model-description": model_description,
     "model-weights": model_weights,
     "curve": curve,

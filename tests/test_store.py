@@ -25,6 +25,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import _local
 
 from pipeline.data import seeding, store
+from pipeline.data.backends import Folder
 from pipeline.runtime.errors import PipelineError
 from tests.conftest import command_environment, tree
 from tests.test_properties import examples
@@ -184,7 +185,7 @@ def test_a_layout_of_any_shape_is_bounded_and_accepted(image: tuple[int, ...], n
     assert shard_images >= n or shard_images % block == 0
     assert chunk_images == n or chunk_images % block == 0 or block % chunk_images == 0
     if math.prod(store._shard_grid(array)) <= store._MAX_SHARDS:
-        ours, _ = store._as_we_write(array, Path())
+        ours = store._as_we_write(array, Folder(Path()))
         assert (ours.shape, ours.chunks, ours.shards) == (shape, array.chunks, array.shards)
 
 
@@ -219,7 +220,7 @@ def test_the_store_that_zarr_reads_from_looks_before_it_opens_in_every_way(tmp_p
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"0123456789")
     (tmp_path / "huge").write_bytes(bytes(11))
-    folder, prototype = store.BoundedStore(tmp_path, max_bytes=10), default_buffer_prototype()
+    folder, prototype = Folder(tmp_path, max_bytes=10), default_buffer_prototype()
     middle = RangeByteRequest(2, 4)
     ways: list[Callable[[str, RangeByteRequest | None], Buffer | None]] = [
         lambda key, part: folder.get_sync(key, prototype=prototype, byte_range=part),
@@ -241,7 +242,7 @@ def test_a_shard_as_large_as_can_be_is_read_and_one_byte_more_is_not(shape: tupl
     """Values that do not compress: what zstd, checksums and the index add is within the bound."""
     write(tmp_path / "a.zarr", make_values(shape))
     array = get(tmp_path / "a.zarr")
-    assert isinstance(array.store, store.BoundedStore)
+    assert isinstance(array.store, Folder)
     shard = tmp_path / "a.zarr/images/c.0.0.0.0"
     assert shard.stat().st_size <= array.store.max_bytes < 1.05 * math.prod(array.shards or ()) + 200
     os.truncate(shard, array.store.max_bytes + 1)

@@ -21,10 +21,11 @@ from PIL import Image
 
 from pipeline.data import pictures, store
 from pipeline.data.arrays import Images, Labels
+from pipeline.data.backends import MAX_METADATA_BYTES
 from pipeline.data.datasets import SPLITS, Own, OwnTorchvision
 from pipeline.data.watching import find_overlooked
 from pipeline.runtime.engine import Engine
-from pipeline.runtime.errors import PipelineError, is_exhausted
+from pipeline.runtime.errors import PipelineError, is_outage
 from pipeline.runtime.files import opened_zip
 
 # Decoded images that are passed on together, bytes.
@@ -157,7 +158,7 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         if n > 1 or not name.strip() or not name.isprintable():
             way = f"names {n} classes" if n > 1 else "is no name of a class"
             raise PipelineError(f"{path}: {name!r} {way}; rename it")
-    if len(json.dumps(names, indent=4)) > store.MAX_METADATA_BYTES // 2:
+    if len(json.dumps(names, indent=4)) > MAX_METADATA_BYTES // 2:
         raise PipelineError(f"{path}: the names of {len(names):,} classes are too long; shorten them")
 
 
@@ -626,7 +627,7 @@ def _in_words(what: str) -> Iterator[None]:
     except (PipelineError, MemoryError):
         raise
     except Exception as error:
-        if is_exhausted(error):
+        if is_outage(error):
             raise
         raise PipelineError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from None
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.data.arrays import Images
-from pipeline.runtime.errors import PipelineError, is_exhausted
+from pipeline.runtime.errors import PipelineError, is_outage
 from pipeline.runtime.files import read_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP"}
@@ -57,7 +57,7 @@ def read_picture(path: Path | str, channels: int) -> Images:
     except MemoryError:
         raise
     except Exception as error:  # Pillow passes on what its decoders and parsers raise
-        if is_exhausted(error):
+        if is_outage(error):
             raise
         raise PipelineError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from None
     if pixels is None:

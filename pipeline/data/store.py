@@ -1,7 +1,8 @@
-"""Zarr stores of images and labels; the only module that imports zarr.
+"""Zarr stores of images and labels; no other module imports zarr, but for what lies under this one (data.backends).
 
 Arrays are uint8, sharded so that a store is a few dozen files, and every chunk carries a CRC-32C checksum. A store
-appears whole or not at all. Readers raise one error of our own for anything missing, damaged or unexpected.
+appears whole or not at all, in a folder or in object storage. Readers raise one error of our own for anything missing,
+damaged or unexpected.
 """
 
 import asyncio
@@ -13,26 +14,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.buffer import Buffer
-from zarr.abc.store import ByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core import sync as zarr_sync
 from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import BufferPrototype
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import StorePath
 
+from pipeline.data import manifest
 from pipeline.data.arrays import Labels
+from pipeline.data.backends import Backend, Folder, Objects
 from pipeline.data.datasets import SPLITS, Dataset
 from pipeline.data.seeding import BLOCK_SIZE, block_size, largest_divisor
 from pipeline.runtime import layout
-from pipeline.runtime.errors import PipelineError, is_exhausted
-from pipeline.runtime.files import check_file, remove, replacing_folder, resuming_folder
+from pipeline.runtime.bucket import Bucket, find_bucket
+from pipeline.runtime.errors import PipelineError, UnreachableError, is_outage
+from pipeline.runtime.files import PARTIAL_SUFFIX, replacing_folder, resuming_folder
 
 # Bytes per chunk, before compression: what a reader of a single image has to decode. zarr spends about a millisecond on
 # every chunk, whatever its size. Results do not depend on it.
@@ -41,8 +44,6 @@ CHUNK_BYTES = 1_600_000
 SHARD_BYTES = 64 * 2**20
 # A thousand times the shards of the largest array of profile paper: each is looked at before the array is read.
 _MAX_SHARDS = 1_000_000
-# Twice 65,535 names of classes, each of 50 letters.
-MAX_METADATA_BYTES = 2**23
 SCHEMA_VERSION = 3
 _SHARD = re.compile(r"c(\.\d+)+")
 # The largest shard or chunk that is read of a store that somebody else made.
@@ -106,41 +107,6 @@ class BoundedZstd(ZstdCodec):
         return chunk_spec.prototype.buffer.from_array_like(room)
 
 
-class BoundedStore(LocalStore):
-    """A folder out of which zarr reads nothing but regular files of a bounded size."""
-
-    def __init__(self, root: Path, *, read_only: bool = True, max_bytes: int = MAX_METADATA_BYTES) -> None:
-        super().__init__(root, read_only=read_only)
-        self.max_bytes = max_bytes
-
-    def check(self, key: str) -> None:
-        """Refuse what is no file, or too large; that there is none, zarr notices.
-
-        Raises:
-            PipelineError: As `files.check_file`.
-        """
-        with suppress(FileNotFoundError):
-            check_file(self.root / key, self.max_bytes)
-
-    # All the ways in which zarr reads; each raises what `check` raises.
-
-    async def get(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
-        """As `LocalStore.get`."""
-        self.check(key)
-        return await super().get(key, *arguments, **named)
-
-    def get_sync(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
-        """As `LocalStore.get_sync`."""
-        self.check(key)
-        return super().get_sync(key, *arguments, **named)
-
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        """As `LocalStore.get_partial_values`."""
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
-
-
 @contextmanager
 def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | None = None) -> Iterator[Group]:
     """A new group that takes the place of the store at `path` when the block ends without an error.
@@ -152,40 +118,57 @@ def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | No
             the next with the same digest finds its shards (`resume_images`). All else is made again: a power cut leaves
             empty files, and a kill what zarr was writing.
     """
-    staging = replacing_folder(path) if resumes is None else resuming_folder(path, resumes)
+    bucket = find_bucket()
+    staging = _replacing_folder(path, resumes) if bucket is None else _replacing_objects(path, bucket, resumes)
     with _default_settings(), staging as partial:
         try:
-            metadata = {"schema_version": SCHEMA_VERSION, **attributes}
-            if resumes is None:
-                yield zarr.create_group(partial, attributes=metadata, overwrite=True)
-            else:
-                for file in list(partial.rglob("*")):
-                    if not (file.is_dir() or _SHARD.fullmatch(file.name)):
-                        file.unlink()
-                files = BoundedStore(partial, read_only=False, max_bytes=2 * SHARD_BYTES)
-                yield zarr.create_group(files, attributes=metadata)
+            for name in partial.names():
+                if not _SHARD.fullmatch(PurePosixPath(name).name):
+                    partial.remove(name)
+            yield zarr.create_group(partial, attributes={"schema_version": SCHEMA_VERSION, **attributes})
         finally:
             # Of several writes of one call zarr reports the first that fails, while the others go on.
             zarr_sync.sync(_all_written())
 
 
-def folder_of(group: Group) -> Path:
-    """The folder that a group of `replacing_store` is written to."""
-    assert isinstance(group.store, LocalStore)
-    return Path(group.store.root)
+@contextmanager
+def _replacing_folder(path: Path, resumes: str | None) -> Iterator[Folder]:
+    staging = replacing_folder(path) if resumes is None else resuming_folder(path, resumes)
+    with staging as partial:
+        yield Folder(partial, read_only=False, max_bytes=2 * SHARD_BYTES)
 
 
-def open_partial(folder: Path, name: str) -> Array:
+@contextmanager
+def _replacing_objects(path: Path, bucket: Bucket, resumes: str | None) -> Iterator[Objects]:
+    staged = bucket / path / f"{resumes or uuid4().hex}{PARTIAL_SUFFIX}"
+    partial = Objects(staged, read_only=False, max_bytes=2 * SHARD_BYTES)
+    try:
+        yield partial
+        manifest.publish(path, partial, bucket / path)
+    except BaseException:
+        if resumes is None:
+            with suppress(UnreachableError):  # what has gone wrong is said already
+                staged.remove(partial.names())
+        raise
+    staged.remove(partial.names())
+
+
+def location_of(group: Group) -> str:
+    """The folder, or the URL in object storage, that a group of `replacing_store` is written to."""
+    return backend_of(group).location
+
+
+def open_partial(location: str, name: str) -> Array:
     """An array for writing, of a store that another process makes (`replacing_store`).
 
     Args:
-        folder: From `folder_of`.
+        location: From `location_of`.
         name: Path of the array in it.
     """
+    is_url = "://" in location
+    backend = Objects(Bucket(location), read_only=False) if is_url else Folder(location, read_only=False)
     with _default_settings():
-        return zarr.open_array(
-            BoundedStore(folder, read_only=False), path=name, mode="r+", zarr_format=3, config=_CONFIG
-        )
+        return zarr.open_array(backend, path=name, mode="r+", zarr_format=3, config=_CONFIG)
 
 
 async def _all_written() -> None:
@@ -245,26 +228,23 @@ def resume_images(group: Group, name: str, shape: tuple[int, ...]) -> tuple[Arra
 
 
 def _whole_shards(array: Array) -> Iterator[NDArray[np.uint8]]:
-    root = _root(array)
-    kept = {root / array.path / "zarr.json"}
+    backend = backend_of(array)
+    kept = {f"{array.path}/zarr.json"}
     with suppress(PipelineError):  # of a shard that a power cut has damaged
         for region, key in zip(shard_regions(array), _shard_keys(array), strict=True):
-            if not _is_there(root / key):
+            if backend.missing([key]):
                 break
             yield read_part(array, region, "")
-            kept.add(root / key)
-    for path in list((root / array.path).iterdir()):
-        if path not in kept:
-            remove(path)
+            kept.add(key)
+    for name in backend.names():
+        if name.startswith(f"{array.path}/") and name not in kept:
+            backend.remove(name)
 
 
-def _is_there(shard: Path) -> bool:
-    # An empty file, which a power cut leaves, zarr reads as a shard of zeros.
-    return shard.exists() and shard.stat().st_size > 0
-
-
-def _root(node: Array | Group) -> Path:
-    return Path(str(node.store_path.store).removeprefix("file://"))
+def backend_of(node: Array | Group) -> Backend:
+    """What the files of a store of this module are read and written through."""
+    assert isinstance(node.store, Folder | Objects)
+    return node.store
 
 
 def images_per_chunk(image_bytes: int) -> int:
@@ -283,7 +263,7 @@ def label_type(n_classes: int) -> np.dtype[Any]:
 
 def create_labels(group: Group, name: str, labels: Labels) -> None:
     """Write labels, `label_type` (N,), as one shard; those of a run that was stopped are replaced."""
-    remove(_root(group) / group.path / name)
+    backend_of(group).remove(f"{group.path}/{name}")
     array = _create_labels(group, name, labels.shape, labels.dtype)
     array[...] = labels
     finish(array, sha256(labels))
@@ -373,8 +353,8 @@ def planned_files(
     return dict.fromkeys(files_of(made)) | contents
 
 
-def _as_we_write(array: Array, root: Path) -> tuple[Array, BoundedStore]:
-    """The array of the store at `root` as this module would have made it, with its own codecs, and where it is read.
+def _as_we_write(array: Array, backend: Backend) -> Array:
+    """The array as this module would have made it, with its own codecs, and with bounds on what is read of it.
 
     Any other layout that the metadata claim would decide what a reader allocates.
 
@@ -400,9 +380,9 @@ def _as_we_write(array: Array, root: Path) -> tuple[Array, BoundedStore]:
             raise ValueError(f"unexpected {key}")
     shard, chunk = (ours.dtype.itemsize * math.prod(shape) for shape in (ours.shards or ours.chunks, ours.chunks))
     # What zstd adds to a chunk that it cannot compress, the chunk's checksum and place, and the index's checksum.
-    files = BoundedStore(root, max_bytes=shard + shard // chunk * (chunk // 256 + 64 + 4 + 16) + 4)
+    files = backend.bounded(shard + shard // chunk * (chunk // 256 + 64 + 4 + 16) + 4)
     metadata = replace(ours.metadata, attributes=array.metadata.attributes)
-    return zarr.Array(zarr.AsyncArray(metadata, StorePath(files, array.path), ours.config)), files
+    return zarr.Array(zarr.AsyncArray(metadata, StorePath(files, array.path), ours.config))
 
 
 def finish(array: Array, digest: str) -> None:
@@ -419,25 +399,33 @@ def open_store(path: Path, made_by: str) -> Group:
     """A store for reading.
 
     Args:
-        path: Where it lies.
+        path: Where it lies, or where the manifest lies that says where.
         made_by: Command that makes it, for the error message.
 
     Raises:
         PipelineError: No such store, metadata that cannot be read, or another schema version.
     """
-    if not path.is_dir():
+    if path.is_file():
+        backend: Backend = manifest.open_objects(path, made_by)
+    elif path.is_dir():
+        backend = Folder(path)
+    else:
         raise PipelineError(f"{path}: no such store; make it with `{made_by}`")
     try:
         with _default_settings():
-            group = zarr.open_group(BoundedStore(path), mode="r", zarr_format=3, use_consolidated=False)
+            group = zarr.open_group(backend, mode="r", zarr_format=3, use_consolidated=False)
+    except FileNotFoundError:
+        raise PipelineError(f"{backend.location}: no such store; make it again with `{made_by}`") from None
     except Exception as error:  # zarr passes on what its JSON and codec parsers raise
-        if is_exhausted(error):
+        if is_outage(error):
             raise
-        raise PipelineError(f"{path}: damaged metadata ({error}); make it again with `{made_by}`") from None
+        raise PipelineError(f"{backend.location}: damaged metadata ({error}); make it again with `{made_by}`") from None
     attributes = group.metadata.attributes
     version = attributes.get("schema_version") if isinstance(attributes, dict) else None
     if version != SCHEMA_VERSION:
-        raise PipelineError(f"{path}: schema version {version!r}, expected {SCHEMA_VERSION}; run `{made_by}`")
+        raise PipelineError(
+            f"{backend.location}: schema version {version!r}, expected {SCHEMA_VERSION}; run `{made_by}`"
+        )
     return group
 
 
@@ -454,28 +442,30 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
     Raises:
         PipelineError: No such array, damaged metadata, or shards missing.
     """
-    root, n_missing = _root(group), 0
-    where = root / name
+    where = f"{backend_of(group).location}/{name}"
     try:
         with _default_settings():
             found = group[name]
             if not isinstance(found, zarr.Array) or found.dtype not in (np.uint8, np.uint16):
                 raise ValueError("not an array of uint8 or uint16")
-            array, files = _as_we_write(found, root)
+            array = _as_we_write(found, backend_of(group))
     except KeyError:
         raise PipelineError(f"{where}: not in the store; make it again with `{made_by}`") from None
     except Exception as error:  # as in open_store
-        if is_exhausted(error):
+        if is_outage(error):
             raise
         raise PipelineError(f"{where}: damaged metadata ({error}); make it again with `{made_by}`") from None
-    for key in _shard_keys(array):
-        try:
-            files.check(key)
-        except PipelineError as error:
-            raise PipelineError(f"{where}: damaged data ({error}); make it again with `{made_by}`") from None
-        n_missing += not _is_there(root / key)
-    if n_missing:
-        raise PipelineError(f"{where}: {n_missing} shard(s) are missing; make it again with `{made_by}`")
+    backend = backend_of(array)
+    if isinstance(backend, Objects) and backend.digests and backend.digests.get(name) != array.attrs["sha256"]:
+        raise PipelineError(f"{where}: not what its manifest names; make it again with `{made_by}`")
+    try:
+        missing = backend.missing(_shard_keys(array))
+    except UnreachableError:
+        raise
+    except PipelineError as error:
+        raise PipelineError(f"{where}: damaged data ({error}); make it again with `{made_by}`") from None
+    if missing:
+        raise PipelineError(f"{where}: {len(missing)} shard(s) are missing; make it again with `{made_by}`")
     return array
 
 
@@ -504,11 +494,11 @@ def read_trials(array: Array, made_by: str) -> Iterator[NDArray[np.uint8]]:
     Raises:
         PipelineError: As `read`.
     """
-    digest = hashlib.sha256()
-    for trial in range(array.shape[0]):
-        values = read_part(array, trial, made_by)
-        digest.update(values.data)
-        yield values
+    digest, per_shard = hashlib.sha256(), (array.shards or array.chunks)[0]
+    for first in range(0, array.shape[0], per_shard):  # a shard is read once, whole
+        for values in read_part(array, slice(first, first + per_shard), made_by):
+            digest.update(values.data)
+            yield values
     _check_digest(array, digest.hexdigest(), made_by)
 
 
@@ -529,7 +519,7 @@ def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
     except MemoryError as error:
         raise PipelineError(f"{_where(array)}: does not fit into memory ({error})") from None
     except Exception as error:  # codecs raise what they like
-        if is_exhausted(error):
+        if is_outage(error):
             raise
         raise PipelineError(f"{_where(array)}: damaged data ({error}); make it again with `{made_by}`") from None
 
@@ -542,7 +532,7 @@ def _check_digest(array: Array, digest: str, made_by: str) -> None:
 
 
 def _where(array: Array) -> str:
-    return str(array.store_path).removeprefix("file://")
+    return f"{backend_of(array).location}/{array.path}"
 
 
 def read_clean(dataset: Dataset, split: str, kind: str) -> Any:
@@ -606,9 +596,9 @@ def open_foreign(path: Path, name: str) -> Array | None:
     """
     try:
         with _default_settings():
-            found = zarr.open_group(BoundedStore(path, max_bytes=MAX_FOREIGN_BYTES), mode="r").get(name)
+            found = zarr.open_group(Folder(path, max_bytes=MAX_FOREIGN_BYTES), mode="r").get(name)
     except Exception as error:  # as in open_store
-        if is_exhausted(error):
+        if is_outage(error):
             raise
         raise PipelineError(f"{path}: no Zarr store, or damaged metadata ({error})") from None
     if not isinstance(found, zarr.Array):
@@ -621,13 +611,13 @@ def open_foreign(path: Path, name: str) -> Array | None:
 
 def count_missing(array: Array) -> int:
     """How many shards, or chunks, of an array from `open_foreign` are no file; zarr reads them as its fill value."""
-    return sum(not _is_there(_root(array) / key) for key in _shard_keys(array))
+    return len(backend_of(array).missing(_shard_keys(array)))
 
 
 def foreign_classes(path: Path) -> Any:
     """What the attribute `classes` of a store's root says, or None."""
     with _default_settings():
-        return zarr.open_group(BoundedStore(path), mode="r").attrs.get("classes")
+        return zarr.open_group(Folder(path), mode="r").attrs.get("classes")
 
 
 def read_foreign(array: Array, selection: Any) -> NDArray[Any]:
@@ -640,6 +630,6 @@ def read_foreign(array: Array, selection: Any) -> NDArray[Any]:
         with _default_settings():
             return np.ascontiguousarray(array[selection])
     except Exception as error:  # codecs raise what they like
-        if is_exhausted(error) or isinstance(error, MemoryError):
+        if is_outage(error) or isinstance(error, MemoryError):
             raise
         raise PipelineError(f"{_where(array)}: damaged data ({error})") from None

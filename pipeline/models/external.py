@@ -20,7 +20,7 @@ from pipeline.models import library
 from pipeline.models.classifier import HEAD, Classifier, build_network
 from pipeline.models.layers import Standardize
 from pipeline.recipes.external import External
-from pipeline.runtime.errors import PipelineError, is_exhausted
+from pipeline.runtime.errors import PipelineError, is_outage
 from pipeline.runtime.files import read_file, replacing_folder
 
 SCHEMA_VERSION = 1
@@ -85,7 +85,7 @@ class OnnxModel(nn.Module):
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no base class for its errors
-            if is_exhausted(error):
+            if is_outage(error):
                 raise
             said = " ".join(str(error).split())[:200]
             if "external data" in said.lower() or "external tensors" in said.lower():

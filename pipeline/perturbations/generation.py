@@ -55,9 +55,9 @@ def perturb_images(split_images: Images, variant: Variant, trial: int, start: in
 
 @dataclass(frozen=True)
 class _Job:
-    """An array to fill, in the store that is written at `folder`; `clean` are the full clean images of its split."""
+    """An array to fill, in the store that is written at `location`; `clean` are the full clean images of its split."""
 
-    folder: Path
+    location: str
     planned: PlannedArray
     clean: Held[Images]
     progress: Held[Callable[[int], object]]
@@ -86,7 +86,7 @@ def write_perturbed(
         for planned in arrays:
             group, split = root.require_group(level_name(planned.variant.level)), planned.variant.split
             made[planned.name] = store.create_images(group, split, planned.shape, planned.attributes)
-            jobs.append(_Job(store.folder_of(root), planned, held[split], shown_here(progress)))
+            jobs.append(_Job(store.location_of(root), planned, held[split], shown_here(progress)))
         # The largest first: begun last, one of them would keep a core waiting.
         for job, digest in engine.run(_fill, sorted(jobs, key=lambda job: job.planned.n_images, reverse=True)):
             store.finish(made[job.planned.name], digest)
@@ -97,7 +97,7 @@ def write_perturbed(
 def _fill(job: _Job) -> str:
     """Write an array shard by shard and return the digest of its bytes."""
     cv2.setNumThreads(1)  # the engine is the parallelism
-    array, variant, clean = store.open_partial(job.folder, job.planned.name), job.planned.variant, job.clean.get()
+    array, variant, clean = store.open_partial(job.location, job.planned.name), job.planned.variant, job.clean.get()
     digest = hashlib.sha256()
     for region in store.shard_regions(array):
         *trials, images = region[:-3]

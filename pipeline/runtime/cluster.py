@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+from pipeline.runtime.bucket import STORES_VARIABLE
 from pipeline.runtime.engine import Engine, Job, Result, forget_loaded, set_wanted
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import PARTIAL_SUFFIX, read_file
@@ -87,7 +88,8 @@ class DaskCluster:
         from distributed import CancelledError, KilledWorker, as_completed
 
         run, expected = uuid4().hex, describe_process()
-        tasks = [_Task(run, mark, expected, pickle.dumps((work, job))) for job in jobs]
+        stores = os.environ.get(STORES_VARIABLE, "")
+        tasks = [_Task(run, mark, expected, stores, pickle.dumps((work, job))) for job in jobs]
         futures = client.map(do_task, tasks, key=f"{work.__name__}-{run}", pure=False)
         of_future = dict(zip((future.key for future in futures), jobs, strict=True))
         try:
@@ -164,12 +166,14 @@ class _Task:
         run: Of which run it is one.
         mark: A file in the folder where the stage runs, there as long as it does.
         expected: From `describe_process`, there.
+        stores: Where object storage is, as there; empty if nowhere.
         content: Pickled `(work, job)`: unpickled once the worker is known to be able to.
     """
 
     run: str
     mark: str
     expected: dict[str, str]
+    stores: str
     content: bytes
 
 
@@ -190,6 +194,7 @@ def do_task(task: _Task) -> Any:
     if problem is not None:
         raise PipelineError(f"{ENGINE_VARIABLE}: {worker.address}: {problem}")
     os.chdir(Path(task.mark).parent)
+    os.environ[STORES_VARIABLE] = task.stores
     if task.run != _run_of_this_process:
         forget_loaded()
         keep_freed_memory()

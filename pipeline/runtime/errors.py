@@ -11,8 +11,14 @@ class PipelineError(Exception):
     """
 
 
-def is_exhausted(error: BaseException) -> bool:
-    """Whether the system has run out of something, which says nothing against the file that was to be read."""
+class UnreachableError(PipelineError):
+    """Object storage does not answer, or refuses."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the system has run out of something or cannot be reached: that says nothing against what is read."""
+    if isinstance(error, UnreachableError):
+        return True
     return isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 

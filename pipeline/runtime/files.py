@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.runtime.errors import PipelineError, is_exhausted
+from pipeline.runtime.errors import PipelineError, is_outage
 
 if TYPE_CHECKING:
     from zipfile import ZipFile
@@ -160,7 +160,7 @@ def opened_zip(path: Path) -> Iterator["ZipFile"]:
     except (PipelineError, MemoryError):
         raise
     except Exception as error:  # zipfile and its decoders raise what they like
-        if is_exhausted(error):
+        if is_outage(error):
             raise
         raise PipelineError(f"{path}: no zip archive, or damaged: {error}") from None
 
@@ -194,7 +194,7 @@ def _named_reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:  # a looping link, no permission, a broken disk
-        if is_exhausted(error):
+        if is_outage(error):
             raise
         raise PipelineError(f"{path}: cannot be read: {error.strerror or error}") from None
 

@@ -19,7 +19,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pipeline.models import classifier, external, library, storage
 from pipeline.models.devices import select_device, select_precision
 from pipeline.runtime import layout
+from pipeline.runtime.bucket import find_bucket
 from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file, replacing_file
 from pipeline.training.job import ExternalModel, TrainingJob
 from pipeline.training.loop import Epoch
 
@@ -79,22 +81,65 @@ class CacheEntry:
         return layout.cached_models() / f"{self.key}.running"
 
     def is_finished(self) -> bool:
-        """Whether the model is there, whole; removes what a run that was killed as it finished has left beside it."""
+        """Whether the model is there, whole; where PIPELINE_STORES names object storage, it is fetched from there.
+
+        Removes what a run that was killed as it finished has left beside it.
+        """
+        if not self._is_whole() and not (self._fetch(*self._files) and self._is_whole()):
+            return False
+        for leftover in (self.checkpoint, self.lock):
+            leftover.unlink(missing_ok=True)
+        return True
+
+    def _is_whole(self) -> bool:
         try:
             read_entry(self.weights)
             storage.load(self.weights, "", self.description)
         except PipelineError:  # not there, or damaged since: train it
             return False
-        for leftover in (self.checkpoint, self.lock):
-            leftover.unlink(missing_ok=True)
         return True
+
+    @property
+    def _files(self) -> tuple[Path, Path]:
+        return self.weights, self.weights.with_suffix(".json")
+
+    def _fetch(self, *paths: Path) -> bool:
+        """Copy files from object storage, if PIPELINE_STORES names any and it has all of them."""
+        if (bucket := find_bucket()) is None:
+            return False
+        try:
+            for path in paths:
+                content = bucket.read(path.as_posix(), storage.MAX_WEIGHTS)
+                with replacing_file(path) as partial:
+                    partial.write_bytes(content)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _send(self, *paths: Path) -> None:
+        """Copy files to object storage, if PIPELINE_STORES names any."""
+        if (bucket := find_bucket()) is not None:
+            for path in paths:
+                bucket.write(path.as_posix(), read_file(path, storage.MAX_WEIGHTS))
+
+    def fetch_checkpoint(self) -> None:
+        """Take the checkpoint of another machine, where there is none of this one and PIPELINE_STORES has one."""
+        if not self.checkpoint.exists():
+            self._fetch(self.checkpoint)
+
+    def send_checkpoint(self) -> None:
+        """Let other machines go on from here, where PIPELINE_STORES names a place for that."""
+        self._send(self.checkpoint)
 
     def finish(self, classifier: classifier.Classifier, curve: list[Epoch]) -> None:
         """Keep a finished model and its learning curve."""
         rows = [asdict(epoch) for epoch in curve]
         description = {**self.description, "computed_in": self.precision, "learning_curve": rows, "key": self.key}
         storage.save(classifier, self.weights, description)
+        self._send(*self._files)
         self.checkpoint.unlink(missing_ok=True)
+        if (bucket := find_bucket()) is not None:
+            bucket.remove([self.checkpoint.as_posix()])
 
     def copy_to(self, path: Path) -> list[dict[str, Any]]:
         """Copy a finished model to `path` (`.safetensors`, `.json` beside it) and return its curve, a row per epoch."""

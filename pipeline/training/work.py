@@ -76,13 +76,18 @@ def train(
             check_wanted()
             progress(n_images)
 
+        def keep(epoch: Epoch) -> None:
+            entry.send_checkpoint()
+            report(epoch)
+
+        entry.fetch_checkpoint()
         start = None if job.start is None else _load_start(job.start)
         data = TrainingData(
             train=_read_examples(job.dataset, "train", job.n_train),
             test=_read_examples(job.dataset, "test", job.n_test),
             perturbed=None if job.trained_on is None else job.trained_on.opened().read(),
         )
-        entry.finish(*train_model(job.plan, data, job.seed_names, device, start, entry.checkpoint, report, step))
+        entry.finish(*train_model(job.plan, data, job.seed_names, device, start, entry.checkpoint, keep, step))
     return entry
 
 

@@ -1,0 +1,214 @@
+"""What zarr reads and writes the files of a store through: a folder, or object storage; both within bounds."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.storage import LocalStore
+
+from pipeline.runtime.bucket import Bucket
+from pipeline.runtime.files import check_file, read_file, remove
+
+# Twice 65,535 names of classes, each of 50 letters.
+MAX_METADATA_BYTES = 2**23
+
+
+class Folder(LocalStore):
+    """A folder out of which zarr reads nothing but regular files of a bounded size."""
+
+    def __init__(self, root: Path | str, *, read_only: bool = True, max_bytes: int = MAX_METADATA_BYTES) -> None:
+        super().__init__(root, read_only=read_only)
+        self.max_bytes = max_bytes
+
+    @property
+    def location(self) -> str:
+        """Its path."""
+        return str(self.root)
+
+    def bounded(self, max_bytes: int) -> "Folder":
+        """The same for reading, with another bound."""
+        return Folder(self.root, max_bytes=max_bytes)
+
+    def names(self) -> set[str]:
+        """All files in it and below."""
+        return {path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir()}
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of these files that are not there; an empty one, which a power cut leaves, is none.
+
+        Raises:
+            PipelineError: One is no file, or too large.
+        """
+        return [name for name in names if not self._has(name)]
+
+    def _has(self, name: str) -> bool:
+        self.check(name)
+        path = self.root / name
+        return path.exists() and path.stat().st_size > 0
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; errors as `files.read_file`."""
+        return read_file(self.root / name, self.max_bytes)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder and all that is in it."""
+        remove(self.root / name)
+
+    def check(self, key: str) -> None:
+        """Refuse what is no file, or too large; that there is none, zarr notices.
+
+        Raises:
+            PipelineError: As `files.check_file`.
+        """
+        with suppress(FileNotFoundError):
+            check_file(self.root / key, self.max_bytes)
+
+    # All the ways in which zarr reads; each raises what `check` raises.
+
+    async def get(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
+        """As `LocalStore.get`."""
+        self.check(key)
+        return await super().get(key, *arguments, **named)
+
+    def get_sync(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
+        """As `LocalStore.get_sync`."""
+        self.check(key)
+        return super().get_sync(key, *arguments, **named)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """As `LocalStore.get_partial_values`."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+
+class Objects(Store):
+    """A folder in object storage out of which zarr reads nothing but objects of a bounded size.
+
+    zarr has a class for obstore too, but calls it experimental; it reads objects of any size, and gives up where an
+    answer breaks off.
+    """
+
+    supports_writes = supports_deletes = supports_listing = True
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        *,
+        read_only: bool = True,
+        max_bytes: int = MAX_METADATA_BYTES,
+        digests: Mapping[str, str] | None = None,
+    ) -> None:
+        """The folder.
+
+        Args:
+            bucket: Where.
+            read_only: Whether to refuse writing.
+            max_bytes: The largest size that an object can have.
+            digests: Array → its SHA-256, as the manifest says that led here; None without one.
+
+        Raises:
+            PipelineError: As `Bucket.check`.
+        """
+        super().__init__(read_only=read_only)
+        bucket.check()
+        self.bucket, self.max_bytes, self.digests = bucket, max_bytes, digests
+
+    @property
+    def location(self) -> str:
+        """Its URL."""
+        return self.bucket.url
+
+    def bounded(self, max_bytes: int) -> "Objects":
+        """As `Folder.bounded`."""
+        return Objects(self.bucket, max_bytes=max_bytes, digests=self.digests)
+
+    def names(self) -> set[str]:
+        """As `Folder.names`."""
+        return set(self.bucket.sizes())
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """As `Folder.missing`; a request for all that lie together."""
+        wanted = list(names)
+        sizes: dict[str, int] = {}
+        for folder in {PurePosixPath(name).parent for name in wanted}:
+            sizes |= {f"{folder}/{name}": n_bytes for name, n_bytes in (self.bucket / folder).sizes().items()}
+        for name in wanted:
+            self.bucket.check_size(name, sizes.get(name, 0), self.max_bytes)
+        return [name for name in wanted if not sizes.get(name)]
+
+    def read(self, name: str) -> bytes:
+        """As `Folder.read`."""
+        return bytes(self.bucket.read(name, self.max_bytes))
+
+    def remove(self, name: str) -> None:
+        """As `Folder.remove`."""
+        self.bucket.remove([name, *(f"{name}/{found}" for found in (self.bucket / name).sizes())])
+
+    # What zarr asks for. Requests wait in threads, as those of zarr's own LocalStore do.
+
+    def __eq__(self, value: object) -> bool:
+        return isinstance(value, Objects) and (value.bucket, value.read_only) == (self.bucket, self.read_only)
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """As `Store.get`.
+
+        Raises:
+            PipelineError: The object is too large, or object storage does not answer.
+        """
+        part: Any = None
+        if isinstance(byte_range, RangeByteRequest):
+            part = {"range": (byte_range.start, byte_range.end)}
+        elif isinstance(byte_range, OffsetByteRequest):
+            part = {"range": {"offset": byte_range.offset}}
+        elif isinstance(byte_range, SuffixByteRequest):
+            part = {"range": {"suffix": byte_range.suffix}}
+        try:
+            content = await asyncio.to_thread(self.bucket.read, key, self.max_bytes, part)
+        except FileNotFoundError:
+            return None
+        return prototype.buffer.from_bytes(content)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """As `Store.get_partial_values`."""
+        return list(await asyncio.gather(*(self.get(key, prototype, byte_range) for key, byte_range in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        """As `Store.exists`."""
+        return await self.get(key, default_buffer_prototype()) is not None
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """As `Store.set`, in one request: an object appears whole or not at all."""
+        self._check_writable()
+        await asyncio.to_thread(self.bucket.write, key, value.as_buffer_like())
+
+    async def delete(self, key: str) -> None:
+        """As `Store.delete`."""
+        self._check_writable()
+        await asyncio.to_thread(self.bucket.remove, [key])
+
+    async def list(self) -> AsyncIterator[str]:
+        """As `Store.list`."""
+        for name in await asyncio.to_thread(self.names):
+            yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """As `Store.list_prefix`."""
+        async for name in self.list():
+            if name.startswith(prefix):
+                yield name
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """As `Store.list_dir`."""
+        folder = self.bucket / prefix if prefix else self.bucket
+        for name in {name.partition("/")[0] for name in await asyncio.to_thread(folder.sizes)}:
+            yield name
+
+
+Backend = Folder | Objects

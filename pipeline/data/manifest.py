@@ -1,0 +1,86 @@
+"""Manifests: small files that stand in the workspace for stores in object storage, and that DVC keeps."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.data.backends import MAX_METADATA_BYTES, Objects
+from pipeline.runtime.bucket import Bucket, side_by_side
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file, remove, write_text
+
+SCHEMA_VERSION = 1
+# Of a store's root, which is written last.
+_ROOT = "zarr.json"
+
+
+class _Manifest(BaseModel):
+    """What a manifest says.
+
+    Attributes:
+        schema_version: Of this format.
+        url: Where the store lies; the last part is a digest of its metadata, so that it names one content for ever.
+        arrays: Path of each array in the store → SHA-256 of its decoded bytes in C order.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    schema_version: int
+    url: str
+    arrays: Mapping[str, str]
+
+
+def publish(path: Path, written: Objects, folder: Bucket) -> None:
+    """Give a store in object storage its place, and write the manifest that names it, last.
+
+    Object storage has no renaming. Its server copies what was written to where the content says, so that the same store
+    has the same manifest on all machines, and no store that another manifest names is ever overwritten by another.
+
+    Args:
+        path: The manifest; a store in its place is removed.
+        written: The store, finished, wherever it lies.
+        folder: Its new place is in there.
+    """
+    names = sorted(written.names())
+    described = [name for name in names if PurePosixPath(name).name == _ROOT]
+    metadata = dict(zip(described, side_by_side(written.read, described), strict=True))
+    digest = hashlib.sha256()
+    for name, content in metadata.items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    published = folder / digest.hexdigest()[:32]
+    written.bucket.copy_to(published, [name for name in names if name != _ROOT])
+    written.bucket.copy_to(published, [_ROOT])
+    digests = {name: json.loads(content).get("attributes", {}).get("sha256") for name, content in metadata.items()}
+    arrays = {str(PurePosixPath(name).parent): found for name, found in digests.items() if found is not None}
+    manifest = _Manifest(schema_version=SCHEMA_VERSION, url=published.url, arrays=arrays)
+    if path.is_dir():
+        remove(path)
+    write_text(path, manifest.model_dump_json(indent=2) + "\n")
+
+
+def open_objects(path: Path, made_by: str) -> Objects:
+    """The folder in object storage that a manifest names, for reading.
+
+    Args:
+        path: The manifest.
+        made_by: Command that makes it, for error messages.
+
+    Raises:
+        PipelineError: It is damaged, or of another version; obstore is not installed.
+    """
+    try:
+        manifest = _Manifest.model_validate_json(read_file(path, MAX_METADATA_BYTES))
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise PipelineError(f"{path}: no manifest of a store ({problem}); make it again with `{made_by}`") from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise PipelineError(
+            f"{path}: schema version {manifest.schema_version}, expected {SCHEMA_VERSION}; run `{made_by}`"
+        )
+    try:
+        return Objects(Bucket(manifest.url), digests=manifest.arrays)
+    except PipelineError as error:
+        raise PipelineError(f"{path}: {error}") from None

@@ -1,0 +1,223 @@
+"""Object storage: where stores and the model cache lie if PIPELINE_STORES names a bucket."""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import PurePath
+from textwrap import shorten
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.runtime.errors import PipelineError, UnreachableError
+
+if TYPE_CHECKING:
+    from obstore import GetOptions
+    from obstore.store import ClientConfig, RetryConfig, S3Store
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Names the bucket and the prefix that stores and the model cache are written to.
+STORES_VARIABLE = "PIPELINE_STORES"
+_EXAMPLE = "s3://bucket/prefix"
+# Of an S3 server that is not Amazon's; obstore reads it, as Amazon's own tools do.
+_ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
+# Seconds: until a request that fails is given up, with all its retries; until one that is answered slowly is.
+_PATIENCE, _REQUEST = 60, 300
+# Seconds between repetitions of a request whose answer broke off.
+_PAUSES = (0.1, 0.4, 1.6)
+# How many requests are under way at the same time where there are many: each waits for the network, not for a core.
+_N_REQUESTS = 16
+_requests = ThreadPoolExecutor(_N_REQUESTS, "object storage")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A folder in object storage.
+
+    Every request is repeated for a minute if the server is busy (503), has an error of its own, or does not answer, and
+    a few times if its answer breaks off.
+
+    Attributes:
+        url: Such as `s3://bucket/prefix`.
+    """
+
+    url: str
+
+    def __truediv__(self, name: str | PurePath) -> "Bucket":
+        return Bucket(f"{self.url}/{PurePath(name).as_posix()}")
+
+    def check(self) -> None:
+        """Refuse what cannot be asked for.
+
+        Raises:
+            PipelineError: The URL is none of S3, or obstore is not installed.
+        """
+        self._client()
+
+    def _client(self) -> "S3Store":
+        """What asks, of the whole bucket: to make one takes a quarter of a second."""
+        parts = self.url.removeprefix("s3://").split("/")
+        if not self.url.startswith("s3://") or "" in parts or ".." in parts:
+            raise PipelineError(f"{self.url!r}: not the URL of a bucket; {STORES_VARIABLE} has the form {_EXAMPLE}")
+        return _open_client(parts[0], os.environ.get(_ENDPOINT_VARIABLE, ""))
+
+    def _key(self, name: str = "") -> str:
+        return "/".join([*self.url.split("/")[3:], name])
+
+    def sizes(self) -> dict[str, int]:
+        """The objects in it and below: name → bytes.
+
+        Raises:
+            UnreachableError: As all methods here.
+        """
+        import obstore
+
+        prefix = self._key()
+
+        def ask() -> dict[str, int]:
+            listed = obstore.list(self._client(), prefix or None, chunk_size=1000)
+            return {found["path"][len(prefix) :]: found["size"] for batch in listed for found in batch}
+
+        return self._ask(ask)
+
+    def read(self, name: str, max_bytes: int, part: "GetOptions | None" = None) -> memoryview:
+        """The content of an object.
+
+        Args:
+            name: Which.
+            max_bytes: The largest size that it can have, all of it.
+            part: Which part of it, in obstore's words; None: all.
+
+        Raises:
+            FileNotFoundError: There is none.
+            PipelineError: It is larger than `max_bytes`.
+        """
+        import obstore
+
+        def ask() -> memoryview:
+            found = obstore.get(self._client(), self._key(name), options=part)
+            self.check_size(name, found.meta["size"], max_bytes)
+            return memoryview(found.bytes())
+
+        return self._ask(ask)
+
+    def check_size(self, name: str, n_bytes: int, max_bytes: int) -> None:
+        """Refuse what is too large to be ours.
+
+        Raises:
+            PipelineError: So it is.
+        """
+        if n_bytes > max_bytes:
+            raise PipelineError(f"{self.url}/{name}: {n_bytes:,} bytes, more than the {max_bytes:,} that it can have")
+
+    def write(self, name: str, content: bytes | bytearray | memoryview) -> None:
+        """Write an object, whole or not at all."""
+        import obstore
+
+        try:
+            self._ask(lambda: obstore.put(self._client(), self._key(name), content, use_multipart=False))
+        except FileNotFoundError as error:  # the bucket
+            raise self._failed(error) from None
+
+    def copy_to(self, other: "Bucket", names: Iterable[str]) -> None:
+        """Copy objects to another folder of the bucket; the server does it.
+
+        Raises:
+            FileNotFoundError: One is not there.
+        """
+        import obstore
+
+        def copy(name: str) -> None:
+            self._ask(lambda: obstore.copy(self._client(), self._key(name), other._key(name)))
+
+        side_by_side(copy, names)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; nothing happens where there is none."""
+        import obstore
+
+        if keys := [self._key(name) for name in names]:
+            self._ask(lambda: obstore.delete(self._client(), keys))
+
+    def _ask(self, ask: Callable[[], Result], pauses: Sequence[float] = _PAUSES) -> Result:
+        """What a request gives; errors of obstore name the folder and what to do.
+
+        obstore repeats requests that are not answered, but not all whose answer breaks off.
+        """
+        from obstore.exceptions import BaseError, GenericError
+
+        if threading.current_thread() is threading.main_thread():  # which would not see a signal while obstore waits
+            return _requests.submit(self._ask, ask).result()
+        began = time.monotonic()
+        try:
+            return ask()
+        except BaseError as error:
+            was_repeated = time.monotonic() - began > _PATIENCE
+            if was_repeated or not pauses or not isinstance(error, GenericError):
+                raise self._failed(error) from None
+        time.sleep(pauses[0])
+        return self._ask(ask, pauses[1:])
+
+    def _failed(self, error: Exception) -> UnreachableError:
+        return UnreachableError(
+            f"{self.url}: object storage fails or refuses ({_reason(error)}); look at {STORES_VARIABLE}, "
+            f"{_ENDPOINT_VARIABLE}, AWS_REGION and your credentials, and run again: finished work is kept"
+        )
+
+
+def find_bucket() -> Bucket | None:
+    """What PIPELINE_STORES names; None where it is not set.
+
+    Raises:
+        PipelineError: It is no URL of a bucket, or obstore is not installed.
+    """
+    url = os.environ.get(STORES_VARIABLE)
+    if not url:
+        return None
+    bucket = Bucket(url.rstrip("/"))
+    bucket.check()  # before anything is done in vain
+    return bucket
+
+
+def side_by_side(ask: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Requests at the same time, and their results in the order of `items`; the first error ends all."""
+    futures = [_requests.submit(ask, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+@lru_cache(maxsize=8)
+def _open_client(name: str, endpoint: str) -> "S3Store":
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+    except ImportError:
+        raise PipelineError(f"s3://{name}: needs obstore: `pip install -c constraints.txt -e '.[s3]'`") from None
+    options: ClientConfig = {
+        # A server of your own, or one for tests, may have no certificate; who names it by http:// says so.
+        "allow_http": endpoint.startswith("http://"),
+        "timeout": timedelta(seconds=_REQUEST),
+    }
+    retries: RetryConfig = {"max_retries": 20, "retry_timeout": timedelta(seconds=_PATIENCE)}
+    try:
+        return S3Store(name, client_options=options, retry_config=retries)
+    except (BaseError, ValueError) as error:
+        raise PipelineError(f"s3://{name}: not the URL of a bucket ({_reason(error)}); use {_EXAMPLE}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What obstore says, without its URL, which is long, and without how the error looks in Rust."""
+    text = str(error)
+    line = text.partition("\n")[0].partition(": <?xml")[0]
+    code = re.search(r"<Code>(\w+)</Code>", text)  # the server's own word
+    reason = shorten(line.rpartition(" - ")[2].removeprefix("Server returned non-2xx status code: "), 200)
+    return f"{reason}, {code[1]}" if code else reason
