@@ -263,7 +263,7 @@ def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def spec(path: Path, **changes: Any) -> External:
     values = {
         "dataset": "colours", "kind": "onnx", "path": str(path), "architecture": None, "channels": "rgb", "size": None,
-        "scale": 255.0, "mean": (0.0,), "std": (1.0,), **changes,
+        "scale": 255.0, "mean": (0.0,), "std": (1.0,), "classes": None, **changes,
     }  # fmt: skip
     return External(**values)
 
@@ -354,12 +354,45 @@ def test_swapped_channels_are_said(graph: Path) -> None:
 def test_classes_in_another_order_are_said(graph: Path) -> None:
     graph.write_bytes(colour_graph(order=[0, 2, 1, 3]))
     (remark,) = import_model(spec(graph)).remarks
-    assert (
-        "with its classes in another order it has 100 % right: its answer 1 means c2, its answer 2 means c1" in remark
-    )
+    assert remark.endswith("with its classes in another order it has 100 % right: classes: [c0, c2, c1, c3]")
     graph.write_bytes(colour_graph(order=[1, 2, 3, 0]))
-    with pytest.raises(PipelineError, match=r"no more than by guessing; .*: its answer 0 means c1, its answer 1 means"):
+    with pytest.raises(PipelineError, match=r"no more than by guessing; .*: classes: \[c1, c2, c3, c0\]$"):
         import_model(spec(graph))
+    # Where a wrong order is given, the right one is still of the model's answers.
+    with pytest.raises(PipelineError, match=r": classes: \[c1, c2, c3, c0\]$"):
+        import_model(spec(graph, classes=("c3", "c1", "c0", "c2")))
+
+
+@pytest.mark.parametrize("is_probability", [False, True])
+def test_a_model_with_another_order_of_classes_answers_in_that_of_the_data_set(
+    is_probability: bool, graph: Path
+) -> None:
+    graph.write_bytes(colour_graph(order=[1, 2, 3, 0], is_probability=is_probability))
+    given = spec(graph, classes=("c1", "c2", "c3", "c0"))
+    found = import_model(given)
+    assert (found.accuracy, found.remarks) == (1.0, ())
+    data = examples(23, seed=4)
+    assert load_imported(given)(torch.from_numpy(data.images)).argmax(1).tolist() == data.labels.tolist()
+    with pytest.raises(PipelineError, match=r"imported with other params \(spec\)"):
+        load_imported(spec(graph, classes=("c1", "c2", "c0", "c3")))
+
+
+def test_a_model_with_another_order_of_classes_is_trained_on_in_that_of_the_data_set(taught: Path, graph: Path) -> None:
+    tensors = torch.load(taught, weights_only=True)
+    order = [2, 0, 3, 1]
+    safetensors.torch.save_file(tensors | {name: tensors[name][order] for name in ("fc.weight", "fc.bias")}, "mine")
+    given = spec(Path("mine"), kind="torchvision", architecture="shufflenet_v2_x0_5", classes=[f"c{i}" for i in order])
+    import_model(given)
+    images = examples(seed=5).images
+    model = load_imported(given)
+    for same in (model, model.to_train().eval()):
+        assert torch.allclose(same(torch.from_numpy(images)), answers_of(taught, images), atol=5e-4)
+
+
+def test_other_classes_than_those_of_the_data_set_are_named(graph: Path) -> None:
+    reason = "models.mine.classes: unknown 'cat', without 'c1', 'c3'; give the names of colours, 'c0', 'c1', 'c2', 'c3'"
+    with pytest.raises(PipelineError, match=f"^{reason}, in the order of the model's answers, or leave it empty"):
+        import_model(spec(graph, classes=("c2", "cat", "c0")))
 
 
 def test_weights_in_a_file_of_their_own_are_refused_wherever_it_lies(graph: Path) -> None:
@@ -411,12 +444,17 @@ def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
+def disorder(path: Path) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), "answers": [0, 1, 2, 2]}))
+
+
 DAMAGE: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
     # id: what is done to the copy, what params say now, and what is said
     "model": (lambda: shorten(IMPORTED / "model"), {}, f"^{IMPORTED}.*`import-model mine`"),
     "description": (lambda: shorten(IMPORTED / "description.json"), {}, f"^{IMPORTED}.*`import-model mine`"),
     "no-model": (lambda: (IMPORTED / "model").unlink(), {}, f"^{IMPORTED}.*not whole.*`import-model mine`"),
     "no-description": (lambda: (IMPORTED / "description.json").unlink(), {}, f"^{IMPORTED}.*`import-model mine`"),
+    "answers": (lambda: disorder(IMPORTED / "description.json"), {}, f"^{IMPORTED}.*answers.*`import-model mine`"),
     "params": (lambda: None, {"scale": 254.0}, f"^{IMPORTED}.*imported with other params"),
 }
 
@@ -439,14 +477,14 @@ def colours(own_study: MakeOwnStudy, write_params: WriteParams, taught: Path) ->
     """The params of a study of the colours with two models of others, one of which is repaired, in its folder."""
     train, test = examples(40, 1), examples(80, 2)
     np.savez("a.npz", x_train=train.images, y_train=train.labels, x_test=test.images, y_test=test.labels)
-    Path("graph.onnx").write_bytes(colour_graph())
+    Path("graph.onnx").write_bytes(colour_graph(order=[1, 2, 3, 0]))
     values = own_study("colours", n_train=40, n_test=80, batch_size=20, path="a.npz", size=SHAPE[:2])
     values["train"]["recipes"]["colours"].update(
         standardize="channel", network=network(architecture="mobilenet_v3_small").model_dump(mode="json")
     )
     values["models"] = {
         "mine": spec(taught, kind="torchvision", architecture="shufflenet_v2_x0_5").model_dump(mode="json"),
-        "graph": spec(Path("graph.onnx")).model_dump(mode="json"),
+        "graph": spec(Path("graph.onnx"), classes=("1", "2", "3", "0")).model_dump(mode="json"),
     }
     repairing = {"model": "mine", "learning_rate": 0.001, "batch_size": 20, "epochs": 2}
     values["strategies"] = {"constant": {}, "repair": {"share": 0.5, "recipes": {"colours": repairing}}}
@@ -504,12 +542,12 @@ def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, An
     assert page.count("Not tried: it was not trained on damage and tested on it.") == 2  # graph and natural
     assert re.findall(r"<tr><td>(\w+)</td><td>[\d.]+</td><td>[\d.]+</td><td>[–+−]", page) == ["mine", "repair"]
     # Another file is another model: what was made of the old one is not taken for it.
-    Path("graph.onnx").write_bytes(colour_graph(is_probability=True))
+    Path("graph.onnx").write_bytes(colour_graph(order=[1, 2, 3, 0], is_probability=True))
     succeed("import-model", "graph")
     succeed("impact", "colours")
 
 
-@pytest.mark.parametrize(("key", "value"), [("scale", 1.0), ("mean", [0.5]), ("std", [0.5])])
+@pytest.mark.parametrize(("key", "value"), [("scale", 1.0), ("mean", [0.5]), ("std", [0.5]), ("classes", [*"1023"])])
 def test_a_model_repaired_with_another_preprocessing_is_another_model(
     key: str, value: Any, colours: dict[str, Any], write_params: WriteParams
 ) -> None:
@@ -527,6 +565,8 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"models.graph.dataset": "photos"}, "models.graph.dataset: unknown 'photos'; choose from colours"),
     ({"models.graph.architecture": "resnet18"}, "models.graph.architecture: name the one of torchvision or timm"),
     ({"models.graph.mean": [0.1, 0.2]}, "models.graph.mean: 2 values for rgb; give 1 or 3"),
+    ({"models.graph.classes": [*"0121"]}, "models.graph.classes: '1' more than once; name every class once"),
+    ({"models.graph.classes": [0, 1, 2, 3]}, "models.graph.classes.0: 0: "),
     ({"models.mine.mean": 0.5}, "params.yaml: 1 problem(s)\n  models.mine.mean: 0.5: give a list\n"),
     ({"models.graph.path": "~/a.onnx"}, "models.graph.path: '~/a.onnx' is no path; write it out"),
     ({"models.constant": {}}, "models.constant"),

@@ -50,6 +50,10 @@ def problems_of(values: dict[str, Any]) -> list[str]:
 
 
 PUBLISHED = {"source": {"kind": "canonical", "path": "pipeline/data/datasets.py"}}
+MODEL: dict[str, Any] = {
+    "dataset": "mnist", "kind": "onnx", "path": "a.onnx", "architecture": None, "channels": "grey", "size": None,
+    "scale": 255, "mean": [0], "std": [1],
+}  # fmt: skip
 
 
 def kept(loaded: Params) -> dict[str, Any]:
@@ -201,6 +205,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {f"{FIRST_CONVOLUTION}.kernel": 29, f"{FIRST_CONVOLUTION}.padding": 0},
         f"{MNIST}.network: convolution 1 leaves nothing of a 28x28 image",
     ),
+    # Of a published data set the classes are known before it is prepared.
+    (
+        {"models.mine": {**MODEL, "classes": [*"123456789", "ten"]}},
+        "models.mine.classes: unknown 'ten', without '0'; give the names of mnist, '0', '1', '2', '3', '4' and 5 more",
+    ),
+    ({"models.mine": {**MODEL, "classes": [*"1234567890", "1"]}}, "models.mine.classes: '1' more than once"),
+    ({"models.mine": MODEL}, "models.mine.classes: missing"),
     (
         {"datasets.mnist.n_train": 499, f"{MNIST}.batch_size": 500},
         f"{MNIST}.batch_size: 500 is more than the 499 training images",
@@ -242,6 +253,8 @@ GOOD: list[dict[str, Any]] = [
     {"strategies": {"constant": {}}},
     {"strategies.incremental": {"start": 1, "end": 0.5}},
     {"evaluate.levels.noise": []},
+    {"models.mine": {**MODEL, "classes": [*"1234567890"]}},
+    {"models.mine": {**MODEL, "classes": None}},
     {"datasets.mnist.n_train": 500, f"{MNIST}.batch_size": 500},
 ]
 

@@ -22,13 +22,12 @@ from pipeline.models.layers import Standardize
 from pipeline.recipes.external import External
 from pipeline.runtime.errors import PipelineError, is_outage
 from pipeline.runtime.files import read_file, replacing_folder
+from pipeline.runtime.values import to_yaml
 
 SCHEMA_VERSION = 1
-_MAX_MODEL, _MAX_DESCRIPTION = 16 * 2**30, 2**20
+_MAX_MODEL, _MAX_DESCRIPTION = 16 * 2**30, 2**22
 # Clean test images that a model is tried on before it is measured.
 N_TRIED = 500
-# Answers in another order that are listed.
-_MAX_MOVED = 10
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MODEL, _DESCRIPTION = "model", "description.json"
 
@@ -144,15 +143,22 @@ class ExternalClassifier(nn.Module):
         shape: (H, W, C) of the images it takes.
         path: Where the user has it.
         is_probability: Whether the model gives probabilities, of which logits are the logarithms.
+        answers: Which of the model's answers stands for each class; None: they have the order of the classes.
     """
 
     def __init__(
-        self, spec: External, model: nn.Module, shape: tuple[int, int, int], n_classes: int, is_probability: bool
+        self,
+        spec: External,
+        model: nn.Module,
+        shape: tuple[int, int, int],
+        n_classes: int,
+        is_probability: bool,
+        answers: list[int] | None,
     ) -> None:
         super().__init__()
         self.preprocess, self.model = Preprocess(spec), model
         self.spec, self.path, self.shape, self.n_classes = spec, Path(spec.path), shape, n_classes
-        self.is_probability = is_probability
+        self.is_probability, self.answers = is_probability, answers
 
     def to_train(self) -> Classifier:
         """The same as a network of ours, which can be trained."""
@@ -165,11 +171,13 @@ class ExternalClassifier(nn.Module):
         body, output = built[0], built.get_submodule(HEAD)
         assert isinstance(body, library.Body)
         body.take(weights, output, str(self.path))
+        if self.answers is not None:
+            output.load_state_dict({name: tensor[self.answers] for name, tensor in output.state_dict().items()})
         return Classifier(self.shape, Standardize(mean, std), built)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of raw images."""
-        answer: Tensor = self.model(self.preprocess(images)).float()
+        answer = _in_order(self.model(self.preprocess(images)).float(), self.answers)
         return answer.clamp(min=1e-30).log() if self.is_probability else answer
 
 
@@ -204,9 +212,14 @@ def import_model(
         folder: Of the copy; it appears whole or not at all.
 
     Raises:
-        PipelineError: The file is missing or damaged, or not a model for these images and classes; it does no better
-            than guessing, which a mistake in its preprocessing or in the order of classes explains.
+        PipelineError: The file is missing or damaged, or not a model for these images and classes; params name other
+            classes; it does no better than guessing, which a mistake in its preprocessing or in the order of classes
+            explains.
     """
+    try:
+        of_class = spec.find_answers(classes)
+    except ValueError as error:
+        raise PipelineError(f"models.{name}.{error}") from None
     content = _read(Path(spec.path))
     height, width, channels = images.shape[1:]
     n_classes = len(classes)
@@ -220,8 +233,9 @@ def import_model(
         )
     if not answers.isfinite().all():
         raise PipelineError(f"{spec.path}: some of its answers are not finite; check scale, mean and std")
+    answers = _in_order(answers, of_class)
     is_probability = bool((answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-3).all())
-    remarks = _check_answers(spec, model, images, labels, answers.argmax(1).numpy(), classes)
+    remarks = _check_answers(spec, model, images, labels, answers.argmax(1).numpy(), classes, of_class)
     description = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -230,6 +244,7 @@ def import_model(
         "shape": [height, width, channels],
         "n_classes": n_classes,
         "is_probability": is_probability,
+        "answers": of_class,
     }
     with replacing_folder(folder) as staged:
         (staged / _MODEL).write_bytes(content)
@@ -263,8 +278,16 @@ def load(folder: Path, spec: External, shape: tuple[int, int, int], n_classes: i
     content = read_file(folder / _MODEL, _MAX_MODEL)
     if hashlib.sha256(content).hexdigest() != description.get("model_sha256"):
         raise PipelineError(f"{folder / _MODEL}: damaged; import it again with `{made_by}`")
+    answers = description.get("answers")
+    if answers is not None and not _is_order(answers, n_classes):
+        raise PipelineError(f"{folder / _DESCRIPTION}: damaged (answers); import the model again with `{made_by}`")
     model = _open(spec, content, shape[:2], n_classes)
-    return ExternalClassifier(spec, model, shape, n_classes, bool(description["is_probability"])).eval()
+    return ExternalClassifier(spec, model, shape, n_classes, bool(description["is_probability"]), answers).eval()
+
+
+def _is_order(answers: Any, n_classes: int) -> bool:
+    are_numbers = isinstance(answers, list) and all(type(answer) is int for answer in answers)
+    return are_numbers and sorted(answers) == list(range(n_classes))
 
 
 def read_description(folder: Path, made_by: str) -> dict[str, Any]:
@@ -312,6 +335,10 @@ def _ask(spec: External, model: nn.Module, images: Images) -> Tensor:
     return torch.cat(parts).float()
 
 
+def _in_order(answers: Tensor, of_class: list[int] | None) -> Tensor:
+    return answers if of_class is None else answers[:, of_class]
+
+
 def _accuracy(answers: Tensor, labels: Labels) -> float:
     return float((answers.argmax(1).numpy() == labels).mean())
 
@@ -323,12 +350,13 @@ def _check_answers(
     labels: Labels,
     answers: NDArray[np.int64],
     classes: Sequence[str],
+    of_class: list[int] | None,
 ) -> tuple[str, ...]:
     """What to look at in preprocessing and order of classes; an error where the model only guesses."""
     n, accuracy = len(labels), float((answers == labels).mean())
     better, found = "", accuracy + 3 * (0.5 / n) ** 0.5  # three standard deviations of the difference of two shares
     for changes in _other_ways(spec):
-        right = _accuracy(_ask(spec.model_copy(update=changes), model, images), labels)
+        right = _accuracy(_in_order(_ask(spec.model_copy(update=changes), model, images), of_class), labels)
         if right > found:
             said = ", ".join(
                 f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in changes.items()
@@ -338,9 +366,9 @@ def _check_answers(
     # preprocessing does.
     order = np.array([np.bincount(labels[answers == i], minlength=len(classes)).argmax() for i in range(len(classes))])
     if len(np.unique(order)) == len(order) and (right := float((order[answers] == labels).mean())) > found:
-        moved = [f"its answer {i} means {classes[label]}" for i, label in enumerate(order) if i != label]
-        some = ", ".join(moved[:_MAX_MOVED]) + (", ..." if len(moved) > _MAX_MOVED else "")
-        better = f"with its classes in another order it has {100 * right:.0f} % right: {some}"
+        meant = dict(zip(range(len(classes)) if of_class is None else of_class, order, strict=True))
+        names = to_yaml([classes[meant[i]] for i in range(len(classes))])
+        better = f"with its classes in another order it has {100 * right:.0f} % right: classes: {names}"
     if _is_guessing(answers, labels):
         raise PipelineError(
             f"{spec.path}: {100 * accuracy:.0f} % of {n} clean test images right, no more than by guessing; probably "

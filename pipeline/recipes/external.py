@@ -1,5 +1,7 @@
 """Models that others have trained: where they lie and what they expect, as frozen values."""
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -9,13 +11,14 @@ from pipeline.runtime.values import Values
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 PerChannel = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=3)]
+_MAX_LISTED = 5
 
 
 class External(Values):
     """A model of the user's, measured as the natural model is, never trained.
 
     Attributes:
-        dataset: Whose images it classifies; its answers are in the order of that data set's classes.
+        dataset: Whose images it classifies.
         kind: `onnx`: a graph with one input, of images, and one answer (N, n_classes). `torchvision`, `timm`: weights
             for an architecture of theirs, as safetensors or as a state_dict that torch.save has written.
         path: The file, absolute or relative to the repository.
@@ -25,6 +28,7 @@ class External(Values):
         scale: Values, 0-255, are divided by this first: 255 for a model that takes values in [0, 1].
         mean: Subtracted then, one number for each channel in the model's order, or one for all.
         std: Divided by then, likewise.
+        classes: Names of the data set's classes in the order of its answers; None: in that of the data set.
     """
 
     dataset: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
@@ -36,6 +40,7 @@ class External(Values):
     scale: Annotated[float, Field(gt=0)]
     mean: PerChannel
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1, max_length=3)]
+    classes: Annotated[tuple[str, ...], Field(strict=False)] | None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,7 +52,32 @@ class External(Values):
                 )
         if (self.architecture is None) != (self.kind == "onnx"):
             raise ValueError("architecture: name the one of torchvision or timm; leave it empty for onnx")
+        twice = [name for name, n in Counter(self.classes).items() if n > 1]
+        if twice:
+            raise ValueError(f"classes: {_some(twice)} more than once; name every class once")
         return self
+
+    def find_answers(self, classes: Sequence[str]) -> list[int] | None:
+        """Which of its answers stands for each class of the data set; None where they have one order.
+
+        Args:
+            classes: Names of the data set's classes, in order.
+
+        Raises:
+            ValueError: `classes` names others; the message begins with the key.
+        """
+        if self.classes is None or self.classes == tuple(classes):
+            return None
+        number = {name: i for i, name in enumerate(self.classes)}
+        known = set(classes)
+        unknown, missing = [name for name in number if name not in known], [n for n in classes if n not in number]
+        if unknown or missing:
+            said = [f"unknown {_some(unknown)}"] * bool(unknown) + [f"without {_some(missing)}"] * bool(missing)
+            raise ValueError(
+                f"classes: {', '.join(said)}; give the names of {self.dataset}, {_some(classes)}, in the order of the "
+                "model's answers, or leave it empty for that order"
+            )
+        return [number[name] for name in classes]
 
     @property
     def network(self) -> LibraryNetwork:
@@ -71,3 +101,8 @@ class External(Values):
     def decides(self) -> dict[str, Any]:
         """All that decides its answers but the file, as JSON values."""
         return self.model_dump(mode="json", exclude={"path"})
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(map(repr, names[:_MAX_LISTED])) + more

@@ -33,6 +33,6 @@ def import_model(name: str, params_path: Path) -> None:
     shown = external.tried(len(labels))
     found = external.import_model(name, model.spec, images[shown], labels[shown], study.dataset.classes, model.path)
     for remark in found.remarks:
-        click.echo(f"{name}: check its preprocessing: {remark}", err=True)
+        click.echo(f"{name}: check its params: {remark}", err=True)
     kind = "probabilities" if found.is_probability else "logits"
     click.echo(f"{model.path}: {100 * found.accuracy:.1f} % of {found.n_tried} clean test images right; gives {kind}")

@@ -171,6 +171,11 @@ class Params(_Datasets):
         for name, model in models.items():
             if datasets is not None and model.dataset not in datasets:
                 problems.append(f"models.{name}.dataset: unknown {model.dataset!r}; choose from {', '.join(datasets)}")
+            elif datasets is not None and isinstance(datasets[model.dataset].source, Canonical):
+                try:  # those of images of the user's are known once they are prepared
+                    model.find_answers(DATASETS[model.dataset].classes)
+                except ValueError as error:
+                    problems.append(f"models.{name}.{error}")
             if (problem := find_problem(model.path, is_file=True)) is not None:
                 problems.append(f"models.{name}.path: {model.path!r} {problem}")
         _raise(problems)
