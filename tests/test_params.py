@@ -338,7 +338,12 @@ def test_a_data_set_that_params_do_not_have_is_refused_with_the_choices(quick_va
         pytest.param({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, [("a.b.c", 1, 2)], id="deep"),
         pytest.param({"a": [1, 2]}, {"a": [2, 1]}, [("a", [1, 2], [2, 1])], id="order-of-a-list"),
         pytest.param({"a": {"b": 1}}, {"a": {}}, [("a.b", 1, None)], id="removed"),
-        pytest.param({}, {"a": {"b": 1}}, [("a", None, {"b": 1})], id="added-block"),
+        pytest.param(
+            {"a": {"b": {"c": 1, "d": []}}}, {}, [("a.b.c", 1, None), ("a.b.d", [], None)], id="removed-block"
+        ),
+        pytest.param({"a": None}, {"a": {"b": None}}, [("a", None, {"b": None})], id="block-of-nothing"),
+        pytest.param({"a": 0}, {"a": {"b": 1}}, [("a", 0, {"b": 1})], id="value-to-block"),
+        pytest.param({}, {"a": {"b": 1}}, [("a.b", None, 1)], id="added-block"),
         pytest.param({"a": {"b": 1}}, {"a": 5}, [("a", {"b": 1}, 5)], id="block-becomes-value"),
         pytest.param({"a": 1, "b": 2}, {"c": 3, "b": 4}, [("a", 1, None), ("b", 2, 4), ("c", None, 3)], id="several"),
     ],

@@ -26,6 +26,7 @@ from pipeline.data.sources import Arrays
 from pipeline.evaluation import measuring, metrics
 from pipeline.perturbations import generation
 from pipeline.runtime import layout
+from pipeline.runtime.values import to_yaml
 from pipeline.study.reading import changed_keys, read
 from pipeline.training import loop
 from tests.conftest import COMMANDS, EVALUATE_LEVELS, ROOT, TEST_LEVELS, differing, tree
@@ -363,10 +364,21 @@ def test_a_profile_takes_the_place_of_params_and_shows_what_changes(profiles: Pa
     assert layout.PARAMS.read_bytes() == (layout.PROFILES / "paper.yaml").read_bytes()
     changes = changed_keys(read(layout.PROFILES / "quick.yaml"), read(layout.PARAMS))
     assert output.splitlines() == [
-        *(f"{key}: {old} -> {new}" for key, old, new in changes),
+        *(f"{key}: {to_yaml(old)} -> {to_yaml(new)}" for key, old, new in changes),
         f"params.yaml: profile paper, {len(changes)} value(s) changed",
     ]
-    assert "perturbations.blur.mix_channels: False -> True" in output.splitlines()
+    assert "perturbations.blur.mix_channels: false -> true" in output.splitlines()
+
+
+def test_what_a_profile_changes_is_said_key_by_key_as_params_would_have_it(profiles: Path) -> None:
+    said = succeed("profile", "own").splitlines()
+    assert {
+        "datasets.mnist.source.kind: canonical -> null",
+        "datasets.photos.source.size: null -> [64, 64]",
+        "train.recipes.photos.shuffle: null -> true",
+    } <= set(said)
+    network = "train.recipes.mnist.network.convolutions"
+    assert f"{network}: [{{filters: 10, kernel: 7, stride: 3, padding: 0, pool: 2}}] -> null" in said
 
 
 QUICK = (ROOT / "profiles/quick.yaml").read_bytes()

@@ -18,6 +18,7 @@ def profile(name: str, params_path: Path) -> None:
     from pipeline.runtime import layout
     from pipeline.runtime.errors import PipelineError
     from pipeline.runtime.files import read_file, write_text
+    from pipeline.runtime.values import to_yaml
     from pipeline.study.params import validate
     from pipeline.study.reading import MAX_BYTES, changed_keys, read
 
@@ -38,5 +39,5 @@ def profile(name: str, params_path: Path) -> None:
         click.echo(f"{kept}: what {params_path} was")
     write_text(params_path, read_file(path, MAX_BYTES).decode("utf-8"))
     for key, before, after in changes:
-        click.echo(f"{key}: {before} -> {after}")
+        click.echo(f"{key}: {to_yaml(before)} -> {to_yaml(after)}")
     click.echo(f"{params_path}: profile {name}, {len(changes)} value(s) changed")

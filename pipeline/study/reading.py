@@ -56,6 +56,8 @@ def read(path: Path) -> dict[str, Any]:
 def changed_keys(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     """(dotted key, old value, new value) of every value that differs; None stands for a missing one.
 
+    Of a block that is there on one side only, every value in it is named.
+
     Args:
         old: Content of a params file, or a part of it.
         new: Likewise.
@@ -68,4 +70,7 @@ def changed_keys(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]
             for name in names
             for change in changed_keys(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
         ]
-    return [] if old == new else [(key, old, new)]
+    if old == new:
+        return []
+    is_block = isinstance(old if new is None else new, dict) and None in (old, new)
+    return (changed_keys(old or {}, new or {}, key) if is_block else []) or [(key, old, new)]
