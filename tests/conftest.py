@@ -82,6 +82,17 @@ def run(folder: Path, *command: str, status: int = 0) -> str:
     return result.stdout + result.stderr
 
 
+def pasted(values: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
+    """Params with the blocks that `describe` prints in the place of those of the same names."""
+    levels = {**values["evaluate"]["levels"], **block["evaluate"]["levels"]}
+    return {
+        **values,
+        "datasets": block["datasets"],
+        "perturbations": {**values["perturbations"], **block["perturbations"]},
+        "evaluate": {**values["evaluate"], "levels": levels},
+    }
+
+
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below `folder`: relative path to content, None for a folder."""
     return {

@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 
 from pipeline.data import own, pictures, seeding, store
 from pipeline.runtime import layout
-from tests.conftest import MakeOwnStudy, WriteParams, tree
+from pipeline.study.suggesting import suggest_pixel_levels
+from tests.conftest import MakeOwnStudy, WriteParams, pasted, tree
 from tests.test_stages import fail, succeed
 
 SIZE = (12, 16)
@@ -438,7 +439,24 @@ def test_the_block_that_describe_prints_is_one_that_check_accepts(
 ) -> None:
     values = place(photos, test_share=0.3)
     block = YAML(typ="safe", pure=True).load(succeed("describe", str(photos)).split("For params.yaml:")[1])
-    write_params({**values, **block})
+    write_params(pasted(values, block))
     succeed("check")
     prepare()
     assert block["datasets"]["photos"]["n_train"] == len(stored("train", "labels"))
+
+
+@pytest.mark.parametrize(
+    ("size", "levels"),
+    [
+        ((64, 64), [102, 205, 410]),
+        ((224, 224), [1254, 2509, 5018]),
+        ((8, 5), [1, 2, 4]),
+        ((4, 5), [1, 2]),
+        ((1, 2), [1]),
+    ],
+)
+def test_damaged_pixels_are_suggested_by_the_size_of_the_image(size: tuple[int, int], levels: list[int]) -> None:
+    suggested = suggest_pixel_levels(size)
+    block = {"train_levels": levels[-1:], "test_levels": levels, "scope": "image"}
+    assert suggested["perturbations"] == dict.fromkeys(("stuck", "hot", "dead"), block)
+    assert suggested["evaluate"]["levels"] == dict.fromkeys(("stuck", "hot", "dead"), levels[-1:])

@@ -24,7 +24,7 @@ from pipeline.data.datasets import Own
 from pipeline.runtime import layout
 from pipeline.runtime.engine import LocalProcesses
 from pipeline.runtime.errors import PipelineError
-from tests.conftest import ROOT, WriteParams, tree
+from tests.conftest import ROOT, WriteParams, pasted, tree
 
 SIZE = (6, 8)
 Place = Callable[..., None]
@@ -160,7 +160,7 @@ def test_paths_that_stages_write_or_dvc_overlooks_are_refused(path: str, place: 
     place(path, "folder")
     assert f"datasets.photos.source.path: '{path}' " in (line := refused("check"))
     assert PATHS[path] in line
-    preprocessing = {"channels": "rgb", "size": None, "scale": 255.0, "mean": [0.0], "std": [1.0]}
+    preprocessing = {"channels": "rgb", "size": None, "scale": 255.0, "mean": [0.0], "std": [1.0], "classes": None}
     mine = {"dataset": "photos", "kind": "onnx", "path": path, "architecture": None, **preprocessing}
     tiny_values["models"] = {"mine": mine}
     place("../photos")
@@ -324,7 +324,7 @@ def test_describe_prints_a_block_that_check_accepts(
         Image.open(file).resize(size[::-1]).save(file)
     place("../photos", name=name)
     block = YAML(typ="safe", pure=True).load(ran("describe", path, "--name", name).split("For params.yaml:")[1])
-    write_params({**tiny_values, **block})
+    write_params(pasted(tiny_values, block))
     ran("check")
 
 

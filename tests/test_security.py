@@ -106,7 +106,7 @@ def test_every_stage_runs_without_a_network_in_all_its_processes(
     np.savez(study / "few.npz", images=np.zeros((40, 8, 8), np.uint8), labels=np.arange(40) % 2)
     tiny_values["models"] = {
         "mine": {"dataset": "mnist", "kind": "onnx", "path": "mine.onnx", "architecture": None, "channels": "grey"}
-        | {"size": None, "scale": 255.0, "mean": [0.0], "std": [1.0]}
+        | {"size": None, "scale": 255.0, "mean": [0.0], "std": [1.0], "classes": None}
     }
     tiny_values["train"]["recipes"]["mnist"].update(epochs=1, batch_size=20)
     tiny_values["strategies"] = {"constant": {}}

@@ -1,14 +1,12 @@
 """Says what lies in a folder or file of images, what is odd about it, and how params.yaml names it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ruamel.yaml import YAML
 
 from pipeline.data import own
 from pipeline.data.datasets import MAX_SIDE, SPLITS, Own
@@ -26,10 +24,14 @@ class Described:
 
     Attributes:
         lines: For people.
+        datasets: What params.yaml would say of it.
+        size: Height and width that it gives images there.
         is_usable: Whether `prepare` takes it as it is.
     """
 
     lines: list[str]
+    datasets: dict[str, Any]
+    size: tuple[int, int]
     is_usable: bool
 
 
@@ -69,7 +71,7 @@ def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int
     """All that is to be said of a source; every image is decoded.
 
     Args:
-        name: Of the data set, for the block to paste.
+        name: Of the data set, in params.yaml.
         source: From `open_detected`.
         opened: Likewise.
         progress: Called with the number of images looked at since the last call.
@@ -92,8 +94,10 @@ def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int
         oddities.append(f"cannot be used: {len(broken) - _MAX_SHOWN:,} more")
     lines += [f"odd: {line}" for line in oddities] or ["nothing odd"]
     n_readable = {split: sum(look.problem is None for look in looks[split]) for split in SPLITS}
-    lines += ["", "For params.yaml:", "", *_block(name, source, n_readable, sizes, is_grey)]
-    return Described(lines, is_usable=not broken)
+    size = _common_size(sizes)
+    given = source.model_copy(update={"size": size, "channels": 1 if is_grey else 3}).model_dump(mode="json")
+    block = {"source": given, **{f"n_{split}": n for split, n in n_readable.items()}}
+    return Described(lines, {name: block}, size, is_usable=not broken)
 
 
 def _counted(looks: Iterator[own.Look], progress: Callable[[int], object]) -> Iterator[own.Look]:
@@ -131,19 +135,10 @@ def _duplicates(looks: dict[str, list[own.Look]]) -> Iterator[str]:
             yield f"{n:,} of the {len(digests):,} {split} images repeat another one of them, pixel for pixel"
 
 
-def _block(
-    name: str, source: Own, n_images: Mapping[str, int], sizes: Counter[tuple[int, int]], is_grey: bool
-) -> list[str]:
+def _common_size(sizes: Counter[tuple[int, int]]) -> tuple[int, int]:
     size = next(iter(sizes))
     if len(sizes) > 1 or max(size) > MAX_SIDE:
         sides = np.repeat([min(size) for size in sizes], list(sizes.values()))
         side = min(_MAX_SIDE, int(np.median(sides)))
         size = side, side
-    described = source.model_copy(update={"size": size, "channels": 1 if is_grey else 3}).model_dump(mode="json")
-    block = {"source": described, **{f"n_{split}": n for split, n in n_images.items()}}
-    yaml, written = YAML(typ="safe", pure=True), StringIO()
-    yaml.default_flow_style = None  # lists of numbers on one line
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.width = 10_000
-    yaml.dump({"datasets": {name: block}}, written)
-    return written.getvalue().splitlines()
+    return size

@@ -7,7 +7,7 @@ import click
 from pipeline.stages.options import progress_bar, workers_option
 
 
-@click.command(short_help="Look at images of yours and print their block for params.yaml.")
+@click.command(short_help="Look at images of yours and print their blocks for params.yaml.")
 @click.argument("path", type=click.Path(path_type=Path, readable=False))
 @click.option("--name", default="photos", show_default=True, help="Name of the data set in params.yaml.")
 @click.option(
@@ -26,13 +26,16 @@ def describe(
     """Look at all images in PATH: a folder of pictures, an npz file, or a Zarr store.
 
     Prints the classes with their counts, the sizes, what is odd (files that cannot be read, images that are in the
-    training and the test set), and the block for params.yaml. The exit status is 1 if some images cannot be used.
+    training and the test set), and the blocks for params.yaml: the data set, and
+    levels of damaged pixels for its size. The exit status is 1 if some images cannot be used.
     """
     from pipeline.data.datasets import Canonical
     from pipeline.data.describing import describe, detect, open_detected
     from pipeline.runtime.engine import LocalProcesses
     from pipeline.runtime.errors import printable
+    from pipeline.runtime.values import to_yaml
     from pipeline.study.params import check_source
+    from pipeline.study.suggesting import suggest_pixel_levels
 
     detected = check_source(name, detect(path, dataset))
     assert not isinstance(detected, Canonical)
@@ -40,7 +43,13 @@ def describe(
     n_images = sum(len(split.labels) for split in opened.splits.values())
     with progress_bar(f"describe {path}", n_images) as bar:
         described = describe(name, source, opened, bar.update)
-    for line in described.lines:
+    height, width = described.size
+    block = [
+        *("", "For params.yaml:", "", *to_yaml({"datasets": described.datasets}, is_block=True).splitlines()),
+        f"# Damaged pixels of {height}x{width}, in the place of the blocks and lists of these names:",
+        *to_yaml(suggest_pixel_levels(described.size), is_block=True).splitlines(),
+    ]
+    for line in (*described.lines, *block):
         click.echo(printable(line))
     if not described.is_usable:
         context.exit(1)
