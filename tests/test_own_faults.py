@@ -292,6 +292,50 @@ class Pets(datasets.VisionDataset):  # type: ignore[misc]
         return Image.fromarray(np.array([[100, 120]] if i else [[120, 100]], np.uint8).repeat(3, 0)), i
 
 
+class Damaged(Pets):
+    """Nine images a split, of which some cannot be read."""
+
+    targets = tuple(i % 2 for i in range(9))
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        if i in (2, 3, 8):
+            raise OSError(f"truncated {i}")
+        return super().__getitem__(i % 2)[0], i % 2
+
+
+class Whole(Damaged):
+    """The same without a split."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root, download=False)
+
+
+class Unlabelled(Damaged):
+    """The same; the label of an image comes with it alone."""
+
+    targets = ()
+
+
+@pytest.mark.parametrize("kind", [Damaged, Whole, Unlabelled])
+def test_every_image_that_torchvision_cannot_read_is_listed(
+    kind: type, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets, kind.__name__, kind, raising=False)
+    Path("pets").mkdir()
+    said = ran("describe", "pets", "--torchvision", kind.__name__, status=1)
+    n_times = 2 if kind is Damaged else 1  # in training and in test images, or not known in which
+    assert [said.count(f"image {i} of {kind.__name__} cannot be read: truncated {i}") for i in (2, 3, 8)] == [
+        n_times
+    ] * 3
+    assert said.count("cannot be used: ") == (0 if kind is Unlabelled else 3 * n_times)
+    share = 0.2 if kind is Whole else None
+    place("pets", "torchvision", dataset=kind.__name__, test_share=share)
+    assert f"of {kind.__name__} cannot be read: truncated " in refused("prepare", "photos")
+
+
 TORCHVISION: dict[str, tuple[type, str]] = {
     "Pets": (Pets, "sizes, height x width: 3x2 (4)\n"),
     "EMNIST": (datasets.EMNIST, "no training and test set among its splits (Unknown value"),

@@ -162,9 +162,9 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         raise PipelineError(f"{path}: the names of {len(names):,} classes are too long; shorten them")
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: Sequence[str], between: str = ", ") -> str:
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
+    return between.join(names[:_MAX_LISTED]) + more
 
 
 def belongs_to_test(key: str, share: float) -> bool:
@@ -387,12 +387,13 @@ class _Arrays:
     """Images and labels as they lie in a file: `images(start)` gives uint8 (n, H, W) or (n, H, W, C), in order.
 
     Those that are passed on together are of one size; `shape` tells their number, and nothing else where sizes differ.
+    In the place of a single image that cannot be read stands the error that says so.
     """
 
     where: str
     shape: tuple[int, ...]
     labels: NDArray[Any]
-    images: Callable[[int], Iterator[NDArray[Any]]]
+    images: Callable[[int], Iterator[NDArray[Any] | PipelineError]]
 
 
 def _flat(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
@@ -428,22 +429,27 @@ def _open_arrays(
     return Opened(classes, splits, list(remarks))
 
 
-def _chosen(arrays: _Arrays, places: NDArray[Any] | None, start: int) -> Iterator[tuple[NDArray[Any], Images]]:
+def _chosen(
+    arrays: _Arrays, places: NDArray[Any] | None, start: int
+) -> Iterator[tuple[NDArray[Any], Images | PipelineError]]:
     """Numbers and images, (n, H, W, C), of all rows or of those at `places`, from the `start`-th of them on."""
     if places is not None:
         start = int(places[start]) if start < len(places) else arrays.shape[0]
     for block in arrays.images(start):
-        numbers = np.arange(start, start + len(block))
-        start += len(block)
-        if places is not None:
-            chosen = np.isin(numbers, places)
-            numbers, block = numbers[chosen], block[chosen]
-        yield numbers, block if block.ndim == 4 else block[..., None]
+        numbers = np.arange(start, start + (1 if isinstance(block, PipelineError) else len(block)))
+        start += len(numbers)
+        chosen = slice(None) if places is None else np.flatnonzero(np.isin(numbers, places))
+        if not isinstance(block, PipelineError):
+            yield numbers[chosen], (block if block.ndim == 4 else block[..., None])[chosen]
+        elif len(numbers[chosen]):
+            yield numbers, block
 
 
 def _fitted(arrays: _Arrays, source: Own, places: NDArray[Any] | None, start: int) -> Iterator[Images]:
     cv2.setNumThreads(1)
     for _, images in _chosen(arrays, places, start):
+        if isinstance(images, PipelineError):
+            raise images
         if images.shape[3] < source.channels:
             images = np.repeat(images, source.channels, axis=3)
         fitted = np.empty((len(images), *source.shape), np.uint8)
@@ -456,6 +462,9 @@ def _fitted(arrays: _Arrays, source: Own, places: NDArray[Any] | None, start: in
 
 def _looks(arrays: _Arrays, places: NDArray[Any] | None) -> Iterator[Look]:
     for numbers, images in _chosen(arrays, places, 0):
+        if isinstance(images, PipelineError):
+            yield Look(f"{arrays.where} {numbers[0]}", (0, 0), False, b"", str(images))
+            continue
         for number, image in zip(numbers, images, strict=True):
             yield _look(f"{arrays.where} {number}", image)
 
@@ -634,17 +643,23 @@ def _in_words(what: str) -> Iterator[None]:
 
 def _as_arrays(path: Path, source: OwnTorchvision, examples: Any) -> _Arrays:
     n = len(examples)
-    labels = next((v for name in ("targets", "labels", "_labels") if len(v := getattr(examples, name, ())) == n), None)
-    if labels is None:
-        labels = [examples[i][1] for i in range(n)]  # decodes every image for it: torchvision has no other way
-
-    def images(start: int) -> Iterator[NDArray[Any]]:
-        for i in range(start, n):
-            with _in_words(f"{path}: image {i} of {source.dataset} cannot be read"):
-                pixels = _to_picture(examples[i][0], source.channels)
-            yield pixels[None]
-
     where = f"{path}: {source.dataset}"
+
+    def read(take: Callable[[Any], Any], i: int) -> Any:
+        try:
+            with _in_words(f"{path}: image {i} of {source.dataset} cannot be read"):
+                return take(examples[i])
+        except PipelineError as error:
+            return error
+
+    def images(start: int) -> Iterator[NDArray[Any] | PipelineError]:
+        yield from (read(lambda item: _to_picture(item[0], source.channels)[None], i) for i in range(start, n))
+
+    labels = next((v for name in ("targets", "labels", "_labels") if len(v := getattr(examples, name, ())) == n), None)
+    if labels is None:  # torchvision has no other way than to decode every image for its label
+        labels = [read(lambda item: item[1], i) for i in range(n)]
+        if unreadable := [str(label) for label in labels if isinstance(label, PipelineError)]:
+            raise PipelineError(_some(unreadable, "; "))
     values = np.asarray(labels)
     _check_labels(where, values.shape, values.dtype, n)
     return _Arrays(where, (n,), values.reshape(-1), images)
