@@ -1,13 +1,18 @@
 """Which paths of a user's `dvc repro` can watch, and which would be lost or overlooked."""
 
 import os
-from collections.abc import Iterator
+import re
 from contextlib import suppress
-from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.runtime import layout
+from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
+
+if TYPE_CHECKING:
+    from dvc.ignore import DvcIgnorePatterns
 
 # A hundred times what ours has.
 _MAX_IGNORED = 2**16
@@ -36,14 +41,15 @@ def find_overlooked(folder: Path) -> str | None:
 
     Files that are named by themselves it sees everywhere, and folders outside of the repository whatever their names.
     """
-    full = _absolute(folder)
-    if full.is_relative_to(Path.cwd()):
-        below = full.relative_to(Path.cwd())
-        for pattern in _ignored():
-            is_above = f"/{below.as_posix()}/".startswith(f"{pattern.rstrip('/')}/")
-            if is_above or any(fnmatch(part, pattern) for part in below.parts):
-                return f".dvcignore names {pattern}: DVC would not see what changes there; move it elsewhere"
-    return None
+    full, content = _absolute(folder), b""
+    if not full.is_relative_to(Path.cwd()):
+        return None
+    with suppress(FileNotFoundError):
+        content = read_file(Path(".dvcignore"), _MAX_IGNORED)
+    is_ignored, found = _parse(content, str(Path.cwd())).matches(str(full.parent), full.name, is_dir=True, details=True)
+    if not is_ignored:
+        return None
+    return f".dvcignore names {found[-1].patterns}: DVC would not see what changes there; move it elsewhere"
 
 
 def _absolute(path: Path) -> Path:
@@ -54,9 +60,14 @@ def _ways(path: Path) -> set[Path]:
     return {_absolute(path), Path(os.path.realpath(path))}
 
 
-def _ignored() -> Iterator[str]:
-    """The patterns of .dvcignore, and what DVC leaves out by itself."""
-    yield from (".dvc", ".git")
-    with suppress(FileNotFoundError):
-        lines = read_file(Path(".dvcignore"), _MAX_IGNORED).decode(errors="replace").splitlines()
-        yield from (line for line in lines if line and not line.startswith("#"))
+@lru_cache(maxsize=1)
+def _parse(content: bytes, root: str) -> "DvcIgnorePatterns":
+    """What .dvcignore says, with what DVC leaves out by itself, as DVC reads it."""
+    from dvc.ignore import DvcIgnorePatterns  # a tenth of a second, which only folders in the repository need
+
+    lines = [line.strip() for line in content.decode(errors="replace").splitlines()]
+    try:
+        patterns = [".dvc", ".git", *(line for line in lines if line and not line.startswith("#"))]
+        return DvcIgnorePatterns(patterns, root, os.sep)
+    except (ValueError, re.error) as error:
+        raise PipelineError(f".dvcignore: a pattern that DVC cannot read: {error}") from None
