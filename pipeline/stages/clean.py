@@ -1,13 +1,14 @@
 """Command clean: remove what the model cache and killed runs hold and nobody uses."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from pipeline.stages.options import params_option
 
-# Where killed runs may leave half-made files; the last is the compiler's.
-_ROOTS = (Path("data"), Path("models"), Path("metrics"), Path(__file__).parents[1] / "models/accelerated/__pycache__")
+# Where the compiler is killed.
+_COMPILED = Path(__file__).parents[1] / "models/accelerated/__pycache__"
 
 
 @click.command(short_help="Remove models from the cache that nobody uses.")
@@ -22,7 +23,7 @@ def clean(params_path: Path, is_meant: bool) -> None:
     """
     from pipeline.runtime import layout
     from pipeline.runtime.errors import PipelineError
-    from pipeline.runtime.files import PARTIAL_SUFFIX, is_locked, remove
+    from pipeline.runtime.files import is_locked, remove
     from pipeline.study.params import load
     from pipeline.study.planning import plan_studies
 
@@ -39,7 +40,9 @@ def clean(params_path: Path, is_meant: bool) -> None:
     in_use, cached = {find_entry(job).key for job in jobs}, cached_files()
     waste = [(files, name_entry(key)) for key, files in cached.items() if key not in in_use]
     n_models, listed = len(waste), {path for files, _ in waste for path in files}
-    partial = [path for root in _ROOTS for path in sorted(root.rglob(f"*{PARTIAL_SUFFIX}")) if path not in listed]
+    partial = [
+        path for path in _half_made(params_path, Path(params.prepare.download_folder, "npm")) if path not in listed
+    ]
     waste += [([path], "half made") for path in partial]
     n_bytes = 0
     for files, what in waste:
@@ -57,3 +60,15 @@ def clean(params_path: Path, is_meant: bool) -> None:
 
 def _size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
+def _half_made(params_path: Path, downloads: Path) -> Iterator[Path]:
+    """What killed runs leave, by the names that this project gives it; files of the user may be called `.partial`."""
+    from pipeline.runtime import layout
+    from pipeline.runtime.files import PARTIAL_SUFFIX
+
+    for root in (*layout.WRITTEN, downloads):
+        yield from sorted(root.rglob(f".*{PARTIAL_SUFFIX}"))
+    yield from sorted(params_path.parent.glob(f".{params_path.name}*{PARTIAL_SUFFIX}"))
+    yield from sorted(Path().glob(f".{'[0-9a-f]' * 32}{PARTIAL_SUFFIX}"))  # of a stage on a cluster
+    yield from sorted(_COMPILED.glob(f"*{PARTIAL_SUFFIX}"))
