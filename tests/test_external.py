@@ -16,7 +16,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torchvision import models as library_models
 
-from pipeline.models import classifier, external, library
+from pipeline.evaluation.measuring import Predictor
+from pipeline.models import classifier, external, library, storage
 from pipeline.models.devices import select_device
 from pipeline.models.layers import Standardize
 from pipeline.recipes.external import External
@@ -597,3 +598,27 @@ def test_a_library_network_trains_to_the_same_weights_each_time(n_threads: int, 
     first, again = (train_model(plan, data, (1,), select_device("cpu"))[0].state_dict() for _ in range(2))
     torch.set_num_threads(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [("torchvision", "regnet_y_400mf"), ("timm", "mobilenetv3_small_050")]
+)
+def test_a_library_network_is_trained_for_a_step_stored_and_measured(
+    kind: str, architecture: str, tiny_values: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip(kind)
+    test = examples(8, 7)
+    recipe = {**tiny_values["train"]["recipes"]["mnist"], "batch_size": 12, "epochs": 1}
+    recipe["network"] = network(architecture, kind=kind).model_dump(mode="json")
+    plan, device = plan_natural(RECIPES.validate_python(recipe)), select_device("cpu")
+    trained, curve = train_model(plan, TrainingData(examples(12), test), (1,), device)
+    assert [epoch.epoch for epoch in curve] == [1]
+    description = {"network": recipe["network"], "shape": list(SHAPE), "n_classes": N_CLASSES}
+    storage.save(trained, tmp_path / "a.safetensors", description)
+    images = torch.from_numpy(test.images)
+    first, stored = (
+        Predictor(model, device, "float32")(images)
+        for model in (trained, storage.load(tmp_path / "a.safetensors", "make it", description))
+    )
+    assert first.shape == (8, N_CLASSES)
+    assert torch.equal(first, stored)
