@@ -13,7 +13,10 @@ be imported are named with their error. Needs the clean stores (`python -m pipel
 
 import json
 import multiprocessing
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -36,9 +39,9 @@ from torchvision.datasets import VisionDataset
 
 from benchmarks import peers
 from benchmarks.stage_costs import describe_machine
-from pipeline.data import own, pictures, preparing, seeding, store
+from pipeline.data import seeding, store
 from pipeline.data.arrays import Images
-from pipeline.data.datasets import CIFAR10, DATASETS, Own
+from pipeline.data.datasets import CIFAR10, DATASETS
 from pipeline.evaluation import measuring
 from pipeline.models.classifier import Classifier, build_network, fit_standardization
 from pipeline.models.devices import images_per_pass, select_device
@@ -48,9 +51,11 @@ from pipeline.perturbations.variants import PlannedArray, Variant
 from pipeline.recipes.plan import plan_natural
 from pipeline.recipes.recipe import Network, Recipe
 from pipeline.runtime import layout
-from pipeline.runtime.engine import LocalProcesses, LocalThreads
+from pipeline.runtime.engine import LocalThreads
 from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.values import to_yaml
 from pipeline.study import params
+from pipeline.study.reading import read
 from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 
 US = "this project"
@@ -181,41 +186,36 @@ def compare_stores(images: Images, rounds: int) -> list[Measurement]:
 
 
 def compare_preparing(images: Images, n: int, rounds: int) -> list[Measurement]:
-    """Preparing a folder of JPEGs as cameras write them beside decoding them alone, with as many processes.
+    """The command `prepare` on a folder of JPEGs as cameras write them, beside a script that only decodes them.
 
-    The pictures are enlarged images of CIFAR-10 of 480x360 pixels, brought to 64x64 and, larger, to 224x224.
+    The pictures are enlarged images of CIFAR-10 of 480x360 pixels, brought to 64x64 and, larger, to 224x224. Both have
+    as many worker processes, and are run as a user would: workers of this process would import torch first.
     """
-    found, n_workers = [], torch.get_num_threads()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        source = Path(folder, "photos")
+    found, n_workers = [], str(torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as folder:
+        source, study = Path(folder, "photos"), Path(folder, "study")
+        study.mkdir()
         for i in range(n):
             path = source / str(i % 5) / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[i % len(images)]).resize((480, 360), Image.Resampling.BICUBIC).save(path, quality=90)
+        values = read(layout.PROFILES / "own.yaml")
         for side in (64, 224):
-            own_source = Own(kind="folder", path=str(source), size=(side, side), channels=3, test_share=0.1)
-            prepare = partial(prepare_own, Path(folder, "photos.zarr"), own_source, n_workers)
-            decode = partial(decode_alone, sorted(map(str, source.rglob("*.jpg"))), side, n_workers)
-            contenders = {US: partial(timed, prepare), "decoding alone": partial(timed, decode)}
+            values["datasets"]["photos"]["source"].update(path=str(source), size=[side, side])
+            (study / layout.PARAMS).write_text(to_yaml(values))
+            commands = {
+                US: ["pipeline", "prepare", "photos", "--workers", n_workers],
+                "decoding alone": ["benchmarks.decoding", str(source), str(side), n_workers],
+            }
+            contenders = {name: partial(timed, partial(run_module, words, study)) for name, words in commands.items()}
             found += compare(f"prepare, JPEGs to {side}x{side}", contenders, n, rounds)
     return found
 
 
-def prepare_own(path: Path, source: Own, n_workers: int) -> None:
-    """Write the clean store of a folder of pictures."""
-    engine = LocalProcesses(n_workers)
-    preparing.write_own(path, "photos", source, own.open_source(source, engine), engine, lambda n_images: None)
-
-
-def decode_alone(paths: list[str], side: int, n_workers: int) -> None:
-    """Decode and resize pictures, and forget them."""
-    with ProcessPoolExecutor(n_workers, multiprocessing.get_context("forkserver")) as pool:
-        list(pool.map(partial(decode_one, side), paths, chunksize=64))
-
-
-def decode_one(side: int, path: str) -> None:
-    """Decode and resize a picture."""
-    pictures.fit(pictures.read_picture(path, 3), (side, side))
+def run_module(words: list[str], folder: Path) -> None:
+    """Run a module of this checkout, with its arguments, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-m", *words], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
 def copy_all(targets: list[Any], arrays: list[Any]) -> None:
