@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import zarr
 from PIL import Image
 from ruamel.yaml import YAML
 
-from pipeline.data import own, pictures, seeding, store
+from pipeline.data import own, pictures, preparing, seeding, store
+from pipeline.data.arrays import Images
 from pipeline.runtime import layout
 from pipeline.study.suggesting import suggest_pixel_levels
 from tests.conftest import MakeOwnStudy, WriteParams, pasted, tree
@@ -460,3 +461,23 @@ def test_damaged_pixels_are_suggested_by_the_size_of_the_image(size: tuple[int, 
     block = {"train_levels": levels[-1:], "test_levels": levels, "scope": "image"}
     assert suggested["perturbations"] == dict.fromkeys(("stuck", "hot", "dead"), block)
     assert suggested["evaluate"]["levels"] == dict.fromkeys(("stuck", "hot", "dead"), levels[-1:])
+
+
+@pytest.mark.parametrize("sizes", [[1] * 23, [23], [5, 9, 9], [4, 6, 7, 6]], ids=str)
+def test_batches_are_cut_to_shards_in_the_same_memory_over_and_over(sizes: list[int]) -> None:
+    """Fresh memory for every shard took longer than filling it."""
+    images = np.random.default_rng(1).integers(0, 256, (23, 2, 3, 1), dtype=np.uint8)
+    ended: list[int] = []
+
+    def batches() -> Iterator[Images]:
+        yield from np.split(images, np.cumsum(sizes)[:-1])
+        ended.append(1)
+
+    regions = [(slice(first, min(first + 5, 23)), slice(0, 2)) for first in range(0, 23, 5)]
+    shards: list[Images] = []
+    for region, shard in zip(regions, preparing._cut(batches(), regions, images.shape[1:]), strict=True):
+        assert np.array_equal(shard, images[region[0]])
+        assert np.shares_memory(shard, shards[-2]) if len(shards) > 1 else True
+        assert not (shards and np.shares_memory(shard, shards[-1]))  # which is being written
+        shards.append(shard)
+    assert ended

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def _write_images(
     # A thread of its own, so that the next images are taken from the workers meanwhile.
     with ThreadPoolExecutor(1) as writer:
         written: Future[int] | None = None
-        for region, images in zip(rest, _cut(found.images(n_done), rest), strict=True):
+        for region, images in zip(rest, _cut(found.images(n_done), rest, array.shape[1:]), strict=True):
             if written is not None:
                 progress(written.result())
             written = writer.submit(_write, array, region, images, digest)
@@ -74,16 +75,19 @@ def _write(array: store.Array, region: Region, images: Images, digest: Any) -> i
     return len(images)
 
 
-def _cut(batches: Iterable[Images], regions: Sequence[Region]) -> Iterator[Images]:
-    """Batches of any size as one array for each region of whole images."""
-    held, n_held = list[Images](), 0
-    lengths = iter([region[0].stop - region[0].start for region in regions])
-    wanted = next(lengths, 0)
-    for batch in batches:
-        while len(batch):
-            part, batch = batch[: wanted - n_held], batch[wanted - n_held :]
-            held.append(part)
+def _cut(batches: Iterator[Images], regions: Sequence[Region], shape: tuple[int, ...]) -> Iterator[Images]:
+    """Batches of any size as one array for each region of whole images, which is overwritten by the next but one."""
+    lengths = [region[0].stop - region[0].start for region in regions]
+    # Made once: the system takes longer to give memory than it takes to copy the images.
+    rooms = [np.empty((max(lengths, default=0), *shape), np.uint8) for _ in range(2)]
+    batch = np.empty((0, *shape), np.uint8)
+    for length, room in zip(lengths, cycle(rooms), strict=False):
+        n_held = 0
+        while n_held < length:
+            if not len(batch):
+                batch = next(batches)
+            part, batch = batch[: length - n_held], batch[length - n_held :]
+            room[n_held : n_held + len(part)] = part
             n_held += len(part)
-            if n_held == wanted:
-                yield np.concatenate(held)
-                held, n_held, wanted = [], 0, next(lengths, 0)
+        yield room[:length]
+    next(batches, None)  # nothing is left; the workers end

@@ -23,6 +23,7 @@ def prepare(dataset: str, params_path: Path, workers: int) -> None:
     from pipeline.runtime import layout
     from pipeline.runtime.engine import LocalProcesses
     from pipeline.runtime.errors import printable
+    from pipeline.runtime.memory import keep_freed_memory
     from pipeline.study.params import load
 
     params = load(params_path)
@@ -32,6 +33,7 @@ def prepare(dataset: str, params_path: Path, workers: int) -> None:
         sources.write_clean(path, spec, sources.load(spec, params.prepare, lambda line: click.echo(line, err=True)))
         said = "digests verified"
     else:
+        keep_freed_memory()  # the next shard needs as much again
         engine = LocalProcesses(workers)
         opened = own.open_source(source, engine)
         with progress_bar(f"prepare {dataset}", sum(len(split.labels) for split in opened.splits.values())) as bar:
