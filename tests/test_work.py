@@ -237,6 +237,14 @@ def test_a_second_seed_trains_every_model_once_more_and_changes_none(done: Path,
     assert one != other
 
 
+def test_the_longest_trainings_begin_first(done: Path, trained: Trained) -> None:
+    with_params({"strategies.transfer.recipes.mnist.epochs": 3, "strategies.incremental.start": 0.1})(done)
+    trained.clear()
+    succeed("strategies", "mnist")
+    # All else being equal, in planned order.
+    assert [strategy for strategy, _ in trained] == ["transfer"] * len(LABELS) + ["incremental"] * len(LABELS)
+
+
 @pytest.mark.parametrize(
     ("changes", "strategies"),
     [

@@ -48,8 +48,13 @@ def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[Tra
         else:
             # On another machine too: the weights depend on it.
             waiting.append(replace(job, n_threads=job.n_threads or torch.get_num_threads()))
-    for job, entry in engine.run(train, waiting):
+    for job, entry in engine.run(train, longest_first(waiting)):
         yield job, entry, False
+
+
+def longest_first(jobs: Sequence[TrainingJob]) -> list[TrainingJob]:
+    """Jobs by how many images they see in training; begun last, a long one would keep all other workers waiting."""
+    return sorted(jobs, key=lambda job: job.plan.recipe.epochs * job.n_train, reverse=True)
 
 
 def train(
