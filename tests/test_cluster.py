@@ -130,11 +130,16 @@ def copy_of(folder: Path, target: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_cluster_makes_the_bytes_of_a_local_run(
-    photos: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: None
+def test_a_cluster_of_any_size_makes_the_bytes_of_a_local_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: None
 ) -> None:
     local = run_stages(copy_of(photos, tmp_path / "local"), monkeypatch, None)
-    assert differing(local, run_stages(copy_of(photos, tmp_path / "cluster"), monkeypatch, address)) == []
+    for n_workers in (1, 2, 4):
+        folder = copy_of(photos, tmp_path / f"{n_workers}")
+        with begun(folder, n_workers) as (file, _), connected(file) as client:
+            client.wait_for_workers(n_workers)
+            made = run_stages(folder, monkeypatch, file)
+        assert differing(local, made) == [], n_workers
     assert len([name for name in local if name.endswith(".safetensors")]) == 12
 
 

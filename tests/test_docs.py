@@ -34,7 +34,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from ruamel.yaml import YAML
 
-from benchmarks import reproduction, speed, stage_costs
+from benchmarks import reproduction, scaling, speed, stage_costs
 from pipeline.commands import main
 from pipeline.study.params import validate
 from tests.conftest import DOWNLOADS, ROOT, command_environment, run
@@ -93,6 +93,7 @@ SNIPPETS = {
     "pip install -c constraints.txt -e '.[s3]'": SETS_UP,
     "export PIPELINE_STORES=s3://": "needs a bucket; test_bucket.py runs a study in one",
     'eval "$(aws configure': "needs AWS's command line",
+    "python -m benchmarks.scaling cifar10 --images 500": LONG,
     "pip install pip-audit": "needs a network",
     "pip install -c constraints.txt -e '.[dev,benchmarks]'": LONG,
     "dvc exp run -S train.recipes.cifar10.network.whiten=false": LONG,
@@ -372,6 +373,7 @@ def find_option(command: click.Command, words: list[str]) -> None:
 SCRIPTS = {
     "benchmarks.speed": speed.main,
     "benchmarks.reproduction": reproduction.main,
+    "benchmarks.scaling": scaling.main,
     "benchmarks/stage_costs.py": stage_costs.main,
 }
 ALL_CODE = [
