@@ -31,6 +31,7 @@ from obstore.store import S3Store
 
 from pipeline.data import store
 from pipeline.runtime.bucket import STORES_VARIABLE
+from pipeline.runtime.memory import keep_freed_memory
 
 _PATH = Path("data/perturbed/cifar10/noise.zarr")
 # Of images of 32x32 pixels in colour: trials of 10,000, 30.7 MB each.
@@ -108,6 +109,7 @@ def _contenders(images: np.ndarray, url: str) -> dict[str, Contender]:
 @click.option("--rounds", default=3, show_default=True)
 def main(gigabytes: float, rounds: int) -> None:
     """Write and read a store of noise, which does not compress."""
+    keep_freed_memory()  # as stages do
     n_trials = max(1, round(gigabytes * 1e9 / np.prod(_SHAPE)))
     images = np.random.default_rng(1).integers(0, 256, (n_trials, *_SHAPE), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder, _server(Path(folder)) as url:

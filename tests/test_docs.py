@@ -34,7 +34,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from ruamel.yaml import YAML
 
-from benchmarks import reproduction, scaling, speed, stage_costs
+from benchmarks import object_storage, reproduction, scaling, speed, stage_costs
 from pipeline.commands import main
 from pipeline.study.params import validate
 from tests.conftest import DOWNLOADS, ROOT, command_environment, run
@@ -90,8 +90,7 @@ SNIPPETS = {
     "from dask_jobqueue.slurm import": "needs Slurm",
     "sbatch --ntasks": "needs Slurm",
     "dask worker --nthreads 1 --memory-limit": "needs Kubernetes",
-    "pip install -c constraints.txt -e '.[s3]'": SETS_UP,
-    "export PIPELINE_STORES=s3://": "needs a bucket; test_bucket.py runs a study in one",
+    "pip install -c constraints.txt -e '.[s3]'": "needs a bucket; test_bucket.py runs a study in one",
     'eval "$(aws configure': "needs AWS's command line",
     "python -m benchmarks.scaling cifar10 --images 500": LONG,
     "pip install pip-audit": "needs a network",
@@ -373,6 +372,7 @@ def find_option(command: click.Command, words: list[str]) -> None:
 SCRIPTS = {
     "benchmarks.speed": speed.main,
     "benchmarks.reproduction": reproduction.main,
+    "benchmarks.object_storage": object_storage.main,
     "benchmarks.scaling": scaling.main,
     "benchmarks/stage_costs.py": stage_costs.main,
 }
