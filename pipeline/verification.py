@@ -16,7 +16,7 @@ from pipeline.evaluation import results
 from pipeline.perturbations.generation import perturb_images
 from pipeline.perturbations.variants import PlannedArray, StoredArray
 from pipeline.runtime import layout
-from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.errors import PipelineError, UnreachableError
 from pipeline.runtime.files import PARTIAL_SUFFIX
 from pipeline.study.planning import MEASURING, Study
 from pipeline.training.job import TrainingJob
@@ -56,7 +56,8 @@ def _noted(problems: list[str], path: Path, made_by: str) -> Iterator[None]:
     except (PipelineError, OSError) as error:
         is_bare = isinstance(error, OSError)
         text = f"{error.filename or path}: {error.strerror or error}" if is_bare else str(error)  # type: ignore[union-attr]
-        problems.append(text if "`" in text else f"{text}; make it again with `{made_by}`")
+        is_advised = "`" in text or isinstance(error, UnreachableError)
+        problems.append(text if is_advised else f"{text}; make it again with `{made_by}`")
 
 
 def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images], list[Finding]]:

@@ -417,6 +417,21 @@ def test_a_cluster_writes_to_object_storage_what_one_process_writes(
         assert described(alone, name)["arrays"] == described(together, name)["arrays"]
 
 
+def test_a_server_that_does_not_answer_is_no_reason_to_make_a_store_again(
+    photos: Path,  # noqa: F811
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
+) -> None:
+    monkeypatch.chdir(copy_of(photos, tmp_path / "study"))
+    assert CliRunner().invoke(main, ["prepare", "photos"]).exit_code == 0
+    server.fail(refuse=True)
+    verified = CliRunner().invoke(main, ["verify", "photos"])
+    assert "403 Forbidden, AccessDenied" in verified.output
+    assert "make it again" not in verified.output
+
+
 def test_ctrl_c_ends_a_stage_that_waits_for_a_slow_server(
     photos: Path,  # noqa: F811
     server: Server,
