@@ -35,7 +35,7 @@ import torch
 
 from pipeline.data import store
 from pipeline.data.datasets import Dataset
-from pipeline.evaluation.measuring import Predictor
+from pipeline.evaluation.measuring import MODELS_PER_JOB, Predictor
 from pipeline.models import storage
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import images_per_pass, select_device
@@ -53,8 +53,6 @@ from pipeline.training.work import PRELOAD, longest_first
 # What a stage's process imports before its first job.
 _IMPORTS = "import distributed, pipeline.evaluation.measuring, pipeline.evaluation.results, pipeline.training.work"
 
-# Of a job, where `evaluate` is thought to be cut by models.
-_N_MODELS = 4
 # How long Dask's replay takes.
 _DASK_SECONDS = 20.0
 
@@ -233,14 +231,19 @@ def plan_training(study: Study, stage: str, costs: Costs) -> Phase:
 
 
 def by_array(cell: PlannedCell) -> tuple[object, ...]:
-    """What a job of stages that measure has in common: clean images or a stored array."""
+    """What cells of clean images or of a stored array have in common."""
     return cell.images[:3]
 
 
 def plan_measuring(
-    study: Study, stage: str, costs: Costs, part: Callable[[PlannedCell], tuple[object, ...]] = by_array
+    study: Study, stage: str, costs: Costs, part: Callable[[PlannedCell], tuple[object, ...]] | None = None
 ) -> Phase:
-    """What stage `impact`, `evaluate` or `ablations` measures; the cells that `part` says the same of are one job."""
+    """What stage `impact`, `evaluate` or `ablations` measures.
+
+    The cells that `part` says the same of are one job; without it, as on a cluster, those of some models on an array.
+    """
+    groups = {model.key: number // MODELS_PER_JOB for number, model in enumerate(study.models(stage))}
+    part = part or (lambda cell: (*by_array(cell), groups[cell.model]))
     of_model = {model.key: costs.networks[name_network(model.plan)] for model in trained(study, stage)}
     jobs = defaultdict(list)
     for cell in study.cells(stage):
@@ -417,8 +420,7 @@ def replay_changes(study: Study, costs: Costs, workers: Sequence[int]) -> list[R
     together = replace(strategies, seconds=sorted([*strategies.seconds, *ablations.seconds], reverse=True))
     epochs = max(job.plan.recipe.epochs for job in study.jobs("strategies"))
     impact, evaluate = (plan_measuring(study, name, costs, lambda cell: cell.images) for name in ("impact", "evaluate"))
-    groups = {model.key: number // _N_MODELS for number, model in enumerate(study.models("evaluate"))}
-    grouped = plan_measuring(study, "evaluate", costs, lambda cell: (*by_array(cell), groups[cell.model]))
+    whole = plan_measuring(study, "evaluate", costs, by_array)
     ways: dict[str, tuple[Phase, Callable[[Phase, int], float]]] = {
         "strategies, shortest first": (replace(strategies, seconds=strategies.seconds[::-1]), Phase.replay),
         "strategies, no order is faster than": (strategies, lambda phase, n: least_time(phase.seconds, n)),
@@ -429,7 +431,7 @@ def replay_changes(study: Study, costs: Costs, workers: Sequence[int]) -> list[R
         "strategies and ablations in one": (together, Phase.replay),
         "impact, a job for every trial": (impact, Phase.replay),
         "evaluate, a job for every trial": (evaluate, Phase.replay),
-        f"evaluate, a job for every array and {_N_MODELS} models": (grouped, Phase.replay),
+        "evaluate, a job for every array": (whole, Phase.replay),
     }
     return [Row(name, sum(phase.seconds), {n: way(phase, n) for n in workers}) for name, (phase, way) in ways.items()]
 

@@ -90,19 +90,48 @@ class Shown:
     classes: Classes
 
 
-# What is measured on clean images, or on a stored array, by trial.
-_Trials = Sequence[Sequence[PlannedCell]]
+# How many models a job of a cluster measures on an array; on this machine, all. Our choice, by replaying profile paper
+# (docs/cluster.md): with all of them in one job, of which there are ten, more than five workers would not help.
+MODELS_PER_JOB = 4
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is measured on clean images, or on a stored array, by trial; all of it, or of some models.
+
+    Attributes:
+        images: Which, by their place among those of the stage.
+        trials: The cells of each trial; empty where these models are not measured on it.
+    """
+
+    images: int
+    trials: Sequence[Sequence[PlannedCell]]
+
+    @property
+    def first(self) -> PlannedCell:
+        """One of its cells."""
+        return next(cell for cells in self.trials for cell in cells)
+
+    @property
+    def n_images(self) -> int:
+        """How many images there are, all trials together."""
+        return len(self.trials) * self.first.n_examples
+
+    @property
+    def work(self) -> int:
+        """How many images are classified."""
+        return sum(cell.n_examples for cells in self.trials for cell in cells)
 
 
 @dataclass(frozen=True)
 class _Job(Generic[Extra]):
-    """Clean images or all trials of a stored array, by their place in the plan, and what else is done with them.
+    """A part of the plan, by its place there, and what else is done with its images.
 
-    It is small, whatever the study: a cluster gets one for every array.
+    It is small, whatever the study: a cluster gets one for every part.
     """
 
     place: int
-    plan: Held[Sequence[_Trials]]
+    plan: Held[Sequence[_Part]]
     batch_size: int
     models: Held[Mapping[ModelKey, Predictor]]
     data: Held[StudyData]
@@ -159,22 +188,24 @@ def measure(
         stage: Whose cells to measure.
         models: From `load_models`.
         data: From `open_study`.
-        look: Called with every set of images, in any thread: what else a stage wants to know of it. Picklable.
+        look: Called with every set of images, in any thread: what else a stage wants to know of it. On a cluster it is
+            called several times, each time with some of the models. Picklable.
         engine: Measures; results do not depend on it.
         progress: Called with the number of images finished since the last call.
 
     Returns:
-        The cells, in planned order, and what `look` returned for every set of images, in the order of the cells.
+        The cells, in planned order, and what `look` returned, in the order of the cells.
 
     Raises:
         PipelineError: A store is damaged; an answer of a model is not a finite number.
 
     Source: paper sections V and VI.
     """
-    plan = _plan_trials(study, stage)
+    plan_parts = partial(_plan_parts, study, stage, None if engine.is_local else MODELS_PER_JOB)
+    plan = plan_parts()
     new = partial(
         _Job,
-        plan=Held(plan, partial(_plan_trials, study, stage)),
+        plan=Held(plan, plan_parts),
         batch_size=study.get().batch_sizes[stage],
         models=Held(models, partial(_load_models, study, stage)),
         data=Held(data, partial(_open_study, study, stage)),
@@ -182,20 +213,33 @@ def measure(
         progress=shown_here(progress),
     )
     jobs = [new(place) for place in range(len(plan))]
-    work = [sum(cell.n_examples for cells in trials for cell in cells) for trials in plan]
-    found: dict[int, list[tuple[list[Cell], Extra]]] = {}
+    found: dict[int, list[tuple[list[Cell], list[Extra]]]] = {}
+    n_left = Counter(part.images for part in plan)
     # The largest first: begun last, one of them would keep a core waiting.
-    for job, measured in engine.run(_measure, sorted(jobs, key=lambda job: -work[job.place])):
-        found[job.place] = measured
-        if not engine.is_local:
-            progress(sum(cells[0].n_examples for cells in plan[job.place]))
-    in_order = [item for place in range(len(plan)) for item in found[place]]
-    return [cell for cells, _ in in_order for cell in cells], [extra for _, extra in in_order]
+    for job, measured in engine.run(_measure, sorted(jobs, key=lambda job: -plan[job.place].work)):
+        found[job.place], part = measured, plan[job.place]
+        n_left[part.images] -= 1
+        if not engine.is_local and not n_left[part.images]:
+            progress(part.n_images)
+    cells, extras = [], []
+    for _, places in groupby(range(len(plan)), key=lambda place: plan[place].images):
+        for of_trial in zip(*(found[place] for place in places), strict=True):
+            cells += [cell for of_part, _ in of_trial for cell in of_part]
+            extras += [extra for _, of_part in of_trial for extra in of_part]
+    return cells, extras
 
 
-def _plan_trials(study: Held[Study], stage: str) -> list[_Trials]:
-    by_array = groupby(study.get().cells(stage), key=lambda cell: cell.images[:3])
-    return [[list(cells) for _, cells in groupby(of_array, key=lambda cell: cell.trial)] for _, of_array in by_array]
+def _plan_parts(study: Held[Study], stage: str, n_models: int | None) -> list[_Part]:
+    """All that a stage measures, in planned order; of so many models in each part, or of all."""
+    parts = []
+    by_images = groupby(study.get().cells(stage), key=lambda cell: cell.images[:3])
+    for place, (_, of_images) in enumerate(by_images):
+        trials = [list(cells) for _, cells in groupby(of_images, key=lambda cell: cell.trial)]
+        models = list(dict.fromkeys(cell.model for cells in trials for cell in cells))
+        for first in range(0, len(models), n_models or len(models)):
+            wanted = set(models[first : first + (n_models or len(models))])
+            parts.append(_Part(place, [[cell for cell in cells if cell.model in wanted] for cells in trials]))
+    return parts
 
 
 def _load_models(study: Held[Study], stage: str) -> dict[ModelKey, Predictor]:
@@ -206,22 +250,26 @@ def _open_study(study: Held[Study], stage: str) -> StudyData:
     return open_study(study.get(), stage)
 
 
-def _measure(job: _Job[Extra]) -> list[tuple[list[Cell], Extra]]:
-    """The cells of every trial, and what `look` says of it."""
+def _measure(job: _Job[Extra]) -> list[tuple[list[Cell], list[Extra]]]:
+    """The cells of every trial, and what `look` says of it, if there are any."""
     torch.set_num_threads(1)  # of this thread: results do not depend on the number of cores
-    of_trials, models, data = job.plan.get()[job.place], job.models.get(), job.data.get()
-    first = of_trials[0][0]
-    labels, found = data.labels[first.split], []
+    part, models, data = job.plan.get()[job.place], job.models.get(), job.data.get()
+    first = part.first
+    labels = data.labels[first.split]
+    found: list[tuple[list[Cell], list[Extra]]] = []
     is_clean = first.perturbation == CLEAN
     trials = [data.clean[first.split]] if is_clean else data.perturbed[first.perturbation, first.level].trials()
-    for cells, images in zip(of_trials, trials, strict=True):
+    for cells, images in zip(part.trials, trials, strict=True):  # all trials: their digest is checked after the last
+        if not cells:
+            found.append(([], []))
+            continue
         wanted = {cell.model: models[cell.model] for cell in cells}
         on_device = torch.from_numpy(images).to(next(iter(wanted.values())).device)  # once for all models
         batches = torch.split(on_device, images_per_pass(job.batch_size, images[0].size))
-        parts = [_predict(wanted, batch) for batch in batches]
-        classes = {model: np.concatenate([part[model] for part in parts]) for model in wanted}
+        predicted = [_predict(wanted, batch) for batch in batches]
+        classes = {model: np.concatenate([batch[model] for batch in predicted]) for model in wanted}
         counted = [Cell(**vars(cell), n_correct=int((classes[cell.model] == labels).sum())) for cell in cells]
-        found.append((counted, job.look(Shown(models, counted, images, labels, classes))))
+        found.append((counted, [job.look(Shown(wanted, counted, images, labels, classes))]))
         job.progress.get()(len(images))
     return found
 
@@ -229,9 +277,11 @@ def _measure(job: _Job[Extra]) -> list[tuple[list[Cell], Extra]]:
 def describe_examples(model: ModelKey, n: int, shown: Shown) -> list[Example]:
     """What a model says of the first n of the images that it was shown; nothing of other trials than the first.
 
+    Nothing where the model is not among those that were shown them.
+
     Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
     """
-    if shown.cells[0].trial != 0:
+    if shown.cells[0].trial != 0 or model not in shown.models:
         return []
     predictor = shown.models[model]
     probabilities = predictor(torch.from_numpy(shown.images[:n]).to(predictor.device)).softmax(1).cpu().numpy()
