@@ -113,6 +113,11 @@ class _Part:
         return next(cell for cells in self.trials for cell in cells)
 
     @property
+    def models(self) -> tuple[ModelKey, ...]:
+        """Which models are measured."""
+        return tuple(dict.fromkeys(cell.model for cells in self.trials for cell in cells))
+
+    @property
     def n_images(self) -> int:
         """How many images there are, all trials together."""
         return len(self.trials) * self.first.n_examples
@@ -139,8 +144,13 @@ class _Job(Generic[Extra]):
     progress: Held[Callable[[int], object]]
 
 
-def load_models(study: Study, stage: str) -> dict[ModelKey, Predictor]:
+def load_models(study: Study, stage: str, wanted: Collection[ModelKey] | None = None) -> dict[ModelKey, Predictor]:
     """The models that stage `impact`, `evaluate` or `ablations` measures, on the device of the study.
+
+    Args:
+        study: Whose.
+        stage: Which.
+        wanted: Only these of them; None: all.
 
     Raises:
         PipelineError: One is missing, damaged, or made with other params.
@@ -154,7 +164,7 @@ def load_models(study: Study, stage: str) -> dict[ModelKey, Predictor]:
         classifier = storage.load(model.path, model.made_by, model.description)
         return Predictor(classifier, device, model.plan.recipe.precision)
 
-    return {model.key: load(model) for model in study.models(stage)}
+    return {model.key: load(model) for model in study.models(stage) if wanted is None or model.key in wanted}
 
 
 def local_engine(device: str) -> LocalThreads:
@@ -207,12 +217,14 @@ def measure(
         _Job,
         plan=Held(plan, plan_parts),
         batch_size=study.get().batch_sizes[stage],
-        models=Held(models, partial(_load_models, study, stage)),
         data=Held(data, partial(_open_study, study, stage)),
         look=look,
         progress=shown_here(progress),
     )
-    jobs = [new(place) for place in range(len(plan))]
+    jobs = [
+        new(place, models=Held(models, partial(_load_models, study, stage, part.models)))
+        for place, part in enumerate(plan)
+    ]
     found: dict[int, list[tuple[list[Cell], list[Extra]]]] = {}
     n_left = Counter(part.images for part in plan)
     # The largest first: begun last, one of them would keep a core waiting.
@@ -242,8 +254,8 @@ def _plan_parts(study: Held[Study], stage: str, n_models: int | None) -> list[_P
     return parts
 
 
-def _load_models(study: Held[Study], stage: str) -> dict[ModelKey, Predictor]:
-    return load_models(study.get(), stage)
+def _load_models(study: Held[Study], stage: str, wanted: Collection[ModelKey]) -> dict[ModelKey, Predictor]:
+    return load_models(study.get(), stage, wanted)
 
 
 def _open_study(study: Held[Study], stage: str) -> StudyData:
