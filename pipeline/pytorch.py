@@ -24,7 +24,12 @@ from pipeline.perturbations import PERTURBATIONS
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 
-_MADE_BY = "dvc repro"
+
+def _made_by(path: Path) -> str:
+    """The command that makes a store that lies in its place, for error messages."""
+    is_clean = path.parent.name == layout.clean_store("any").parent.name
+    stage = ["prepare"] if is_clean else ["perturb", path.parent.name]
+    return " ".join(["python -m pipeline", *stage, path.stem])
 
 
 class Perturb(v2.Transform):  # type: ignore[misc]
@@ -151,7 +156,8 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
         self.path, self.split, self.level, self.trial = Path(path), split, level, trial
         self.transform, self.target_transform = transform, target_transform
         self._images: Images | None = None
-        opened = store.open_store(self.path, _MADE_BY)
+        made_by = _made_by(self.path)
+        opened = store.open_store(self.path, made_by)
         attributes: Mapping[str, Any] = opened.attrs.asdict()
         self._clean = self.path
         if "perturbation" in attributes:
@@ -170,16 +176,17 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
                 if f"{group}/{split}" in opened
             ]
             raise PipelineError(f"{self.path}: has no {self._name}, but {', '.join(has or sorted(opened))}")
-        array = store.get_array(opened, self._name, _MADE_BY)
+        array = store.get_array(opened, self._name, made_by)
         shape = array.shape
         if len(shape) == 5 and not 0 <= trial < shape[0]:
             raise PipelineError(f"{self.path}/{self._name}: has trials 0 to {shape[0] - 1}, not {trial}")
-        clean = store.open_store(self._clean, _MADE_BY)
-        images, labels = (store.get_array(clean, f"{split}/{kind}", _MADE_BY) for kind in ("images", "labels"))
+        prepared_by = _made_by(self._clean)
+        clean = store.open_store(self._clean, prepared_by)
+        images, labels = (store.get_array(clean, f"{split}/{kind}", prepared_by) for kind in ("images", "labels"))
         if level is not None and array.attrs["source_sha256"] != images.attrs["sha256"]:
-            raise PipelineError(f"{self.path}: made from other images than {self._clean} has now; run `{_MADE_BY}`")
+            raise PipelineError(f"{self.path}: made from other images than {self._clean} has now; run `{made_by}`")
         self.classes: tuple[str, ...] = tuple(clean.attrs["classes"])  # type: ignore[arg-type]
-        self._labels = store.read(labels, _MADE_BY)[: shape[-4]]
+        self._labels = store.read(labels, prepared_by)[: shape[-4]]
         if self.path.is_file():  # in object storage, which a worker that is forked cannot reach
             self._read()
 
@@ -202,10 +209,10 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
 
     def _read(self) -> Images:
         if self._images is None:
-            array = store.get_array(store.open_store(self.path, _MADE_BY), self._name, _MADE_BY)
-            self._images = (
-                store.read_part(array, self.trial, _MADE_BY) if array.ndim == 5 else store.read(array, _MADE_BY)
-            )
+            made_by = _made_by(self.path)
+            array = store.get_array(store.open_store(self.path, made_by), self._name, made_by)
+            has_trials = array.ndim == 5
+            self._images = store.read_part(array, self.trial, made_by) if has_trials else store.read(array, made_by)
         return self._images
 
     def __getstate__(self) -> dict[str, Any]:

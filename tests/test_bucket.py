@@ -131,6 +131,7 @@ def test_the_same_store_has_the_same_manifest_and_another_one_takes_no_other_one
     write(values)
     first, there = PATH.read_bytes(), here().sizes()
     assert not any(".partial" in name for name in there)
+    Bucket(json.loads(first)["url"]).write("stray", b"")
     write(values)
     assert PATH.read_bytes() == first
     assert here().sizes() == there
@@ -193,15 +194,20 @@ def change_digest(folder: Bucket) -> None:
     folder.write("0.05/test/zarr.json", json.dumps(metadata).encode())
 
 
+def change_classes(folder: Bucket) -> None:
+    folder.write("zarr.json", bytes(folder.read("zarr.json", 2**20)).replace(b"mnist", b"mmist"))
+
+
 DAMAGES: dict[str, tuple[Callable[[Bucket], None], str]] = {
     "gone": (remove_all, "no such store; make it again with `make`"),
     "array": (lambda folder: folder.remove(["0.05/test/zarr.json"]), "not in the store; make it again"),
-    "digest": (change_digest, "not what its manifest names; make it again with `make`"),
+    "digest": (change_digest, "not what its manifest names.*make it again with `make`"),
+    "classes": (change_classes, "not what its manifest names.*make it again with `make`"),
     "shard": (lambda folder: folder.remove([shard()]), r"1 shard\(s\) are missing; make it again"),
     "empty": (lambda folder: folder.write(shard(), b""), r"1 shard\(s\) are missing; make it again"),
     "noise": (lambda folder: folder.write(shard(), bytes(1000)), "damaged data"),
     "huge": (lambda folder: folder.write(shard(), bytes(10**6)), "more than the .* that it can have.*make it again"),
-    "metadata": (lambda folder: folder.write("zarr.json", b"{"), "damaged metadata"),
+    "metadata": (lambda folder: folder.write("zarr.json", b"{"), "damaged metadata.*not what its manifest names"),
     "large metadata": (lambda folder: folder.write("zarr.json", bytes(2**23 + 1)), "8,388,609 bytes, more than"),
 }
 
@@ -227,10 +233,12 @@ def test_a_store_that_is_not_what_its_manifest_names_says_so_and_is_made_again(
     {
         "": "no manifest of a store",
         "[]": "no manifest of a store",
-        '{"schema_version": 1, "url": 3, "arrays": {}}': "no manifest of a store",
-        '{"schema_version": 2, "url": "s3://bucket/x", "arrays": {}}': "schema version 2, expected 1",
-        '{"schema_version": 1, "url": "file:///etc", "arrays": {}}': "not the URL of a bucket",
-        '{"schema_version": 1, "url": "s3://bucket/../x", "arrays": {}}': "not the URL of a bucket",
+        '{"schema_version": 1, "url": "s3://bucket/x", "arrays": {}}': "no manifest of a store",
+        '{"schema_version": 1, "url": 3, "arrays": {}, "metadata": {}}': "no manifest of a store",
+        '{"schema_version": 2, "url": "s3://bucket/x", "arrays": {}, "metadata": {}}': "schema version 2, expected 1",
+        '{"schema_version": 1, "url": "file:///etc", "arrays": {}, "metadata": {}}': "not the URL of a bucket",
+        '{"schema_version": 1, "url": "s3://bucket/../x", "arrays": {}, "metadata": {}}': "not the URL of a bucket",
+        '{"schema_version": 1, "url": "s3://bucket/none", "arrays": {}, "metadata": {}}': "no such store; make it",
     }.items(),
 )
 def test_a_damaged_manifest_is_one_error(text: str, said: str, server: Server) -> None:
@@ -286,6 +294,10 @@ BAD_PLACES = {
     "s3://": "not the URL of a bucket; PIPELINE_STORES has the form s3://bucket/prefix",
     "s3://bucket/a//b": "not the URL of a bucket",
     "s3://bucket/../b": "not the URL of a bucket",
+    "s3://bucket/./b": "not the URL of a bucket",
+    "s3://bucket/a\nb": "not the URL of a bucket",
+    "s3://buck et/b": "not the URL of a bucket",
+    "s3://name:secret@bucket/b": "^a URL with a password: not the URL of a bucket",
     "bucket/prefix": "not the URL of a bucket",
     "https://bucket/prefix": "not the URL of a bucket",
 }
@@ -312,6 +324,79 @@ def test_a_server_that_does_not_answer_is_one_error(
     for act in acts:
         with pytest.raises(UnreachableError, match="object storage fails or refuses"):
             act()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:9000", "AWS_ENDPOINT_URL: not the URL of a server; it has the form https"),
+        ("AWS_ENDPOINT_URL", "http://local host:9000", "AWS_ENDPOINT_URL: not the URL of a server"),
+        ("AWS_ENDPOINT_URL_S3", "ftp://localhost", "AWS_ENDPOINT_URL_S3: not the URL of a server"),
+        ("AWS_SECRET_ACCESS_KEY", "secret\n", "AWS_SECRET_ACCESS_KEY: has a line break"),
+        ("AWS_SECRET_ACCESS_KEY", None, "cannot be asked .*look at your credentials"),
+    ],
+)
+def test_a_bad_environment_is_one_error_that_names_the_variable(
+    name: str, value: str | None, said: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PipelineError, match=said) as caught:
+        find_bucket()
+    assert "secret" not in str(caught.value)
+
+
+def test_two_folders_that_prepare_the_same_images_do_not_meet(server: Server, values: np.ndarray) -> None:
+    """Nor does one go on with what another has left: only the digest of both is the same."""
+    one, two = Path("one/a.zarr"), Path("two/a.zarr")
+    for path in (one, two):
+        path.parent.mkdir()
+    with suppress(KeyboardInterrupt), store.replacing_store(one, {}, "digest") as root:
+        store.create_images(root, "images", SHAPE, {})[...] = values + 1
+        raise KeyboardInterrupt
+    with store.replacing_store(two, {}, "digest") as root:
+        array, found = store.resume_images(root, "images", SHAPE)
+        assert list(found) == []
+        with store.replacing_store(one, {}, "digest") as first:
+            resumed, rest = store.resume_images(first, "images", SHAPE)
+            assert len(list(rest)) == 3
+            store.finish(resumed, store.sha256(values + 1))
+        array[...] = values
+        store.finish(array, store.sha256(values))
+    for path, expected in ((one, values + 1), (two, values)):
+        assert np.array_equal(store.read(store.get_array(store.open_store(path, ""), "images", ""), ""), expected)
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_store_of_which_something_has_gone_meanwhile_is_not_published(server: Server, values: np.ndarray) -> None:
+    with pytest.raises(PipelineError, match="something has removed parts of it meanwhile; run again"):
+        lose_a_shard(values)
+    assert not PATH.exists()
+
+
+def lose_a_shard(values: np.ndarray) -> None:
+    with store.replacing_store(PATH, {}) as root:
+        array = store.create_images(root, "images", SHAPE, {})
+        array[...] = values
+        store.finish(array, store.sha256(values))
+        store.backend_of(root).remove("images/c.1.0.0.0.0")
+
+
+def test_a_process_that_was_forked_says_so(server: Server, values: np.ndarray) -> None:
+    write(values)
+    read_end, write_end = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            read()
+        except PipelineError as error:
+            os.write(write_end, str(error).encode())
+        os._exit(0)
+    assert "not to be reached from a process that was forked; begin it by spawn" in os.read(read_end, 1000).decode()
+    os.waitpid(child, 0)
+    for end in (read_end, write_end):
+        os.close(end)
 
 
 def test_without_obstore_the_extra_is_named(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +426,6 @@ def test_a_study_in_object_storage_has_the_models_and_metrics_of_a_local_one(
     assert len(stores) == 3
     verified = CliRunner().invoke(main, ["verify", "photos", "--data"])
     assert verified.exit_code == 0, verified.output
-    here().write("data/perturbed/photos/noise.zarr/stray", b"")
     stray = Bucket(described(remote, "data/perturbed/photos/noise.zarr")["url"])
     stray.write("stray", b"")
     verified = CliRunner().invoke(main, ["verify", "photos", "noise"])
@@ -350,6 +434,16 @@ def test_a_study_in_object_storage_has_the_models_and_metrics_of_a_local_one(
     dataset = StoreDataset("data/perturbed/photos/noise.zarr", "test", level=0.2)
     n = sum(len(labels) for _, labels in DataLoader(dataset, 100, num_workers=1, multiprocessing_context="fork"))
     assert n == len(dataset) == 200
+
+    cached = (here() / "models/.finished").sizes()
+    (here() / "models/.finished").remove(cached)
+    assert CliRunner().invoke(main, ["train", "photos"]).exit_code == 0
+    assert len((here() / "models/.finished").sizes()) == 2 * 2  # of this stage: what is not there yet is sent
+    with monkeypatch.context() as patched:
+        patched.chdir(tmp_path / "remote")
+        for stage in ("strategies", "ablations"):
+            assert CliRunner().invoke(main, [stage, "photos"]).exit_code == 0
+    assert (here() / "models/.finished").sizes() == cached
 
     trained: list[str] = []
     monkeypatch.setattr(work, "train_model", lambda *arguments: trained.append("one"))

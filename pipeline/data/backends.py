@@ -1,6 +1,7 @@
 """What zarr reads and writes the files of a store through: a folder, or object storage; both within bounds."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
 from pipeline.runtime.bucket import Bucket
+from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import check_file, read_file, remove
 
 # Twice 65,535 names of classes, each of 50 letters.
@@ -101,7 +103,7 @@ class Objects(Store):
         *,
         read_only: bool = True,
         max_bytes: int = MAX_METADATA_BYTES,
-        digests: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         """The folder.
 
@@ -109,14 +111,14 @@ class Objects(Store):
             bucket: Where.
             read_only: Whether to refuse writing.
             max_bytes: The largest size that an object can have.
-            digests: Array → its SHA-256, as the manifest says that led here; None without one.
+            metadata: Name of each `zarr.json` → its SHA-256, as the manifest says that led here; None without one.
 
         Raises:
             PipelineError: As `Bucket.check`.
         """
         super().__init__(read_only=read_only)
         bucket.check()
-        self.bucket, self.max_bytes, self.digests = bucket, max_bytes, digests
+        self.bucket, self.max_bytes, self.metadata = bucket, max_bytes, metadata
 
     @property
     def location(self) -> str:
@@ -125,7 +127,7 @@ class Objects(Store):
 
     def bounded(self, max_bytes: int) -> "Objects":
         """As `Folder.bounded`."""
-        return Objects(self.bucket, max_bytes=max_bytes, digests=self.digests)
+        return Objects(self.bucket, max_bytes=max_bytes, metadata=self.metadata)
 
     def names(self) -> set[str]:
         """As `Folder.names`."""
@@ -158,7 +160,7 @@ class Objects(Store):
         """As `Store.get`.
 
         Raises:
-            PipelineError: The object is too large, or object storage does not answer.
+            PipelineError: The object is too large or not what the manifest names; object storage does not answer.
         """
         part: Any = None
         if isinstance(byte_range, RangeByteRequest):
@@ -171,6 +173,9 @@ class Objects(Store):
             content = await asyncio.to_thread(self.bucket.read, key, self.max_bytes, part)
         except FileNotFoundError:
             return None
+        is_named = self.metadata is not None and key.endswith("zarr.json")
+        if is_named and hashlib.sha256(content).hexdigest() != self.metadata.get(key):  # type: ignore[union-attr]
+            raise PipelineError(f"{self.location}/{key}: not what its manifest names")
         return prototype.buffer.from_bytes(content)
 
     async def get_partial_values(

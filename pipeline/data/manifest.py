@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,6 +24,7 @@ class _Manifest(BaseModel):
         schema_version: Of this format.
         url: Where the store lies; the last part is a digest of its metadata, so that it names one content for ever.
         arrays: Path of each array in the store → SHA-256 of its decoded bytes in C order.
+        metadata: Name of each `zarr.json` in it → its SHA-256.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -31,9 +32,10 @@ class _Manifest(BaseModel):
     schema_version: int
     url: str
     arrays: Mapping[str, str]
+    metadata: Mapping[str, str]
 
 
-def publish(path: Path, written: Objects, folder: Bucket) -> None:
+def publish(path: Path, written: Objects, names: Collection[str], folder: Bucket) -> None:
     """Give a store in object storage its place, and write the manifest that names it, last.
 
     Object storage has no renaming. Its server copies what was written to where the content says, so that the same store
@@ -42,20 +44,31 @@ def publish(path: Path, written: Objects, folder: Bucket) -> None:
     Args:
         path: The manifest; a store in its place is removed.
         written: The store, finished, wherever it lies.
+        names: All of its files.
         folder: Its new place is in there.
+
+    Raises:
+        PipelineError: A file is not there.
     """
-    names = sorted(written.names())
-    described = [name for name in names if PurePosixPath(name).name == _ROOT]
-    metadata = dict(zip(described, side_by_side(written.read, described), strict=True))
-    digest = hashlib.sha256()
-    for name, content in metadata.items():
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    published = folder / digest.hexdigest()[:32]
-    written.bucket.copy_to(published, [name for name in names if name != _ROOT])
-    written.bucket.copy_to(published, [_ROOT])
+    described = sorted(name for name in names if PurePosixPath(name).name == _ROOT)
+    try:
+        metadata = dict(zip(described, side_by_side(written.read, described), strict=True))
+        digest = hashlib.sha256()
+        for name, content in metadata.items():
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+        published = folder / digest.hexdigest()[:32]
+        written.bucket.copy_to(published, [name for name in names if name != _ROOT])
+        written.bucket.copy_to(published, [_ROOT])
+    except FileNotFoundError:
+        raise PipelineError(f"{written.location}: something has removed parts of it meanwhile; run again") from None
+    published.remove(published.sizes().keys() - set(names))
     digests = {name: json.loads(content).get("attributes", {}).get("sha256") for name, content in metadata.items()}
-    arrays = {str(PurePosixPath(name).parent): found for name, found in digests.items() if found is not None}
-    manifest = _Manifest(schema_version=SCHEMA_VERSION, url=published.url, arrays=arrays)
+    manifest = _Manifest(
+        schema_version=SCHEMA_VERSION,
+        url=published.url,
+        arrays={str(PurePosixPath(name).parent): found for name, found in digests.items() if found is not None},
+        metadata={name: hashlib.sha256(content).hexdigest() for name, content in metadata.items()},
+    )
     if path.is_dir():
         remove(path)
     write_text(path, manifest.model_dump_json(indent=2) + "\n")
@@ -81,6 +94,6 @@ def open_objects(path: Path, made_by: str) -> Objects:
             f"{path}: schema version {manifest.schema_version}, expected {SCHEMA_VERSION}; run `{made_by}`"
         )
     try:
-        return Objects(Bucket(manifest.url), digests=manifest.arrays)
+        return Objects(Bucket(manifest.url), metadata=manifest.metadata)
     except PipelineError as error:
         raise PipelineError(f"{path}: {error}") from None

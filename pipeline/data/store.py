@@ -35,7 +35,7 @@ from pipeline.data.seeding import BLOCK_SIZE, block_size, largest_divisor
 from pipeline.runtime import layout
 from pipeline.runtime.bucket import Bucket, find_bucket
 from pipeline.runtime.errors import PipelineError, UnreachableError, is_outage
-from pipeline.runtime.files import PARTIAL_SUFFIX, replacing_folder, resuming_folder
+from pipeline.runtime.files import PARTIAL_SUFFIX, read_file, replacing_folder, resuming_folder, write_text
 
 # Bytes per chunk, before compression: what a reader of a single image has to decode. zarr spends about a millisecond on
 # every chunk, whatever its size. Results do not depend on it.
@@ -140,17 +140,30 @@ def _replacing_folder(path: Path, resumes: str | None) -> Iterator[Folder]:
 
 @contextmanager
 def _replacing_objects(path: Path, bucket: Bucket, resumes: str | None) -> Iterator[Objects]:
-    staged = bucket / path / f"{resumes or uuid4().hex}{PARTIAL_SUFFIX}"
+    """As `_replacing_folder`; only this working folder knows the name of what it may resume."""
+    noted, name = path.with_name(f".{path.name}.key{PARTIAL_SUFFIX}"), uuid4().hex
+    if resumes is not None:
+        with suppress(FileNotFoundError):
+            key, _, former = read_file(noted, 1000).decode(errors="replace").partition(" ")
+            name = former if key == resumes and re.fullmatch("[0-9a-f]{32}", former) else name
+        write_text(noted, f"{resumes} {name}")
+    staged = bucket / PARTIAL_SUFFIX / name
     partial = Objects(staged, read_only=False, max_bytes=2 * SHARD_BYTES)
     try:
         yield partial
-        manifest.publish(path, partial, bucket / path)
+        with _default_settings():
+            members = zarr.open_group(Objects(staged), mode="r").members(max_depth=None)
+            files = files_of([node for _, node in members if isinstance(node, zarr.Array)])
+        manifest.publish(path, partial, [file.as_posix() for file in files], bucket / path)
+    except UnreachableError:  # neither can it be asked to clean up
+        raise
     except BaseException:
         if resumes is None:
             with suppress(UnreachableError):  # what has gone wrong is said already
                 staged.remove(partial.names())
         raise
     staged.remove(partial.names())
+    noted.unlink(missing_ok=True)
 
 
 def location_of(group: Group) -> str:
@@ -456,8 +469,6 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
             raise
         raise PipelineError(f"{where}: damaged metadata ({error}); make it again with `{made_by}`") from None
     backend = backend_of(array)
-    if isinstance(backend, Objects) and backend.digests and backend.digests.get(name) != array.attrs["sha256"]:
-        raise PipelineError(f"{where}: not what its manifest names; make it again with `{made_by}`")
     try:
         missing = backend.missing(_shard_keys(array))
     except UnreachableError:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import PurePath
 from textwrap import shorten
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from pipeline.runtime.errors import PipelineError, UnreachableError
 
@@ -25,15 +26,29 @@ Result = TypeVar("Result")
 # Names the bucket and the prefix that stores and the model cache are written to.
 STORES_VARIABLE = "PIPELINE_STORES"
 _EXAMPLE = "s3://bucket/prefix"
-# Of an S3 server that is not Amazon's; obstore reads it, as Amazon's own tools do.
-_ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
-# Seconds: until a request that fails is given up, with all its retries; until one that is answered slowly is.
-_PATIENCE, _REQUEST = 60, 300
+# Of an S3 server that is not Amazon's, the first that is set; Amazon's own tools read them too.
+_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
+_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+# Seconds: until a request that fails is given up, with all its retries; until one that is not, or slowly, answered is.
+_PATIENCE, _REQUEST = 60, 120
+# Larger objects are written in parts, to appear whole too: S3 takes no more than 5 GB at once.
+_PART_BYTES = 2**30
 # Seconds between repetitions of a request whose answer broke off.
 _PAUSES = (0.1, 0.4, 1.6)
 # How many requests are under way at the same time where there are many: each waits for the network, not for a core.
 _N_REQUESTS = 16
 _requests = ThreadPoolExecutor(_N_REQUESTS, "object storage")
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = _open_client.cache_info().currsize > 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 @dataclass(frozen=True)
@@ -62,10 +77,17 @@ class Bucket:
 
     def _client(self) -> "S3Store":
         """What asks, of the whole bucket: to make one takes a quarter of a second."""
-        parts = self.url.removeprefix("s3://").split("/")
-        if not self.url.startswith("s3://") or "" in parts or ".." in parts:
-            raise PipelineError(f"{self.url!r}: not the URL of a bucket; {STORES_VARIABLE} has the form {_EXAMPLE}")
-        return _open_client(parts[0], os.environ.get(_ENDPOINT_VARIABLE, ""))
+        name, *prefix = self.url.removeprefix("s3://").split("/")
+        is_named = self.url.startswith("s3://") and _BUCKET_NAME.fullmatch(name)
+        if not is_named or not all(part.isprintable() and part not in ("", ".", "..") for part in prefix):
+            shown = repr(self.url) if "@" not in self.url else "a URL with a password"
+            raise PipelineError(f"{shown}: not the URL of a bucket; {STORES_VARIABLE} has the form {_EXAMPLE}")
+        if _is_forked:  # the threads that obstore waits in are not in this process
+            raise PipelineError(
+                f"{self.url}: not to be reached from a process that was forked; begin it by spawn (DataLoader: "
+                "multiprocessing_context='spawn')"
+            )
+        return _open_client(name, _find_endpoint())
 
     def _key(self, name: str = "") -> str:
         return "/".join([*self.url.split("/")[3:], name])
@@ -105,7 +127,20 @@ class Bucket:
             self.check_size(name, found.meta["size"], max_bytes)
             return memoryview(found.bytes())
 
-        return self._ask(ask)
+        try:
+            return self._ask(ask)
+        except FileNotFoundError as error:
+            raise (self._failed(error) if "NoSuchBucket" in str(error) else error) from None
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an object."""
+        import obstore
+
+        try:
+            self._ask(lambda: obstore.head(self._client(), self._key(name)))
+        except FileNotFoundError:
+            return False
+        return True
 
     def check_size(self, name: str, n_bytes: int, max_bytes: int) -> None:
         """Refuse what is too large to be ours.
@@ -121,7 +156,8 @@ class Bucket:
         import obstore
 
         try:
-            self._ask(lambda: obstore.put(self._client(), self._key(name), content, use_multipart=False))
+            is_cut = len(content) > _PART_BYTES
+            self._ask(lambda: obstore.put(self._client(), self._key(name), content, use_multipart=is_cut))
         except FileNotFoundError as error:  # the bucket
             raise self._failed(error) from None
 
@@ -167,7 +203,7 @@ class Bucket:
     def _failed(self, error: Exception) -> UnreachableError:
         return UnreachableError(
             f"{self.url}: object storage fails or refuses ({_reason(error)}); look at {STORES_VARIABLE}, "
-            f"{_ENDPOINT_VARIABLE}, AWS_REGION and your credentials, and run again: finished work is kept"
+            f"{_ENDPOINT_VARIABLES[-1]}, AWS_REGION and your credentials, and run again: finished work is kept"
         )
 
 
@@ -195,6 +231,20 @@ def side_by_side(ask: Callable[[Item], Result], items: Iterable[Item]) -> list[R
             future.cancel()
 
 
+def _find_endpoint() -> str:
+    """The server's URL; empty for Amazon's."""
+    for name in (*_CREDENTIALS, *_ENDPOINT_VARIABLES):
+        if not os.environ.get(name, "").isprintable():
+            raise PipelineError(f"{name}: has a line break or another character that none can have; set it again")
+    for name in _ENDPOINT_VARIABLES:
+        if endpoint := os.environ.get(name):
+            parts = urlsplit(endpoint)
+            if parts.scheme not in ("http", "https") or not parts.hostname or " " in endpoint:
+                raise PipelineError(f"{name}: not the URL of a server; it has the form https://host:port")
+            return endpoint
+    return ""
+
+
 @lru_cache(maxsize=8)
 def _open_client(name: str, endpoint: str) -> "S3Store":
     try:
@@ -204,14 +254,14 @@ def _open_client(name: str, endpoint: str) -> "S3Store":
         raise PipelineError(f"s3://{name}: needs obstore: `pip install -c constraints.txt -e '.[s3]'`") from None
     options: ClientConfig = {
         # A server of your own, or one for tests, may have no certificate; who names it by http:// says so.
-        "allow_http": endpoint.startswith("http://"),
+        "allow_http": urlsplit(endpoint).scheme == "http",
         "timeout": timedelta(seconds=_REQUEST),
     }
     retries: RetryConfig = {"max_retries": 20, "retry_timeout": timedelta(seconds=_PATIENCE)}
     try:
         return S3Store(name, client_options=options, retry_config=retries)
     except (BaseError, ValueError) as error:
-        raise PipelineError(f"s3://{name}: not the URL of a bucket ({_reason(error)}); use {_EXAMPLE}") from None
+        raise PipelineError(f"s3://{name}: cannot be asked ({_reason(error)}); look at your credentials") from None
 
 
 def _reason(error: Exception) -> str:

@@ -10,7 +10,8 @@ from pipeline.stages.options import params_option, progress_bar
 # write-protected in its cache, whose files a hard link shares with the workspace.
 _ADVICE = """Run the commands named above, or let DVC look at everything anew, its cache too, and mend what it finds:
   find .dvc/cache/files data models metrics -type f -exec chmod u+w {} + -exec touch {} +
-  dvc repro"""
+  dvc repro
+DVC does not see into object storage: a store there is made again by the command named above only."""
 
 
 @click.command(short_help="Check all that has been made.")

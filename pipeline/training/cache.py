@@ -48,6 +48,8 @@ _ENVIRONMENT = (
 # The number of threads that it asks for is in the keys by itself.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
+# The largest checkpoint, of weights and what the optimizer keeps of each.
+_MAX_BYTES = 16 * 2**30
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
 
 
@@ -85,7 +87,9 @@ class CacheEntry:
 
         Removes what a run that was killed as it finished has left beside it.
         """
-        if not self._is_whole() and not (self._fetch(*self._files) and self._is_whole()):
+        if self._is_whole():
+            self._send_finished()
+        elif not (self._fetch(*self._files) and self._is_whole()):
             return False
         for leftover in (self.checkpoint, self.lock):
             leftover.unlink(missing_ok=True)
@@ -109,7 +113,7 @@ class CacheEntry:
             return False
         try:
             for path in paths:
-                content = bucket.read(path.as_posix(), storage.MAX_WEIGHTS)
+                content = bucket.read(path.as_posix(), _MAX_BYTES)
                 with replacing_file(path) as partial:
                     partial.write_bytes(content)
         except FileNotFoundError:
@@ -120,7 +124,14 @@ class CacheEntry:
         """Copy files to object storage, if PIPELINE_STORES names any."""
         if (bucket := find_bucket()) is not None:
             for path in paths:
-                bucket.write(path.as_posix(), read_file(path, storage.MAX_WEIGHTS))
+                bucket.write(path.as_posix(), read_file(path, _MAX_BYTES))
+
+    def _send_finished(self) -> None:
+        """Copy the finished model there, if it is not there yet."""
+        bucket = find_bucket()
+        if bucket is not None and not bucket.has(self._files[-1].as_posix()):
+            self._send(*self._files)
+            bucket.remove([self.checkpoint.as_posix()])
 
     def fetch_checkpoint(self) -> None:
         """Take the checkpoint of another machine, where there is none of this one and PIPELINE_STORES has one."""
@@ -136,10 +147,8 @@ class CacheEntry:
         rows = [asdict(epoch) for epoch in curve]
         description = {**self.description, "computed_in": self.precision, "learning_curve": rows, "key": self.key}
         storage.save(classifier, self.weights, description)
-        self._send(*self._files)
+        self._send_finished()
         self.checkpoint.unlink(missing_ok=True)
-        if (bucket := find_bucket()) is not None:
-            bucket.remove([self.checkpoint.as_posix()])
 
     def copy_to(self, path: Path) -> list[dict[str, Any]]:
         """Copy a finished model to `path` (`.safetensors`, `.json` beside it) and return its curve, a row per epoch."""
