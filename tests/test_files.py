@@ -308,7 +308,12 @@ HARMLESS = (
     *("gzip.open(io.BytesIO(content)", "tarfile.open(fileobj=io.BytesIO(content)", "safetensors.torch.load(content"),
     *("Image.open(BytesIO(content)", "torch.load(io.BytesIO(content)", "archive.open(member)"),
     # A store that looks at files before it opens them.
-    *("zarr.open_group(Folder(path", "zarr.open_group(backend", "zarr.open_array(backend"),
+    *(
+        "zarr.open_group(Folder(path",
+        "zarr.open_group(backend",
+        "zarr.open_group(Objects(staged",
+        "zarr.open_array(backend",
+    ),
     # Functions of ours, which are looked at where they are defined.
     *("load(params_path)", "load(model)", "external.load(", "sources.load(spec", "storage.load("),
 )

@@ -8,10 +8,12 @@ from pipeline.stages.options import params_option, progress_bar
 
 # Found by damaging files on purpose (tests/test_repro.py): DVC remembers hashes by size and time, and believes what is
 # write-protected in its cache, whose files a hard link shares with the workspace.
-_ADVICE = """Run the commands named above, or let DVC look at everything anew, its cache too, and mend what it finds:
-  find .dvc/cache/files data models metrics -type f -exec chmod u+w {} + -exec touch {} +
-  dvc repro
-DVC does not see into object storage: a store there is made again by the command named above only."""
+_ADVICE = (
+    "Run the commands named above (nothing else helps with stores in object storage), or let DVC look at everything "
+    "anew, its cache too, and mend what it finds:\n"
+    "  find .dvc/cache/files data models metrics -type f -exec chmod u+w {} + -exec touch {} +\n"
+    "  dvc repro"
+)
 
 
 @click.command(short_help="Check all that has been made.")
