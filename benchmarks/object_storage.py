@@ -22,11 +22,9 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-import boto3
 import click
 import numpy as np
 import obstore
-import s3fs
 from obstore.store import S3Store
 
 from pipeline.data import store
@@ -84,6 +82,9 @@ def _side_by_side(put: Callable[[str, bytes], object], get: Callable[[str], obje
 
 
 def _contenders(images: np.ndarray, url: str) -> dict[str, Contender]:
+    import boto3
+    import s3fs
+
     bare = S3Store("bucket", prefix="obstore", client_options={"allow_http": True})
     boto = boto3.client("s3", endpoint_url=url)
     files = s3fs.S3FileSystem(endpoint_url=url)
