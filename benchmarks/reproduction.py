@@ -124,7 +124,7 @@ def impact(name: str) -> str:
     """Every cell of the impact study beside the authors' value."""
     cells, authors = _cells(name, "impact"), published.read_impact(DATASETS[name.split("-")[1]])
     by_seed = pd.concat(aggregate_trials(rows).assign(seed=seed) for seed, rows in cells.groupby("seed"))
-    n_seeds, rows = cells["seed"].nunique(), []
+    n_seeds, n_trials, rows = cells["seed"].nunique(), cells["trial"].nunique(), []
     for (perturbation, level), group in by_seed.groupby(["perturbation", "level"], sort=False):
         is_own = (authors["kind"] == perturbation) & (authors["level"] == level)
         theirs = authors["natural"].iloc[:1] if perturbation == CLEAN else authors.loc[is_own, "mean"]
@@ -132,12 +132,14 @@ def impact(name: str) -> str:
         label = perturbation if perturbation == CLEAN else f"{perturbation} {level_name(float(str(level)))}"
         row = [label, f"{theirs.iloc[0]:.2f}" if len(theirs) else "", f"{ours:.2f}"]
         row += [f"{spread:.2f}"] if n_seeds > 1 else []
-        row += [f"{100 * group['std'].mean():.2f}", f"{theirs.iloc[0] - ours:+.2f}" if len(theirs) else ""]
+        row += [f"{100 * group['std'].mean():.2f}"] if n_trials > 1 else []
+        row += [f"{theirs.iloc[0] - ours:+.2f}" if len(theirs) else ""]
         row += [f"{(theirs.iloc[0] - ours) / spread:+.1f}" if len(theirs) else ""] if n_seeds > 1 else []
         rows.append(row)
     spreads, distance = (["sd over seeds"], ["in sd over seeds"]) if n_seeds > 1 else ([], [])
     ours_is = f"ours, mean of {n_seeds} seeds" if n_seeds > 1 else "ours"
-    header = ["cell, accuracy in %", "authors", ours_is, *spreads, "sd over trials", "authors - ours", *distance]
+    of_trials = ["sd over trials"] if n_trials > 1 else []
+    header = ["cell, accuracy in %", "authors", ours_is, *spreads, *of_trials, "authors - ours", *distance]
     return _table(header, rows)
 
 
