@@ -367,3 +367,25 @@ def own_study(
 def one_thread() -> None:
     """One thread of torch, as models trained side by side have; more wait longer than tiny networks compute."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def photos(
+    tmp_path_factory: pytest.TempPathFactory, quick_values: dict[str, Any], tiny_arrays: dict[str, Arrays]
+) -> Path:
+    """The folder of a study of images of the user's, which workers know too; its clean store is made."""
+    folder = tmp_path_factory.mktemp("photos")
+    arrays = tiny_arrays["mnist"]
+    n = {"train": 300, "test": 200}
+    named: dict[str, Any] = {f"{s}_{kind}": arrays[s, kind][: n[s]] for s in n for kind in ("images", "labels")}
+    np.savez(folder / "photos.npz", **named)
+    from tests.photos import YAML_TEXT  # which imports this module
+
+    values = YAML(typ="safe", pure=True).load(YAML_TEXT)
+    recipe = quick_values["train"]["recipes"]["mnist"]
+    network = {**recipe["network"], "convolutions": [{"filters": 4, "kernel": 5, "stride": 3, "padding": 0, "pool": 2}]}
+    values["train"]["recipes"]["photos"] = {**recipe, "network": network, "epochs": 3, "batch_size": 20}
+    values["impact"], values["prepare"] = quick_values["impact"], quick_values["prepare"]
+    with (folder / "params.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+    return folder

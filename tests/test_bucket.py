@@ -31,7 +31,8 @@ from pipeline.runtime.errors import PipelineError, UnreachableError
 from pipeline.training import work
 from pipeline.training.cache import CacheEntry
 from tests.conftest import ROOT, command_environment, differing, tree
-from tests.test_cluster import begun, copy_of, photos, run_stages  # noqa: F401
+from tests.photos import copy_of, run_stages
+from tests.test_cluster import begun
 from tests.test_store import make_values
 
 SHAPE = (3, 1100, 28, 28, 1)
@@ -415,7 +416,7 @@ def described(made: dict[str, bytes | None], name: str) -> dict[str, Any]:
 
 
 def test_a_study_in_object_storage_has_the_models_and_metrics_of_a_local_one(
-    photos: Path,  # noqa: F811
+    photos: Path,
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -457,8 +458,22 @@ def test_a_study_in_object_storage_has_the_models_and_metrics_of_a_local_one(
     assert differing(ours, {name: local[name] for name in local if name.startswith(("models", "metrics"))}) == []
 
 
+def test_a_model_that_was_damaged_in_the_bucket_is_trained_again_and_replaced(
+    photos: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: None
+) -> None:
+    cache, whole = here() / "models/.finished", dict[str, bytes]()
+    for name in ("one", "two"):
+        monkeypatch.chdir(copy_of(photos, tmp_path / name))
+        for stage in ("prepare", "train"):
+            assert CliRunner().invoke(main, [stage, "photos"]).exit_code == 0
+        found = {file: bytes(cache.read(file, 2**30)) for file in cache.sizes()}
+        assert found == (whole or found)
+        whole = found
+        cache.write(next(file for file in whole if file.endswith(".safetensors")), b"damaged")
+
+
 def test_another_machine_goes_on_from_the_checkpoint(
-    photos: Path,  # noqa: F811
+    photos: Path,
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -495,7 +510,7 @@ def test_another_machine_goes_on_from_the_checkpoint(
 
 @pytest.mark.slow
 def test_a_cluster_writes_to_object_storage_what_one_process_writes(
-    photos: Path,  # noqa: F811
+    photos: Path,
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -512,7 +527,7 @@ def test_a_cluster_writes_to_object_storage_what_one_process_writes(
 
 
 def test_a_server_that_does_not_answer_is_no_reason_to_make_a_store_again(
-    photos: Path,  # noqa: F811
+    photos: Path,
     server: Server,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -527,7 +542,7 @@ def test_a_server_that_does_not_answer_is_no_reason_to_make_a_store_again(
 
 
 def test_ctrl_c_ends_a_stage_that_waits_for_a_slow_server(
-    photos: Path,  # noqa: F811
+    photos: Path,
     server: Server,
     tmp_path: Path,
 ) -> None:

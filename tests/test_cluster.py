@@ -13,25 +13,17 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from distributed import Client
-from ruamel.yaml import YAML
 
 from pipeline.commands import main
-from pipeline.data.sources import Arrays
 from pipeline.runtime import cluster
 from pipeline.runtime.cluster import ENGINE_VARIABLE, DaskCluster, check_worker, describe_process
 from pipeline.runtime.errors import PipelineError
 from tests.conftest import FAULTS_SEED, command_environment, differing, tree
-
-STAGES = [
-    *(f"perturb photos {name}" for name in ("noise", "blur")),
-    *(f"{stage} photos" for stage in ("train", "impact", "strategies", "evaluate", "ablations")),
-]
+from tests.photos import STAGES, copy_of, run_stages
 
 
 @contextmanager
@@ -66,67 +58,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def engine(address: str) -> DaskCluster:
     return DaskCluster(address, lambda line: None)
-
-
-@pytest.fixture(scope="module")
-def photos(
-    tmp_path_factory: pytest.TempPathFactory, quick_values: dict[str, Any], tiny_arrays: dict[str, Arrays]
-) -> Path:
-    """The folder of a study of images of the user's, which workers know too; its clean store is made."""
-    folder = tmp_path_factory.mktemp("photos")
-    arrays = tiny_arrays["mnist"]
-    n = {"train": 300, "test": 200}
-    named: dict[str, Any] = {f"{s}_{kind}": arrays[s, kind][: n[s]] for s in n for kind in ("images", "labels")}
-    np.savez(folder / "photos.npz", **named)
-    values = YAML(typ="safe", pure=True).load(YAML_TEXT)
-    recipe = quick_values["train"]["recipes"]["mnist"]
-    network = {**recipe["network"], "convolutions": [{"filters": 4, "kernel": 5, "stride": 3, "padding": 0, "pool": 2}]}
-    values["train"]["recipes"]["photos"] = {**recipe, "network": network, "epochs": 3, "batch_size": 20}
-    values["impact"], values["prepare"] = quick_values["impact"], quick_values["prepare"]
-    with (folder / "params.yaml").open("w") as file:
-        YAML(typ="safe", pure=True).dump(values, file)
-    return folder
-
-
-YAML_TEXT = """
-device: cpu
-datasets:
-  photos:
-    source: {kind: npz, path: photos.npz, size: [28, 28], channels: 1, test_share: null}
-    n_train: 300
-    n_test: 200
-models: {}
-perturbations:
-  noise: {train_levels: [0.1, 0.3], test_levels: [0.2]}
-  blur: {train_levels: [], test_levels: [1.0], mix_channels: false}
-perturb: {seed: 1, trials: 2}
-train: {seeds: [1, 2], recipes: {}}
-strategies:
-  constant: {}
-  transfer: {freeze: true, recipes: {photos: {fully_connected: [8], learning_rate: 0.001, batch_size: 20, epochs: 2}}}
-evaluate: {batch_size: 500, levels: {noise: [0.2], blur: []}, cross_trials: 1}
-ablations: {standardization: {channel: {standardize: channel}}}
-"""
-
-
-def run_stages(folder: Path, monkeypatch: pytest.MonkeyPatch, address: str | None) -> dict[str, bytes | None]:
-    """Do all stages in this process and return what they have made."""
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv(ENGINE_VARIABLE, raising=False)
-    if address is not None:
-        monkeypatch.setenv(ENGINE_VARIABLE, address)
-    for command in ("prepare photos", *STAGES):
-        result = CliRunner().invoke(main, command.split())
-        assert result.exit_code == 0, result.output
-    made = tree(folder)
-    return {name: content for name, content in made.items() if name.startswith(("data", "models/photos", "metrics"))}
-
-
-def copy_of(folder: Path, target: Path) -> Path:
-    target.mkdir()
-    for name in ("params.yaml", "photos.npz"):
-        (target / name).write_bytes((folder / name).read_bytes())
-    return target
 
 
 @pytest.mark.slow

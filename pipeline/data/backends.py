@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from pipeline.runtime.bucket import Bucket
@@ -186,7 +186,7 @@ class Objects(Store):
 
     async def exists(self, key: str) -> bool:
         """As `Store.exists`."""
-        return await self.get(key, default_buffer_prototype()) is not None
+        return await asyncio.to_thread(self.bucket.has, key)
 
     async def set(self, key: str, value: Buffer) -> None:
         """As `Store.set`, in one request: an object appears whole or not at all."""

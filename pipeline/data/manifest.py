@@ -13,8 +13,8 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, remove, write_text
 
 SCHEMA_VERSION = 1
-# Of a store's root, which is written last.
-_ROOT = "zarr.json"
+# The metadata of a group or array; those of the root, right in the store, are written last.
+_METADATA = "zarr.json"
 
 
 class _Manifest(BaseModel):
@@ -50,15 +50,15 @@ def publish(path: Path, written: Objects, names: Collection[str], folder: Bucket
     Raises:
         PipelineError: A file is not there.
     """
-    described = sorted(name for name in names if PurePosixPath(name).name == _ROOT)
+    described = sorted(name for name in names if PurePosixPath(name).name == _METADATA)
     try:
         metadata = dict(zip(described, side_by_side(written.read, described), strict=True))
         digest = hashlib.sha256()
         for name, content in metadata.items():
             digest.update(f"{name}\0{len(content)}\0".encode() + content)
         published = folder / digest.hexdigest()[:32]
-        written.bucket.copy_to(published, [name for name in names if name != _ROOT])
-        written.bucket.copy_to(published, [_ROOT])
+        written.bucket.copy_to(published, [name for name in names if name != _METADATA])
+        written.bucket.copy_to(published, [_METADATA])
     except FileNotFoundError:
         raise PipelineError(f"{written.location}: something has removed parts of it meanwhile; run again") from None
     published.remove(published.sizes().keys() - set(names))

@@ -88,7 +88,9 @@ class CacheEntry:
         Removes what a run that was killed as it finished has left beside it.
         """
         if self._is_whole():
-            self._send_finished()
+            bucket = find_bucket()
+            if bucket is not None and not bucket.has(self._files[-1].as_posix()):
+                self._send_finished()
         elif not (self._fetch(*self._files) and self._is_whole()):
             return False
         for leftover in (self.checkpoint, self.lock):
@@ -127,10 +129,9 @@ class CacheEntry:
                 bucket.write(path.as_posix(), read_file(path, _MAX_BYTES))
 
     def _send_finished(self) -> None:
-        """Copy the finished model there, if it is not there yet."""
-        bucket = find_bucket()
-        if bucket is not None and not bucket.has(self._files[-1].as_posix()):
-            self._send(*self._files)
+        """Have the finished model take the place of what is there: a checkpoint, or a model that was damaged."""
+        self._send(*self._files)
+        if (bucket := find_bucket()) is not None:
             bucket.remove([self.checkpoint.as_posix()])
 
     def fetch_checkpoint(self) -> None:
