@@ -70,9 +70,12 @@ def pytest_report_header() -> str:
 
 
 def command_environment() -> dict[str, str]:
-    """For commands in other folders: those of this Python, and this package where the folder has none of its own."""
+    """For commands in other folders: those of this Python, and this package where the folder has none of its own.
+
+    DVC starts no process to report usage: it would outlive the command and write into the folder's .dvc.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
 
 
 def run(folder: Path, *command: str, status: int = 0) -> str:

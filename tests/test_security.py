@@ -57,20 +57,23 @@ for command in sys.argv[1:]:
 """
 
 
-def run_offline(folder: Path, code: str, *arguments: str) -> tuple[int, str, list[str], int]:
-    """Status, output, what reached out, and how many processes there were, of code that runs without a network."""
+def run_offline(folder: Path, code: str, *arguments: str, **environment: str) -> tuple[int, str, list[str], int]:
+    """Status, output, what reached out, and how many processes there were, of code that runs without a network.
+
+    `environment` is set beside that of every command.
+    """
     watch = folder / "watch"
     watch.mkdir()
     (watch / "sitecustomize.py").write_text(f"LOCAL = {LOCAL}\n{WATCH}")
     log, started = watch / "log", watch / "started"
     # One thread, as fixture `one_thread` has it.
-    environment = command_environment() | {"WATCHED": str(log), "STARTED": str(started), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = f"{watch}:{ROOT}"
+    watched = {"WATCHED": str(log), "STARTED": str(started), "PYTHONPATH": f"{watch}:{ROOT}", "OMP_NUM_THREADS": "1"}
     # Where the system lets us: a network of our own without any interface, for what is no Python too.
     unshare = ["unshare", "--map-root-user", "--net"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         unshare = []
     command = [*unshare, sys.executable, "-c", code, *arguments]
+    environment = command_environment() | watched | environment
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     reached_out = log.read_text().splitlines() if log.exists() else []
     return result.returncode, result.stdout + result.stderr, reached_out, len(started.read_text().splitlines())
@@ -173,23 +176,29 @@ def test_no_module_loads_pickles_or_runs_text() -> None:
 DVC = "from dvc.cli import main; main(['version'])"
 
 
-@pytest.mark.parametrize("is_ours", [True, False], ids=["our-config", "no-config"])
+OURS = (ROOT / ".dvc/config").read_text()
+
+
+# Without our config it tries both: the test sees what it should. Repositories that tests make have no config.
+@pytest.mark.parametrize(
+    ("config", "environment", "expected"),
+    [
+        (OURS, {"DVC_NO_ANALYTICS": ""}, set()),
+        ("", {"DVC_NO_ANALYTICS": ""}, {"analytics", "updater"}),
+        ("", {}, {"updater"}),
+    ],
+    ids=["our-config", "no-config", "environment-of-tests"],
+)
 def test_dvc_sends_no_analytics_and_asks_for_no_updates(
-    is_ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: str, environment: dict[str, str], expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
-    config = tmp_path / ".dvc/config"
-    config.parent.mkdir()
-    shutil.copy(ROOT / ".dvc/config", config)
-    if not is_ours:  # then it tries: the test sees what it should
-        config.write_text("")
-    with config.open("a") as file:
-        file.write("[core]\n    no_scm = true\n")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text(f"{config}[core]\n    no_scm = true\n")
     monkeypatch.delenv("CI", raising=False)  # where it is set, DVC asks for no updates anyway
-    _, output, reached_out, _ = run_offline(tmp_path, DVC)
-    tried = set(re.findall("'(analytics|updater)'", " ".join(reached_out)))
-    assert tried == (set() if is_ours else {"analytics", "updater"}), output
-    assert is_ours is (reached_out == [])
+    _, output, reached_out, _ = run_offline(tmp_path, DVC, **environment)
+    assert set(re.findall("'(analytics|updater)'", " ".join(reached_out))) == expected, output
+    assert bool(reached_out) is bool(expected)
 
 
 def test_the_constraints_are_exact_versions_and_name_every_requirement() -> None:
