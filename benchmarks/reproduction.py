@@ -218,6 +218,24 @@ def _beside_authors(name: str) -> list[pd.DataFrame]:
     return tables
 
 
+def repair(name: str) -> str:
+    """Every model on the damage that it was trained on, beside the authors' and beside the natural models."""
+    joined, cells = pd.concat(_beside_authors(name)), _cells(name, "evaluate")
+    counts = cells[cells["strategy"] == NATURAL].groupby(["perturbation", "level"])[["n_correct", "n_examples"]].sum()
+    natural = 100 * counts["n_correct"] / counts["n_examples"]
+    authors = published.read_impact(DATASETS[name.split("-")[1]]).set_index(["kind", "level"])["mean"]
+    rows, names = [], joined["strategy"].unique()
+    own = joined[joined["trained"] == joined["perturbation"]]
+    for (label, perturbation, level), group in own.groupby(["label", "perturbation", "level"], sort=False):
+        key, of_strategy = (perturbation, level), group.set_index("strategy")[["theirs", "mean"]]
+        pairs = [(authors.get(key), natural.get(key))]
+        pairs += [tuple(of_strategy.loc[strategy]) for strategy in names]
+        shown = ["" if value is None else f"{value:.1f}" for pair in pairs for value in pair]
+        rows.append([str(label), f"{perturbation} {level_name(float(str(level)))}", *shown])
+    columns = [f"{strategy}, {whose}" for strategy in (NATURAL, *names) for whose in ("authors", "ours")]
+    return _table(["trained on", "tested on", *columns], rows)
+
+
 def strategies(name: str) -> str:
     """What every strategy reaches, beside the natural model on the same images."""
     cells, rows = _cells(name, "evaluate"), []
@@ -256,6 +274,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "distances": distances,
     "agreement": agreement,
     "far": far,
+    "repair": repair,
     "strategies": strategies,
     "cross": cross,
 }

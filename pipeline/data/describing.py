@@ -76,34 +76,36 @@ def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int
         opened: Likewise.
         progress: Called with the number of images looked at since the last call.
     """
-    looks = {split: list(_counted(opened.splits[split].looks(), progress)) for split in SPLITS}
-    readable = [look for of_split in looks.values() for look in of_split if look.problem is None]
-    broken = [look for of_split in looks.values() for look in of_split if look.problem is not None]
+    inspected = {split: list(_counted(opened.splits[split].inspections(), progress)) for split in SPLITS}
+    readable = [found for of_split in inspected.values() for found in of_split if found.problem is None]
+    broken = [found for of_split in inspected.values() for found in of_split if found.problem is not None]
     lines = [f"{source.path}: kind {source.kind}, {len(opened.classes)} classes", *_counts(opened)]
     if not readable:
         raise PipelineError(f"{source.path}: no image can be read; the first: {broken[0].problem}")
-    sizes = Counter(look.size for look in readable)
+    sizes = Counter(found.size for found in readable)
     shown = ", ".join(f"{height}x{width} ({n:,})" for (height, width), n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
     lines.append(f"sizes, height x width: {shown}{more}")
-    is_grey = all(look.is_grey for look in readable)
+    is_grey = all(found.is_grey for found in readable)
     lines.append("colours: grey" if is_grey else "colours: RGB")
-    oddities = [*opened.remarks, *_duplicates(looks)]
-    oddities += [f"cannot be used: {look.problem}" for look in sorted(broken, key=lambda look: look.where)[:_MAX_SHOWN]]
+    oddities = [*opened.remarks, *_duplicates(inspected)]
+    oddities += [
+        f"cannot be used: {found.problem}" for found in sorted(broken, key=lambda found: found.where)[:_MAX_SHOWN]
+    ]
     if len(broken) > _MAX_SHOWN:
         oddities.append(f"cannot be used: {len(broken) - _MAX_SHOWN:,} more")
     lines += [f"odd: {line}" for line in oddities] or ["nothing odd"]
-    n_readable = {split: sum(look.problem is None for look in looks[split]) for split in SPLITS}
+    n_readable = {split: sum(found.problem is None for found in inspected[split]) for split in SPLITS}
     size = _common_size(sizes)
     given = source.model_copy(update={"size": size, "channels": 1 if is_grey else 3}).model_dump(mode="json")
     block = {"source": given, **{f"n_{split}": n for split, n in n_readable.items()}}
     return Described(lines, {name: block}, size, is_usable=not broken)
 
 
-def _counted(looks: Iterator[own.Look], progress: Callable[[int], object]) -> Iterator[own.Look]:
-    for look in looks:
+def _counted(inspected: Iterator[own.Inspection], progress: Callable[[int], object]) -> Iterator[own.Inspection]:
+    for found in inspected:
         progress(1)
-        yield look
+        yield found
 
 
 def _counts(opened: own.Opened) -> list[str]:
@@ -120,16 +122,16 @@ def _counts(opened: own.Opened) -> list[str]:
     return [*lines, f"  all: {counts[0].sum():,} train, {counts[1].sum():,} test"]
 
 
-def _duplicates(looks: dict[str, list[own.Look]]) -> Iterator[str]:
-    of_train = {look.digest: look.where for look in looks["train"] if look.problem is None}
-    in_both = [(look.where, of_train[look.digest]) for look in looks["test"] if look.digest in of_train]
+def _duplicates(inspected: dict[str, list[own.Inspection]]) -> Iterator[str]:
+    of_train = {found.digest: found.where for found in inspected["train"] if found.problem is None}
+    in_both = [(found.where, of_train[found.digest]) for found in inspected["test"] if found.digest in of_train]
     if in_both:
         yield (
             f"{len(in_both):,} test image(s) are training images too, pixel for pixel, such as {in_both[0][0]} and "
             f"{in_both[0][1]}: test accuracy will be too high; remove one of each pair"
         )
     for split in SPLITS:
-        digests = [look.digest for look in looks[split] if look.problem is None]
+        digests = [found.digest for found in inspected[split] if found.problem is None]
         n = len(digests) - len(set(digests))
         if n:
             yield f"{n:,} of the {len(digests):,} {split} images repeat another one of them, pixel for pixel"

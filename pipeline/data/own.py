@@ -49,17 +49,17 @@ class Split:
     Attributes:
         labels: Class number of each, uint8 or uint16 (N,).
         images: From which image on → uint8 (n, H, W, C), a few at a time.
-        looks: What is to be said of each image, in any order.
+        inspections: Of each image, in any order.
     """
 
     labels: Labels
     images: Callable[[int], Iterator[Images]]
-    looks: Callable[[], Iterator["Look"]]
+    inspections: Callable[[], Iterator["Inspection"]]
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is to be said of one image before it is resized.
+class Inspection:
+    """What `describe` reports of one image, before it is resized.
 
     Attributes:
         where: Its file, or its number in an array.
@@ -76,12 +76,14 @@ class Look:
     problem: str | None = None
 
 
-def _look(where: str, pixels: Images) -> Look:
+def _inspect(where: str, pixels: Images) -> Inspection:
     rgb = pixels if pixels.ndim == 3 else pixels[..., None]
     is_grey = bool((rgb == rgb[..., :1]).all())
     height, width = rgb.shape[:2]
     content = np.ascontiguousarray(rgb[..., :1] if is_grey else rgb)
-    return Look(where, (height, width), is_grey, hashlib.sha256(str(content.shape).encode() + content.data).digest())
+    return Inspection(
+        where, (height, width), is_grey, hashlib.sha256(str(content.shape).encode() + content.data).digest()
+    )
 
 
 @dataclass(frozen=True)
@@ -214,14 +216,14 @@ def _decode(job: _Job) -> Images:
     return images
 
 
-def _look_at(job: _Job) -> list[Look]:
-    looks = []
+def _inspect_files(job: _Job) -> list[Inspection]:
+    inspections = []
     for path in job.paths:
         try:
-            looks.append(_look(path, pictures.read_picture(path, 3)))
+            inspections.append(_inspect(path, pictures.read_picture(path, 3)))
         except PipelineError as error:
-            looks.append(Look(path, (0, 0), False, b"", str(error)))
-    return looks
+            inspections.append(Inspection(path, (0, 0), False, b"", str(error)))
+    return inspections
 
 
 def _open_folder(path: Path, source: Own, engine: Engine) -> Opened:
@@ -253,7 +255,9 @@ def _open_folder(path: Path, source: Own, engine: Engine) -> Opened:
         found.sort()  # by digest: the first n of a split are a sample of all classes
         files = [file for _, file, _ in found]
         labels = np.array([label for *_, label in found], store.label_type(len(names)))
-        splits[split] = Split(labels, partial(_decoded, files, source, engine), partial(_looked, files, source, engine))
+        splits[split] = Split(
+            labels, partial(_decoded, files, source, engine), partial(_inspectd, files, source, engine)
+        )
     return Opened(tuple(names), splits, remarks)
 
 
@@ -273,9 +277,9 @@ def _decoded(files: Sequence[str], source: Own, engine: Engine, start: int) -> I
             turn += 1
 
 
-def _looked(files: Sequence[str], source: Own, engine: Engine) -> Iterator[Look]:
-    for _, looks in engine.run(_look_at, _jobs(files, source)):
-        yield from looks
+def _inspectd(files: Sequence[str], source: Own, engine: Engine) -> Iterator[Inspection]:
+    for _, inspections in engine.run(_inspect_files, _jobs(files, source)):
+        yield from inspections
 
 
 def find_splits(path: Path, test_share: float | None, remarks: list[str]) -> dict[str, Path]:
@@ -417,14 +421,16 @@ def _open_arrays(
         of_split, places = np.unique(arrays.labels, return_inverse=True)
         numbers = np.array([number[value] for value in of_split.tolist()], dtype)[places]
         if split:
-            splits[split] = Split(numbers, partial(_fitted, arrays, source, None), partial(_looks, arrays, None))
+            splits[split] = Split(
+                numbers, partial(_fitted, arrays, source, None), partial(_inspectd_arrays, arrays, None)
+            )
             continue
         assert source.test_share is not None
         is_test = _split([str(i) for i in range(len(numbers))], numbers, source.test_share)
         for name, chosen in (("train", ~is_test), ("test", is_test)):
             places = np.flatnonzero(chosen)
             splits[name] = Split(
-                numbers[chosen], partial(_fitted, arrays, source, places), partial(_looks, arrays, places)
+                numbers[chosen], partial(_fitted, arrays, source, places), partial(_inspectd_arrays, arrays, places)
             )
     return Opened(classes, splits, list(remarks))
 
@@ -460,13 +466,13 @@ def _fitted(arrays: _Arrays, source: Own, places: NDArray[Any] | None, start: in
         yield fitted
 
 
-def _looks(arrays: _Arrays, places: NDArray[Any] | None) -> Iterator[Look]:
+def _inspectd_arrays(arrays: _Arrays, places: NDArray[Any] | None) -> Iterator[Inspection]:
     for numbers, images in _chosen(arrays, places, 0):
         if isinstance(images, PipelineError):
-            yield Look(f"{arrays.where} {numbers[0]}", (0, 0), False, b"", str(images))
+            yield Inspection(f"{arrays.where} {numbers[0]}", (0, 0), False, b"", str(images))
             continue
         for number, image in zip(numbers, images, strict=True):
-            yield _look(f"{arrays.where} {number}", image)
+            yield _inspect(f"{arrays.where} {number}", image)
 
 
 def _check_images(where: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

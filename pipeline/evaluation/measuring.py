@@ -72,8 +72,8 @@ class Predictor:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What models say of one set of images.
+class Predictions:
+    """What models predict for one set of images.
 
     Attributes:
         models: The models.
@@ -130,7 +130,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Job(Generic[Extra]):
-    """A part of the plan, by its place there, and what else is done with its images.
+    """A part of the plan, by its place there, and what else is taken from its predictions.
 
     It is small, whatever the study: a cluster gets one for every part.
     """
@@ -140,7 +140,7 @@ class _Job(Generic[Extra]):
     batch_size: int
     models: Held[Mapping[ModelKey, Predictor]]
     data: Held[StudyData]
-    look: Callable[[Shown], Extra]
+    extract: Callable[[Predictions], Extra]
     progress: Held[Callable[[int], object]]
 
 
@@ -176,8 +176,8 @@ def local_engine(device: str) -> LocalThreads:
     return LocalThreads(torch.get_num_threads() if select_device(device).type == "cpu" else 1)
 
 
-def look_away(shown: Shown) -> None:
-    """Nothing: for a stage that wants to know no more than the cells."""
+def extract_nothing(predictions: Predictions) -> None:
+    """Nothing: for a stage that needs no more than the cells."""
 
 
 def measure(
@@ -185,7 +185,7 @@ def measure(
     stage: str,
     models: Mapping[ModelKey, Predictor],
     data: StudyData,
-    look: Callable[[Shown], Extra],
+    extract: Callable[[Predictions], Extra],
     engine: Engine,
     progress: Callable[[int], object] = lambda n_images: None,
 ) -> tuple[list[Cell], list[Extra]]:
@@ -198,27 +198,27 @@ def measure(
         stage: Whose cells to measure.
         models: From `load_models`.
         data: From `open_study`.
-        look: Called with every set of images, in any thread: what else a stage wants to know of it. On a cluster it is
-            called several times, each time with some of the models. Picklable.
+        extract: Called with the predictions for every set of images, in any thread; returns what a stage needs beside
+            the cells. On a cluster it is called several times, each time with some of the models. Picklable.
         engine: Measures; results do not depend on it.
         progress: Called with the number of images finished since the last call.
 
     Returns:
-        The cells, in planned order, and what `look` returned, in the order of the cells.
+        The cells, in planned order, and what `extract` returned, in the order of the cells.
 
     Raises:
         PipelineError: A store is damaged; an answer of a model is not a finite number.
 
     Source: paper sections V and VI.
     """
-    plan_parts = partial(_plan_parts, study, stage, None if engine.is_local else MODELS_PER_JOB)
+    plan_parts = partial(_plan_parts, study, stage, None if engine.is_in_process else MODELS_PER_JOB)
     plan = plan_parts()
     new = partial(
         _Job,
         plan=Held(plan, plan_parts),
         batch_size=study.get().batch_sizes[stage],
         data=Held(data, partial(_open_study, study, stage)),
-        look=look,
+        extract=extract,
         progress=shown_here(progress),
     )
     jobs = [
@@ -231,7 +231,7 @@ def measure(
     for job, measured in engine.run(_measure, sorted(jobs, key=lambda job: -plan[job.place].work)):
         found[job.place], part = measured, plan[job.place]
         n_left[part.images] -= 1
-        if not engine.is_local and not n_left[part.images]:
+        if not engine.is_in_process and not n_left[part.images]:
             progress(part.n_images)
     cells, extras = [], []
     for _, places in groupby(range(len(plan)), key=lambda place: plan[place].images):
@@ -263,7 +263,7 @@ def _open_study(study: Held[Study], stage: str) -> StudyData:
 
 
 def _measure(job: _Job[Extra]) -> list[tuple[list[Cell], list[Extra]]]:
-    """The cells of every trial, and what `look` says of it, if there are any."""
+    """The cells of every trial, and what `extract` returns for it, if there are any."""
     torch.set_num_threads(1)  # of this thread: results do not depend on the number of cores
     part, models, data = job.plan.get()[job.place], job.models.get(), job.data.get()
     first = part.first
@@ -281,42 +281,42 @@ def _measure(job: _Job[Extra]) -> list[tuple[list[Cell], list[Extra]]]:
         predicted = [_predict(wanted, batch) for batch in batches]
         classes = {model: np.concatenate([batch[model] for batch in predicted]) for model in wanted}
         counted = [Cell(**vars(cell), n_correct=int((classes[cell.model] == labels).sum())) for cell in cells]
-        found.append((counted, [job.look(Shown(wanted, counted, images, labels, classes))]))
+        found.append((counted, [job.extract(Predictions(wanted, counted, images, labels, classes))]))
         job.progress.get()(len(images))
     return found
 
 
-def describe_examples(model: ModelKey, n: int, shown: Shown) -> list[Example]:
-    """What a model says of the first n of the images that it was shown; nothing of other trials than the first.
+def describe_examples(model: ModelKey, n: int, predictions: Predictions) -> list[Example]:
+    """What a model predicts for the first n of these images; nothing for other trials than the first.
 
-    Nothing where the model is not among those that were shown them.
+    Nothing where the model is not among those that were asked.
 
     Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
     """
-    if shown.cells[0].trial != 0 or model not in shown.models:
+    if predictions.cells[0].trial != 0 or model not in predictions.models:
         return []
-    predictor = shown.models[model]
-    probabilities = predictor(torch.from_numpy(shown.images[:n]).to(predictor.device)).softmax(1).cpu().numpy()
-    level = shown.cells[0].perturbation, shown.cells[0].level
+    predictor = predictions.models[model]
+    probabilities = predictor(torch.from_numpy(predictions.images[:n]).to(predictor.device)).softmax(1).cpu().numpy()
+    level = predictions.cells[0].perturbation, predictions.cells[0].level
     return [
         Example(*level, index, int(label), int(row.argmax()), round(float(row.max()), 4))
-        for index, (label, row) in enumerate(zip(shown.labels[:n], probabilities, strict=True))
+        for index, (label, row) in enumerate(zip(predictions.labels[:n], probabilities, strict=True))
     ]
 
 
-def count_confusions(levels: Collection[tuple[str, float]], shown: Shown) -> Confusions:
+def count_confusions(levels: Collection[tuple[str, float]], predictions: Predictions) -> Confusions:
     """How often every model takes each class for each other one, in one set of images; nothing of other levels.
 
     Source: the paper's section IX names this as future work.
     """
-    if (shown.cells[0].perturbation, shown.cells[0].level) not in levels:
+    if (predictions.cells[0].perturbation, predictions.cells[0].level) not in levels:
         return {}
-    actual = shown.labels.tolist()
+    actual = predictions.labels.tolist()
     return {
         (cell.model, cell.perturbation, cell.level): Counter(
-            zip(actual, shown.classes[cell.model].tolist(), strict=True)
+            zip(actual, predictions.classes[cell.model].tolist(), strict=True)
         )
-        for cell in shown.cells
+        for cell in predictions.cells
     }
 
 

@@ -90,7 +90,7 @@ def write_perturbed(
         # The largest first: begun last, one of them would keep a core waiting.
         for job, digest in engine.run(_fill, sorted(jobs, key=lambda job: job.planned.n_images, reverse=True)):
             store.finish(made[job.planned.name], digest)
-            if not engine.is_local:
+            if not engine.is_in_process:
                 progress(job.planned.n_images)
 
 

@@ -60,7 +60,7 @@ class DaskCluster:
 
     address: str
     say: Callable[[str], object]
-    is_local: ClassVar[bool] = False
+    is_in_process: ClassVar[bool] = False
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
         """As `Engine.run`; jobs that a worker took with it when it died are done again by another one.

@@ -32,10 +32,10 @@ class Engine(Protocol):
     """Does jobs side by side.
 
     Attributes:
-        is_local: Whether in this process, so that jobs can report their progress themselves.
+        is_in_process: Whether in this process, so that jobs can report their progress themselves.
     """
 
-    is_local: ClassVar[bool]
+    is_in_process: ClassVar[bool]
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
         """Every job with its result, as they get finished; the first error ends all.
@@ -135,7 +135,7 @@ class LocalThreads:
     """
 
     n_workers: int
-    is_local: ClassVar[bool] = True
+    is_in_process: ClassVar[bool] = True
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
         """As `Engine.run`.
@@ -165,7 +165,7 @@ class LocalProcesses:
 
     n_workers: int
     preload: tuple[str, ...] = ()
-    is_local: ClassVar[bool] = False
+    is_in_process: ClassVar[bool] = False
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
         """As `Engine.run`.

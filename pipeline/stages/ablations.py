@@ -39,7 +39,7 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     jobs, data = study.jobs("ablations"), open_study(study, "ablations")
 
     # torch takes seconds to import: only once params and data are right.
-    from pipeline.evaluation.measuring import load_models, local_engine, look_away, measure
+    from pipeline.evaluation.measuring import extract_nothing, load_models, local_engine, measure
     from pipeline.evaluation.results import write_cells
     from pipeline.training import work
 
@@ -49,6 +49,6 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     models, held = load_models(study, "ablations"), Held(study, partial(plan_study, params, dataset))
     engine = find_engine(local_engine(study.device), say)
     with progress_bar(f"{dataset} ablations, {len(models)} models", data.n_images) as bar:
-        cells, _ = measure(held, "ablations", models, data, look_away, engine, bar.update)
+        cells, _ = measure(held, "ablations", models, data, extract_nothing, engine, bar.update)
     for line in write_cells(study, "ablations", cells):
         click.echo(line)
