@@ -32,7 +32,7 @@ from pipeline.reporting import published
 from pipeline.runtime import layout
 from pipeline.runtime.files import read_file, write_text
 from pipeline.study.params import load
-from pipeline.study.planning import MEASURING, plan_study
+from pipeline.study.planning import MEASURING, Study, plan_study
 from pipeline.study.reading import MAX_BYTES
 
 ROOT = Path(__file__).parents[1]
@@ -62,24 +62,30 @@ def collect(name: str, dataset: str, stages: tuple[str, ...], seconds: tuple[str
     for stage, table in tables.items():
         write_text(folder / f"{stage}.csv", to_csv(table))
     write_text(folder / "params.yaml", read_file(layout.PARAMS, MAX_BYTES).decode())
-    device = select_device(study.device)
     took = {stage: float(n) for stage, _, n in (part.partition("=") for part in seconds)}
     machine = {
+        **describe_machine(study),
+        "threads": {"train": torch.get_num_threads(), "strategies": 1, "ablations": 1},
+    }
+    machine["seconds"] = took
+    write_text(folder / "machine.json", json.dumps(machine, indent=2) + "\n")
+    click.echo(f"{folder.relative_to(ROOT)}: {sum(map(len, tables.values())):,} rows")
+
+
+def describe_machine(study: Study) -> dict[str, Any]:
+    """What decides the numbers of a study beside params.yaml: the machine, versions, and the commit of this project."""
+    device = select_device(study.device)
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return {
         "processor": _processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "device": str(device),
         "precision": str(select_precision(study.precision, device)).removeprefix("torch."),
-        "threads": {"train": torch.get_num_threads(), "strategies": 1, "ablations": 1},
         "python": platform.python_version(),
         **{library: importlib.metadata.version(library) for library in ("torch", "numpy", "opencv-python-headless")},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip(),
-        "seconds": took,
+        "commit": subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip(),
     }
-    write_text(folder / "machine.json", json.dumps(machine, indent=2) + "\n")
-    click.echo(f"{folder.relative_to(ROOT)}: {sum(map(len, tables.values())):,} rows")
 
 
 @main.command()
@@ -109,6 +115,15 @@ def _percent(value: float, digits: int = 1) -> str:
 
 def machine(name: str) -> str:
     """Where and how a study ran."""
+    if (RESULTS / name / "models.csv").exists():  # of a campaign
+        models = pd.read_csv(RESULTS / name / "models.csv")
+        facts = ["processor", "capability", "cores", "device", "precision", "torch"]
+        lines = [
+            f"{len(rows)} models: {of[0]} ({of[1]}), {of[2]} cores, {of[3]}, {of[4]}, torch {of[5]}, "
+            f"commits {', '.join(sorted(set(rows['commit'])))}; {rows['seconds'].sum() / 3600:.1f} h of training.\n"
+            for of, rows in models.groupby(facts)
+        ]
+        return "".join(lines)
     facts = json.loads((RESULTS / name / "machine.json").read_text(encoding="utf-8"))
     seeds = sorted(_cells(name, "impact")["seed"].unique())
     shown = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"

@@ -244,9 +244,14 @@ def measure(
 def _plan_parts(study: Held[Study], stage: str, n_models: int | None) -> list[_Part]:
     """All that a stage measures, in planned order; of so many models in each part, or of all."""
     parts = []
+    n_trials = {
+        (array.variant.perturbation, array.variant.level): array.leading[0] for array in study.get().tested(stage)
+    }
     by_images = groupby(study.get().cells(stage), key=lambda cell: cell.images[:3])
-    for place, (_, of_images) in enumerate(by_images):
-        trials = [list(cells) for _, cells in groupby(of_images, key=lambda cell: cell.trial)]
+    for place, ((_, perturbation, level), of_images) in enumerate(by_images):
+        trials: list[list[PlannedCell]] = [[] for _ in range(n_trials.get((perturbation, level), 1))]
+        for cell in of_images:
+            trials[cell.trial].append(cell)
         models = list(dict.fromkeys(cell.model for cells in trials for cell in cells))
         for first in range(0, len(models), n_models or len(models)):
             wanted = set(models[first : first + (n_models or len(models))])

@@ -1,0 +1,190 @@
+"""Trains and measures the models of a study that takes days, the most wanted first, and keeps what every one gives.
+
+    python -m pipeline profile paper                             # in a clone of its own
+    dvc repro prepare@cifar10 perturb@cifar10-{stuck,hot,dead,noise,blur}
+    python -m benchmarks.campaign paper cifar10 --list           # what is to do, in which order, and what is done
+    python -m benchmarks.campaign paper cifar10                  # do it, at the lowest priority; Ctrl-C at any time
+
+As soon as a model is trained and measured, its cells and its learning curve are in results/NAME-DATASET/, with the
+machine that made them: commit them, and no other machine repeats it. Training goes on from the last whole epoch, and
+finished models stay in the model cache, where `dvc repro` finds them.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from benchmarks.reproduction import RESULTS, describe_machine
+from pipeline.evaluation.measuring import extract_nothing, load_models, local_engine, measure
+from pipeline.evaluation.metrics import to_csv, to_frame
+from pipeline.recipes.plan import NATURAL
+from pipeline.runtime import layout
+from pipeline.runtime.engine import Held, LocalProcesses
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file, write_text
+from pipeline.study.opening import open_study
+from pipeline.study.params import load
+from pipeline.study.planning import Study, plan_study
+from pipeline.study.reading import MAX_BYTES
+from pipeline.training import work
+from pipeline.training.cache import CacheEntry
+from pipeline.training.job import TrainingJob
+
+# Training levels by what they tell: the hardest, and three pixels, which the paper's text discusses; then the middle.
+_PIXELS = ("stuck", "hot", "dead")
+_HARDEST = {"noise-0.05", "blur-1", *(f"{name}-{n}" for name in _PIXELS for n in (11, 3))}
+_MIDDLE = {"noise-0.0255", "blur-0.52", *(f"{name}-6" for name in _PIXELS)}
+_MODEL = ["strategy", "label", "seed"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Models that are trained side by side before those of the next group.
+
+    Attributes:
+        name: What they are, in words.
+        jobs: The models.
+        stages: The stages whose cells are measured of each.
+    """
+
+    name: str
+    jobs: Sequence[TrainingJob]
+    stages: tuple[str, ...]
+
+
+def order(study: Study) -> list[Group]:
+    """All models of a study, the most wanted first; groups without models are left out."""
+    models = [job for jobs in study.strategies.values() for job in jobs]
+    hardest = [job for job in models if job.key.label in _HARDEST]
+    transfer = [job for job in models if job.plan.starts_from_natural and job not in hardest]
+    middle = [job for job in models if job.key.label in _MIDDLE and job not in transfer]
+    rest = [job for job in models if job not in (*hardest, *transfer, *middle)]
+    table_1 = study.ablations.get("components", ())
+    others = [job for name, jobs in study.ablations.items() if name != "components" for job in jobs]
+    groups = [
+        Group("natural models", study.natural, ("impact", "evaluate")),
+        Group("Table I", table_1, ("ablations",)),
+        Group("hardest levels", hardest, ("evaluate",)),
+        Group("transfer", transfer, ("evaluate",)),
+        Group("middle levels", middle, ("evaluate",)),
+        Group("other levels", rest, ("evaluate",)),
+        Group("other ablations", others, ("ablations",)),
+    ]
+    return [group for group in groups if group.jobs]
+
+
+def only(study: Study, job: TrainingJob) -> Study:
+    """The study of one model: the same arrays and levels, and nothing else to measure."""
+    name = job.key.strategy
+    return replace(
+        study,
+        natural=[job] if name == NATURAL else [],
+        strategies={name: [job]} if name in study.strategies else {},
+        ablations={name: [job]} if name in study.ablations else {},
+        external=[],
+    )
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is known of a study's models.
+
+    Attributes:
+        folder: Where it lies.
+    """
+
+    folder: Path
+
+    def check_params(self) -> None:
+        """Keep params.yaml beside the results.
+
+        Raises:
+            PipelineError: Those that are there were made with another.
+        """
+        path, current = self.folder / layout.PARAMS, read_file(layout.PARAMS, MAX_BYTES).decode()
+        if path.exists() and path.read_text(encoding="utf-8") != current:
+            raise PipelineError(f"{path}: differs from {layout.PARAMS}; restore that, or choose another NAME")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, current)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of results; empty, without columns, where there is none."""
+        path = self.folder / f"{name}.csv"
+        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+    def has(self, job: TrainingJob) -> bool:
+        """Whether all of a model's rows are there; that of table `models` is written last."""
+        return bool(_rows_of(self.table("models"), job).any())
+
+    def add(self, name: str, job: TrainingJob, rows: pd.DataFrame) -> None:
+        """Put a model's rows in the place of those that are there."""
+        table = self.table(name)
+        write_text(self.folder / f"{name}.csv", to_csv(pd.concat([table[~_rows_of(table, job)], rows])))
+
+
+def _rows_of(table: pd.DataFrame, job: TrainingJob) -> Any:
+    if table.empty:
+        return pd.Series(dtype=bool)
+    return (table[_MODEL] == list(vars(job.key).values())).all(axis=1)
+
+
+def train_timed(job: TrainingJob) -> tuple[CacheEntry, float]:
+    """A finished model, and how many seconds this took: those since the checkpoint, if there was one."""
+    began = time.monotonic()
+    return work.train(job), time.monotonic() - began
+
+
+def run(study: Study, group: Group, found: Results, n_workers: int) -> Iterator[str]:
+    """Train and measure the models of a group that have no results yet; a line for each that is finished."""
+    waiting = [job for job in group.jobs if not found.has(job)]
+    trained: Any = ((job, train_timed(job)) for job in waiting)  # on all cores, as stage train does
+    if waiting and waiting[0].key.strategy != NATURAL:
+        trained = LocalProcesses(n_workers, work.PRELOAD).run(train_timed, waiting)
+    for job, (entry, seconds) in trained:
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        curve = pd.DataFrame({**vars(job.key), **row} for row in entry.copy_to(job.path))
+        found.add("curves", job, curve.round(6))
+        for stage in group.stages:
+            found.add(stage, job, _measure(only(study, job), stage))
+        facts = {"seconds": round(seconds), **describe_machine(study)}
+        found.add("models", job, pd.DataFrame([{**vars(job.key), **facts}]))
+        yield f"{study.dataset.name} {job.key}: trained in {seconds:.0f} s, and measured"
+
+
+def _measure(study: Study, stage: str) -> pd.DataFrame:
+    data, models = open_study(study, stage), load_models(study, stage)
+    here = Held(study, lambda: study)
+    cells, _ = measure(here, stage, models, data, extract_nothing, local_engine(study.device))
+    return to_frame(cells)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("dataset")
+@click.option("--list", "only_list", is_flag=True, help="Say what is to do, in which order, and do nothing.")
+@click.option("--workers", "n_workers", default=os.cpu_count() or 1, show_default=True, help="Models side by side.")
+def main(name: str, dataset: str, only_list: bool, n_workers: int) -> None:
+    """Train and measure all models of DATASET in params.yaml, the most wanted first, into results/NAME-DATASET/."""
+    os.nice(19)
+    try:
+        study, found = plan_study(load(), dataset), Results(RESULTS / f"{name}-{dataset}")
+        found.check_params()
+        for group in order(study):
+            n_done = sum(map(found.has, group.jobs))
+            click.echo(f"{group.name}: {n_done} of {len(group.jobs)} done")
+            for line in () if only_list else run(study, group, found, n_workers):
+                click.echo(line)
+    except PipelineError as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    from benchmarks.campaign import main as importable  # worker processes import its functions by this name
+
+    importable()
