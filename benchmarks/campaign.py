@@ -174,7 +174,8 @@ def main(name: str, dataset: str, only_list: bool, n_workers: int) -> None:
     os.nice(19)
     try:
         study, found = plan_study(load(), dataset), Results(RESULTS / f"{name}-{dataset}")
-        found.check_params()
+        if not only_list:
+            found.check_params()
         for group in order(study):
             n_done = sum(map(found.has, group.jobs))
             click.echo(f"{group.name}: {n_done} of {len(group.jobs)} done")
