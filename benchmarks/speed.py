@@ -234,7 +234,7 @@ def write_plainly(path: Path, arrays: list[Any], layouts: list[tuple[Any, Any]])
             dtype=array.dtype,
             chunks=chunks,
             shards=shards,
-            compressors=[zarr.codecs.ZstdCodec(level=1), zarr.codecs.Crc32cCodec()],
+            compressors=[zarr.codecs.ZstdCodec(level=-1), zarr.codecs.Crc32cCodec()],
         )
         target[...] = array
 
