@@ -243,11 +243,12 @@ def resume_images(group: Group, name: str, shape: tuple[int, ...]) -> tuple[Arra
 
 
 def _whole_shards(array: Array) -> Iterator[NDArray[np.uint8]]:
-    backend = backend_of(array)
+    backend, keys = backend_of(array), list(_shard_keys(array))
     kept = {f"{array.path}/zarr.json"}
     with suppress(PipelineError):  # of a shard that a power cut has damaged
-        for region, key in zip(shard_regions(array), _shard_keys(array), strict=True):
-            if backend.missing([key]):
+        missing = set(backend.missing(keys))
+        for region, key in zip(shard_regions(array), keys, strict=True):
+            if key in missing:
                 break
             yield read_part(array, region, "")
             kept.add(key)
@@ -305,7 +306,7 @@ def _create(
         chunks=chunks,
         shards=shards,
         serializer=BytesCodec(),
-        # Photographs and noise hardly compress at any level, and zstd does so twice as fast, or more, at -1 as at 1; digits
+        # Photographs and noise hardly compress at any level, and at -1 zstd is twice as fast with them as at 1. Digits
         # take a tenth more room, digits with noise four tenths (docs/performance.md).
         compressors=[BoundedZstd(level=-1), Crc32cCodec()],
         fill_value=0,
