@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from math import erfc, exp, sqrt
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from ruamel.yaml import YAML
 from scipy import ndimage
 
 from pipeline.data import store
-from pipeline.data.arrays import Images
 from pipeline.perturbations import (
     PERTURBATIONS,
     dead_pixels,
@@ -38,9 +38,9 @@ from pipeline.perturbations import (
     hot_pixels,
     stuck_pixels,
 )
-from pipeline.perturbations.variants import Variant
 from pipeline.runtime import layout
 from tests.conftest import DOWNLOADS, ROOT, command_environment, differing, run, tree
+from tests.test_generation import N, make_variant, recorded_images
 from tests.test_perturbations import CASES, make_images, make_rng
 from tests.test_stages import succeed
 
@@ -57,13 +57,6 @@ VERSIONS = {
     "zarr": zarr.__version__,
     "numcodecs": numcodecs.__version__,
 }
-N = 1130
-
-
-def recorded_images() -> Images:
-    # Integer arithmetic, so that they hang on nothing.
-    values = np.arange(N * 28 * 28, dtype=np.uint64) * np.uint64(2654435761) >> np.uint64(13)
-    return (values & np.uint64(255)).astype(np.uint8).reshape(N, 28, 28, 1)
 
 
 def draw_raw(folder: Path) -> bytes:
@@ -137,9 +130,7 @@ def kernel_name(perturbation: str, options: dict[str, Any]) -> str:
 @pytest.mark.parametrize(("perturbation", "options"), CASES)
 def test_a_kernel_gives_the_bytes_of_the_first_release(perturbation: Any, options: dict[str, Any]) -> None:
     """A library or a change that alters a byte is named here; a new digest is a new data set."""
-    limit = perturbation.max_level(28, 28)
-    level = int(limit / 16) if perturbation.unit == "n_pixels" else limit / 16
-    variant = Variant(perturbation.name, level, "test", seed=5, options=options)
+    variant = make_variant(perturbation.name, options=options)
     grey = recorded_images()
     rgb = np.ascontiguousarray(grey.reshape(-1)[: 350 * 28 * 28 * 3].reshape(-1, 28, 28, 3))
     made = [generation.perturb_images(images, variant, 0, 0, len(images)) for images in (grey, rgb)]
@@ -151,10 +142,11 @@ def test_a_kernel_gives_the_bytes_of_the_first_release(perturbation: Any, option
 # Independent definitions: nothing but draws from the same generator, and arithmetic that anyone can repeat.
 
 
+@pytest.mark.parametrize("n_pixels", [1, 7, 20])
 @pytest.mark.parametrize("scope", ["image", "sensor"])
 @pytest.mark.parametrize("kernel", [stuck_pixels, hot_pixels, dead_pixels])
-def test_pixels_are_those_of_a_naive_loop(kernel: Any, scope: str) -> None:
-    images, n_pixels, rng = make_images(40, (5, 4, 3)), 7, make_rng()
+def test_pixels_are_those_of_a_naive_loop(kernel: Any, scope: str, n_pixels: int) -> None:
+    images, rng = make_images(40, (5, 4, 3)), make_rng()
     n, height, width, channels = images.shape
     n_drawn = n if scope == "image" else 1
     chosen: list[list[int]] = [[] for _ in range(n_drawn)]
@@ -171,6 +163,7 @@ def test_pixels_are_those_of_a_naive_loop(kernel: Any, scope: str) -> None:
     assert np.array_equal(kernel(images, n_pixels, make_rng(), scope=scope), expected)
 
 
+@cache
 def exact_law(sigma: float) -> tuple[list[Any], int]:
     """P(round(255·σ·Z) ≤ k) in units of 2⁻³², for k from `-reach`, to 50 digits."""
     reach = int(6.5 * 255 * sigma) + 1
@@ -180,12 +173,13 @@ def exact_law(sigma: float) -> tuple[list[Any], int]:
     return law, reach
 
 
+@pytest.mark.parametrize("bit_generator", [np.random.SFC64, np.random.MT19937])  # the second draws words of 32 bits
 @pytest.mark.parametrize("sigma", [0.001, 0.05, 1.0])
-def test_noise_is_the_exact_inversion_of_its_draws(sigma: float) -> None:
-    images, rng = make_images(5, (9, 8, 3)), make_rng()
+def test_noise_is_the_exact_inversion_of_its_draws(sigma: float, bit_generator: Any) -> None:
+    images, rng = make_images(5, (9, 8, 3)), make_rng(1, bit_generator)
     law, reach = exact_law(sigma)
     thresholds = [int(mpmath.nint(value)) for value in law]
-    words = rng.bit_generator.random_raw(-(-images.size // 4))
+    words = rng.integers(0, 1 << 64, size=-(-images.size // 4), dtype=np.uint64)
     uniform = words.astype("<u8").view("<u2")[: images.size].tolist()
     ends = [
         (bisect.bisect_right(thresholds, u << 16), bisect.bisect_right(thresholds, u << 16 | 0xFFFF)) for u in uniform
@@ -196,7 +190,7 @@ def test_noise_is_the_exact_inversion_of_its_draws(sigma: float) -> None:
         for u, (low, high) in zip(uniform, ends, strict=True)
     ]
     expected = np.clip(images.ravel() + (np.array(ranks) - reach), 0, 255).astype(np.uint8).reshape(images.shape)
-    assert np.array_equal(gaussian_noise(images, sigma, make_rng()), expected)
+    assert np.array_equal(gaussian_noise(images, sigma, make_rng(1, bit_generator)), expected)
 
 
 def test_no_math_library_can_round_the_normal_law_otherwise() -> None:

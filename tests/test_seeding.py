@@ -1,5 +1,7 @@
 """Seeds are names: stable for ever, different for different names."""
 
+from typing import Any
+
 import pytest
 
 from pipeline.data.seeding import BLOCK_BYTES, block_generator, block_size, derive_seed, largest_divisor, level_name
@@ -19,16 +21,9 @@ def test_derived_seeds_never_change() -> None:
 
 
 def test_names_that_differ_in_one_place_give_other_streams() -> None:
-    base = (7, "noise", 0.05, "test", 3, 2)
-    others = [
-        (8, "noise", 0.05, "test", 3, 2),
-        (7, "stuck", 0.05, "test", 3, 2),
-        (7, "noise", 0.06, "test", 3, 2),
-        (7, "noise", 0.05, "train", 3, 2),
-        (7, "noise", 0.05, "test", 2, 2),
-        (7, "noise", 0.05, "test", 3, 3),
-        (7, "noise", 0.05, "test", 3, None),
-    ]
+    base: tuple[Any, ...] = (7, "noise", 0.05, "test", 3, 2)
+    others = [(*base[:at], name, *base[at + 1 :]) for at, name in enumerate((8, "stuck", 0.06, "train", 2, 3))]
+    others.append((*base[:-1], None))
     draws = [block_generator(*names).bit_generator.random_raw() for names in (base, base, *others)]
     assert draws[0] == draws[1]
     assert len(set(draws)) == 1 + len(others)
@@ -40,19 +35,10 @@ def test_a_whole_level_is_the_same_as_int_and_as_float() -> None:
 
 
 BLOCK_SIZES = {
-    (1, 1, 1): 500,
-    (28, 28, 1): 500,
-    (32, 32, 3): 500,
-    (105, 105, 3): 500,
-    (106, 106, 3): 250,
-    (150, 149, 3): 250,
-    (211, 211, 3): 125,
-    (212, 212, 3): 100,
-    (224, 224, 3): 100,
-    (600, 400, 3): 20,
-    (1024, 1024, 16): 1,
-    (1500, 1500, 3): 2,
-    (5000, 5000, 3): 1,
+    **dict.fromkeys([(1, 1, 1), (28, 28, 1), (32, 32, 3), (105, 105, 3)], 500),
+    **dict.fromkeys([(106, 106, 3), (150, 149, 3)], 250),
+    **{(211, 211, 3): 125, (212, 212, 3): 100, (224, 224, 3): 100, (600, 400, 3): 20},
+    **{(1500, 1500, 3): 2, (1024, 1024, 16): 1, (5000, 5000, 3): 1},
 }
 
 
