@@ -2,12 +2,15 @@
 
 import copy
 import os
+import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,14 +40,9 @@ N_TRAIN, N_TEST = 1230, 620
 
 # Of the study of fixture `finished`; harsh ones among them: the bright stripes are easy to tell apart. The stores hold
 # both, impact and figures only show the former.
-TEST_LEVELS: dict[str, list[float]] = {
-    "stuck": [1, 300],
-    "hot": [200],
-    "dead": [200],
-    "noise": [0.05, 0.8],
-    "blur": [0.4, 4.0],
-}
-EVALUATE_LEVELS: dict[str, list[float]] = {"stuck": [1, 2], "hot": [], "dead": [200], "noise": [0.1], "blur": [4, 0.5]}
+Levels = dict[str, list[float]]
+TEST_LEVELS: Levels = {"stuck": [1, 300], "hot": [200], "dead": [200], "noise": [0.05, 0.8], "blur": [0.4, 4.0]}
+EVALUATE_LEVELS: Levels = {"stuck": [1, 2], "hot": [], "dead": [200], "noise": [0.1], "blur": [4, 0.5]}
 COMMANDS = [
     "prepare mnist",
     *(f"perturb mnist {name}" for name in TEST_LEVELS),
@@ -85,6 +83,11 @@ def run(folder: Path, *command: str, status: int = 0) -> str:
     return result.stdout + result.stderr
 
 
+def write_yaml(path: Path, values: dict[str, Any]) -> None:
+    with path.open("w") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+
+
 def pasted(values: dict[str, Any], block: dict[str, Any]) -> dict[str, Any]:
     """Params with the blocks that `describe` prints in the place of those of the same names."""
     levels = {**values["evaluate"]["levels"], **block["evaluate"]["levels"]}
@@ -120,6 +123,34 @@ def restore(folder: Path, content: dict[str, bytes | None]) -> None:
             (folder / name).mkdir()
         elif name in content:
             (folder / name).write_bytes(part)
+
+
+class TookTooLongError(BaseException):
+    """Not an `Exception`, which the code under test may catch."""
+
+
+def memory_of(name: str) -> int:
+    """Bytes of this process, as Linux calls them."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def bounded(n_bytes: int) -> Iterator[None]:
+    """Makes an end of what takes so much more memory; a `TookTooLongError` is raised when the alarm rings."""
+
+    def stop(*_: object) -> None:
+        raise TookTooLongError
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    previous = signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_of("VmSize") + n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def make_arrays(shape: tuple[int, int, int], seed: int) -> Arrays:
@@ -215,8 +246,7 @@ def write_params() -> WriteParams:
     """Writes values as params.yaml of the current folder."""
 
     def write(values: dict[str, Any]) -> Path:
-        with layout.PARAMS.open("w") as file:
-            YAML(typ="safe", pure=True).dump(values, file)
+        write_yaml(layout.PARAMS, values)
         return layout.PARAMS
 
     return write
@@ -315,8 +345,7 @@ def record() -> None:
     for stage in graph["stages"].values():
         said = stage.get("do", stage)
         said.pop("deps", None), said.pop("params", None)
-    with Path("dvc.yaml").open("w") as file:
-        YAML(typ="safe", pure=True).dump({"stages": graph["stages"]}, file)
+    write_yaml(Path("dvc.yaml"), {"stages": graph["stages"]})
     for command in ("dvc init --quiet --no-scm", "dvc commit --quiet --force"):
         run(Path(), *command.split())
     shutil.rmtree(".dvc")
@@ -333,6 +362,14 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             yield job, work(job)
 
     monkeypatch.setattr(LocalProcesses, "run", run)
+
+
+def copy_index(folder: Path) -> Path:
+    """A repository whose only commit is what git's index holds here."""
+    run(ROOT, "git", "checkout-index", "--all", f"--prefix={folder}/")
+    for line in ("init -q", "config user.name test", "config user.email test@localhost", "add -A", "commit -qm index"):
+        run(folder, "git", *line.split())
+    return folder
 
 
 MakeOwnStudy = Callable[..., dict[str, Any]]
@@ -389,6 +426,5 @@ def photos(
     network = {**recipe["network"], "convolutions": [{"filters": 4, "kernel": 5, "stride": 3, "padding": 0, "pool": 2}]}
     values["train"]["recipes"]["photos"] = {**recipe, "network": network, "epochs": 3, "batch_size": 20}
     values["impact"], values["prepare"] = quick_values["impact"], quick_values["prepare"]
-    with (folder / "params.yaml").open("w") as file:
-        YAML(typ="safe", pure=True).dump(values, file)
+    write_yaml(folder / "params.yaml", values)
     return folder

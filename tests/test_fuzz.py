@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 import struct
@@ -50,7 +49,7 @@ from pipeline.study.planning import MEASURING, Study, plan_study
 from pipeline.training import cache, loop
 from pipeline.training.loop import Epoch
 from tests import fuzzing
-from tests.conftest import WriteParams, idx_files
+from tests.conftest import TookTooLongError, WriteParams, bounded, idx_files, memory_of
 from tests.fuzzing import Spoil
 from tests.test_networks import CPU, describe, make_classifier, make_images, make_network
 from tests.test_params import PUBLISHED, REMOVED, changed
@@ -104,38 +103,19 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 sys.addaudithook(_audit)
 
 
-class TookTooLongError(BaseException):
-    """Not an `Exception`, which the code under test may catch."""
-
-
-def _stop(*_: Any) -> None:
-    raise TookTooLongError
-
-
-def _memory(name: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[None]:
     """Watches for programs and writes elsewhere, and makes an end of hangs and bombs."""
     global _folder
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    previous = signal.signal(signal.SIGALRM, _stop)
     Path("/proc/self/clear_refs").write_text("5")  # peak memory counts from here
-    before = _memory("VmRSS")
-    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + 4 * MAX_BYTES, hard))
+    before = memory_of("VmRSS")
     _folder = tmp_path
     try:
-        with warnings.catch_warnings(action="ignore"):  # as outside of tests
+        with bounded(4 * MAX_BYTES), warnings.catch_warnings(action="ignore"):  # as outside of tests
             yield
-        assert _memory("VmHWM") - before < MAX_BYTES, "peak memory"
+        assert memory_of("VmHWM") - before < MAX_BYTES, "peak memory"
     finally:
         _folder = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def problem_of(reader: Reader, path: Path) -> str | None:
@@ -558,6 +538,7 @@ TAR_OF_A_HEADER = tgz("x", 2**33, tarfile.XHDTYPE)
 PICKLED_TERABYTE = b"\x80\x02}U\x04datacnumpy\nndarray\n\x8a\x06\0\0\0\0\0\x01\x85\x85RsU\x06labels]s."
 LISTS_OF_LABELS = b"[" + b"[]," * 10**6 + b"[]]"
 TRILLION_IMAGES = array_of(2**40, 28, 28, 1, chunk=(500, 28, 28, 1))
+TRILLION_TRIALS = json_with({"shape": [2**40, 4, 28, 28, 1]})
 TERABYTE_OF_IMAGES = array_of(1, 2**20, 2**20, 1, chunk=(1, 2**20, 2**20, 1))
 CHUNKS_OF_ONE_VALUE = array_of(10, 28, 28, 1, chunk=(1, 1, 1, 1))
 WIDE_MODEL = json_with({"network.fully_connected": [16_000, 16_000]})
@@ -580,12 +561,7 @@ HOSTILE: dict[str, tuple[str, str, bytes | Make, str]] = {
     "clean-images-by-the-trillion": ("clean-metadata", "train/images", TRILLION_IMAGES, "damaged metadata"),
     "clean-images-of-a-terabyte": ("clean-metadata", "train/images", TERABYTE_OF_IMAGES, "not the mnist data"),
     "a-chunk-for-every-value": ("clean-metadata", "train/images", CHUNKS_OF_ONE_VALUE, "damaged metadata"),
-    "perturbed-by-the-trillion": (
-        "perturbed-metadata",
-        "test",
-        json_with({"shape": [2**40, 4, 28, 28, 1]}),
-        "noise.zarr",
-    ),
+    "perturbed-by-the-trillion": ("perturbed-metadata", "test", TRILLION_TRIALS, "noise.zarr"),
     "chunk-of-a-gigabyte": ("clean-shards", "test/labels/c.0", shard_of_a_gigabyte, "damaged data"),
     "model-of-a-gigabyte": ("model-description", "", WIDE_MODEL, "damaged model"),
     "model-for-a-terabyte": ("model-description", "", json_with({"shape": [2**20, 2**20, 3]}), "damaged model"),
