@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run
+from tests.conftest import copy_index, run
 
 LEFTOVERS = (
     *("__pycache__/blur.cpython-311.pyc", ".ipynb_checkpoints/blur-checkpoint.py", ".idea/workspace.xml"),
@@ -15,17 +15,7 @@ LEFTOVERS = (
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with the tracked files as they are in the working tree."""
-    folder = tmp_path_factory.mktemp("committed")
-    listed = run(ROOT, "git", "ls-files", "-z")
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes((ROOT / name).read_bytes())
-    run(folder, "git", "init", "-q")
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "all")
-    return folder
+    return copy_index(tmp_path_factory.mktemp("committed"))
 
 
 @pytest.mark.parametrize("autocrlf", ["true", "input", "false"])

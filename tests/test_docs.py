@@ -37,7 +37,7 @@ from ruamel.yaml import YAML
 from benchmarks import campaign, object_storage, reproduction, scaling, speed, stage_costs
 from pipeline.commands import main
 from pipeline.study.params import validate
-from tests.conftest import DOWNLOADS, ROOT, command_environment, run
+from tests.conftest import DOWNLOADS, ROOT, command_environment, copy_index, run
 from tests.test_graph import LAYERS
 
 PAGES = [
@@ -149,20 +149,8 @@ def held_by(how: str) -> list[Snippet]:
     return [snippet for snippet in SHOWN if how in map(SNIPPETS.get, snippet.starts)]
 
 
-def copy_index(folder: Path) -> Path:
-    """A repository whose only commit is what git's index holds here."""
-    run(ROOT, "git", "checkout-index", "--all", f"--prefix={folder}/")
-    for line in ("init -q", "config user.name test", "config user.email test@localhost", "add -A", "commit -qm index"):
-        run(folder, "git", *line.split())
-    return folder
-
-
 def is_study_finished() -> bool:
-    made = (
-        "data/perturbed/mnist/noise.zarr",
-        "models/mnist/natural/clean-seed1.safetensors",
-        "metrics/report/index.html",
-    )
+    made = ("data/perturbed/mnist/noise.zarr", "models/mnist/natural/clean-seed1.json", "metrics/report/index.html")
     is_quick = (ROOT / "params.yaml").read_bytes() == (ROOT / "profiles/quick.yaml").read_bytes()
     return is_quick and all((ROOT / path).exists() for path in made)
 
