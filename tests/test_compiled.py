@@ -98,26 +98,24 @@ def test_what_cannot_be_compiled_is_said_with_the_compilers_words_and_leaves_not
     assert libraries(folder) == []
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda content: content[:5000], lambda content: content[:-1] + b"!"], ids=["cut", "bit"]
-)
-def test_a_damaged_library_is_compiled_again(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+IN_ITS_PLACE: dict[str, Callable[[Path, bytes], object]] = {
+    "cut": lambda path, content: path.write_bytes(content[:5000]),
+    "bit": lambda path, content: path.write_bytes(content[:-1] + b"!"),
+    "empty": lambda path, content: path.touch(),
+    "link": lambda path, content: path.symlink_to("nowhere"),
+    "pipe": lambda path, content: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("put", IN_ITS_PLACE.values(), ids=IN_ITS_PLACE)
+def test_what_is_no_whole_library_in_a_librarys_place_is_compiled_anew(
+    put: Callable[[Path, bytes], object], folder: Path
+) -> None:
     assert answer() == 42
     (library,) = libraries(folder)
     content = library.read_bytes()
     library.unlink()  # this process has loaded it, and would not survive a change of it
-    library.write_bytes(damage(content))
-    assert answer() == 42
-    assert [path.read_bytes() for path in libraries(folder)] == [content]
-
-
-@pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), lambda path: os.mkfifo(path), Path.touch])
-def test_what_is_no_library_in_a_librarys_place_is_compiled_anew(make: Callable[[Path], object], folder: Path) -> None:
-    assert answer() == 42
-    (library,) = libraries(folder)
-    content = library.read_bytes()
-    library.unlink()
-    make(library)
+    put(library, content)
     assert answer() == 42
     assert [path.read_bytes() for path in libraries(folder)] == [content]
 

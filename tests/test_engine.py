@@ -12,7 +12,8 @@ import torch.multiprocessing  # noqa: F401  # or the fork server would be begun 
 from pipeline.runtime.engine import Engine, LocalProcesses, LocalThreads
 from pipeline.runtime.errors import PipelineError
 
-ENGINES = [LocalThreads(2), LocalProcesses(2, preload=("tests.test_engine",))]
+PROCESSES = LocalProcesses(2, preload=("tests.test_engine",))
+either = pytest.mark.parametrize("engine", [LocalThreads(2), PROCESSES], ids=["threads", "processes"])
 
 
 def square(job: int) -> int:
@@ -24,13 +25,13 @@ def square(job: int) -> int:
     return job**2
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=["threads", "processes"])
+@either
 def test_every_job_is_done_once(engine: Engine) -> None:
     assert sorted(engine.run(square, range(9))) == [(job, job**2) for job in range(9)]
     assert list(engine.run(square, [])) == []
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=["threads", "processes"])
+@either
 def test_the_first_error_ends_all(engine: Engine) -> None:
     done: list[int] = []
     with pytest.raises(PipelineError, match="thirteen"):
@@ -40,7 +41,7 @@ def test_the_first_error_ends_all(engine: Engine) -> None:
 
 def test_a_process_that_was_killed_is_an_error_with_advice() -> None:
     with pytest.raises(PipelineError, match="a process was killed, perhaps because memory ran out; run again"):
-        list(LocalProcesses(2, preload=("tests.test_engine",)).run(square, [1, 666, 2]))
+        list(PROCESSES.run(square, [1, 666, 2]))
 
 
 def test_jobs_are_taken_a_few_ahead_of_those_that_are_done() -> None:
@@ -63,7 +64,7 @@ def test_threads_work_side_by_side() -> None:
 
 def test_an_abandoned_run_leaves_no_process() -> None:
     began = time.monotonic()
-    run = LocalProcesses(2, preload=("tests.test_engine",)).run(square, range(10))
+    run = PROCESSES.run(square, range(10))
     next(run)
     run.close()  # type: ignore[attr-defined]
     assert time.monotonic() - began < 30

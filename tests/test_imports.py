@@ -28,10 +28,6 @@ def registries():
             yield name, {key: dict(one) if isinstance(one, dict) else one for key, one in value.items()}
 
 
-def pandas_options(prefix=""):
-    return {key: pd.get_option(key) for key in pd._config.config._registered_options}
-
-
 def states():
     torch_flags = {
         "default dtype": torch.get_default_dtype(),
@@ -59,7 +55,7 @@ def states():
         "numpy random": repr(np.random.get_state()),
         "random": random.getstate(),
         "decimal": repr(getcontext()),
-        "pandas": pandas_options(),
+        "pandas": {key: pd.get_option(key) for key in pd._config.config._registered_options},
         "cv2": (cv2.getNumThreads(), cv2.useOptimized(), cv2.ocl.useOpenCL()),
         "torch": torch_flags,
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},

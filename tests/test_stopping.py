@@ -9,7 +9,9 @@ import pytest
 
 from pipeline.runtime.stopping import run_command
 from tests.conftest import ROOT
+from tests.test_compiled import wait_until
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no sh, no such signals")
 CODE = """
 import os, signal, subprocess, sys, threading, time
 from pipeline.runtime.stopping import ended_when_stopped, stop_on_signals
@@ -29,7 +31,6 @@ with ended_when_stopped(child.kill):
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_process_and_what_it_has_begun_in_one_line(name: str) -> None:
     command = [sys.executable, "-c", CODE.replace("NUMBER", name)]
@@ -41,20 +42,15 @@ def test_a_signal_ends_the_process_and_what_it_has_begun_in_one_line(name: str) 
     assert not Path("/proc", result.stdout.strip(), "exe").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no sh")
 def test_a_command_that_takes_too_long_is_ended_with_all_that_it_has_begun(tmp_path: Path) -> None:
     number = tmp_path / "number"
     began = time.monotonic()
     with pytest.raises(subprocess.TimeoutExpired):
         run_command(["sh", "-c", f"sleep 60 & echo $! > {number}; wait"], timeout=0.5)
     assert time.monotonic() - began < 10
-    deadline = time.monotonic() + 10
-    while Path("/proc", number.read_text().strip(), "exe").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not Path("/proc", number.read_text().strip(), "exe").exists())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no sh")
 def test_a_command_that_fails_tells_what_it_said() -> None:
     assert run_command(["sh", "-c", "cat; echo this"]).stdout == "this\n"
     with pytest.raises(subprocess.CalledProcessError) as error:

@@ -1,7 +1,6 @@
 """Stores that params no longer name are removed, by however many at a time."""
 
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pipeline.runtime import layout
 from pipeline.study import params
 from pipeline.study.opening import remove_stale_stores
 from pipeline.study.planning import plan_study
-from tests.conftest import WriteParams, command_environment, tree
+from tests.conftest import WriteParams, tree
 
 FOLDER = layout.perturbed_store("mnist", "any").parent
 
@@ -69,33 +68,11 @@ def test_a_store_that_another_one_takes_first_is_no_error(folder: Path, monkeypa
     assert tree(folder) == before
 
 
-CODE = """
-import sys
-from pipeline.study import params
-from pipeline.study.opening import remove_stale_stores
-from pipeline.study.planning import plan_study
-study = plan_study(params.load(), "mnist")
-print("ready", flush=True)
-sys.stdin.readline()
-print(len(remove_stale_stores(study)))
-"""
-
-
-def test_processes_that_remove_the_same_stores_at_once_all_succeed(folder: Path) -> None:
-    before = tree(folder)
+def test_many_that_remove_the_same_stores_at_once_all_succeed(folder: Path) -> None:
+    before, study = tree(folder), plan_study(params.load(), "mnist")
     for number in range(20):
         make_stale(f"old{number}", 300)
-    command, env = [sys.executable, "-c", CODE], command_environment()
-    pipe = subprocess.PIPE
-    processes = [subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    n_removed = [int(process.communicate()[0]) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 3
-    assert sum(n_removed) == 20
+    with ThreadPoolExecutor(3) as threads:
+        removed = list(threads.map(remove_stale_stores, [study] * 3))
+    assert sum(map(len, removed)) == 20
     assert tree(folder) == before
