@@ -12,7 +12,7 @@ from pipeline.perturbations import PERTURBATIONS
 from pipeline.recipes.recipe import Network, PaperRecipe
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
-from pipeline.study.arrays import find_dataset, plan_arrays
+from pipeline.study.arrays import plan_arrays
 from pipeline.study.params import Params
 from pipeline.study.reading import changed_keys, read
 from tests.conftest import ROOT
@@ -113,7 +113,7 @@ def test_a_store_holds_the_levels_of_impact_and_of_evaluate_once_each(paper: Par
     assert [level for split, level in held if split == "test"] == [0.4, 0.5, 0.55, 0.7, 0.75, 0.85, 1.0]
 
 
-# Key, value, and what follows the key in one line of the message.
+# Key, value, and what follows the key in one line of the message; more values of a wrong type in test_properties.py.
 REFUSED: list[tuple[str, Any, str]] = [
     ("extra", 1, ": unknown key"),
     ("perturb.extra", 1, ": unknown key"),
@@ -129,28 +129,14 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("perturbations.hot.scope", REMOVED, ": missing; choose from image, sensor"),
     ("perturb", None, ": None: "),
     ("perturb.trials", "3", ": '3': Input should be a valid integer"),
-    ("perturb.trials", True, ": True: Input should be a valid integer"),
-    ("perturb.trials", 3.0, ": 3.0: Input should be a valid integer"),
-    (f"{MNIST}.shuffle", 1, ": 1: "),
-    ("prepare.download_folder", 5, ": 5: Input should be a valid string"),
     ("prepare.sources", "npm", ": 'npm': "),
     ("perturbations.hot.test_levels", 3, ": 3: "),
-    ("perturbations.noise.test_levels", [True], ".0: True: "),
     ("perturbations.dead.test_levels", [0], ": n_pixels 0 is out"),
-    (
-        "perturbations.stuck.train_levels",
-        [785],
-        ": n_pixels 785 is out of range for mnist; give a value above 0 and at most",
-    ),
+    ("perturbations.stuck.train_levels", [785], ": n_pixels 785 is out of range for mnist; give a value above 0"),
     ("perturbations.stuck.train_levels", [10**400], ""),  # more than a float holds
     ("perturbations.hot.test_levels", [2.5], ": 2.5 is not a whole"),
     ("perturbations.noise.test_levels", [0], ": sigma 0 is out"),
-    (
-        "perturbations.blur.test_levels",
-        [7.1],
-        ": sigma 7.1 is out of range for mnist; give a value above 0 and at most 7",
-    ),
-    ("perturbations.noise.test_levels", [float("nan")], ".0: nan: "),
+    ("perturbations.blur.test_levels", [7.1], ": sigma 7.1 is out of range for mnist; give a value above 0 and at"),
     (f"{MNIST}.adam.learning_rate", float("inf"), ": inf"),
     ("perturbations.hot.test_levels", [3, 1, 3], ": a level"),
     ("datasets", {}, ": empty; name at least one of mnist, cifar10"),
@@ -159,7 +145,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("prepare.sources", ["web"], ".0: unknown 'web'; choose from 'local'"),
     ("prepare.sources", [], ": "),
     (f"{MNIST}.network.activation", "gelu", ": unknown 'gelu'"),
-    ("perturbations.dead.scope", True, ": unknown True; choose from"),
     ("perturbations.blur.mix_channels", 1, ": unknown 1; choose from"),
     ("datasets.mnist.n_train", 0, ": 0: "),
     ("datasets.mnist.n_train", 60_001, ": 60001 is more than"),
@@ -178,7 +163,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("strategies.constant.share", 1.0, ": unknown key"),
     ("strategies.incremental.end", REMOVED, ": missing"),
     ("strategies.incremental.start", -0.1, ": -0.1: "),
-    ("strategies.transfer.freeze", 1, ": 1: "),
     (f"{TUNING}.mnist.batch_size", 20_001, ": 20001 is more than the 20000 training images"),
     ("strategies", None, ": "),
     ("evaluate.levels.noise", [1.5], ": sigma 1.5 is out of range for mnist; give a value above 0 and at most 1"),
@@ -227,35 +211,22 @@ def test_a_bad_value_is_refused_with_its_key(
     assert [problem for problem in problems if expected in problem], problems
 
 
+HOT, NOISE, BLUR = (f"perturbations.{name}.test_levels" for name in ("hot", "noise", "blur"))
 GOOD: list[dict[str, Any]] = [
-    {"perturbations.noise.test_levels": [1], "perturbations.blur.test_levels": [1, 2]},
-    {"perturbations.hot.test_levels": [2.0]},
-    {"perturbations.hot.test_levels": [784], "perturbations.blur.test_levels": [7.0]},
-    {"perturbations.noise.train_levels": []},
-    {"perturbations.noise.train_levels": [], "perturbations.noise.test_levels": []},
-    {"perturbations.stuck.test_levels": [5, 1, 3]},
-    {"perturbations.stuck.scope": "sensor", "perturbations.dead.scope": "sensor"},
-    {"perturbations.blur.mix_channels": True},
+    {NOISE: [1], BLUR: [1, 2], HOT: [2.0], "perturbations.noise.train_levels": []},
+    {NOISE: [], BLUR: [7.0], HOT: [784], "perturbations.noise.train_levels": [], "evaluate.levels.noise": []},
+    {"perturbations.stuck.test_levels": [5, 1, 3], "perturbations.stuck.scope": "sensor"},
+    {"perturbations.dead.scope": "sensor", "perturbations.blur.mix_channels": True, "perturbations.stuck": REMOVED},
     {"datasets.mnist": REMOVED},
-    {"datasets.mnist": REMOVED, "perturbations.hot.test_levels": [900]},  # which MNIST alone refuses
-    {"perturbations.stuck": REMOVED},
-    {"prepare.sources": ["local"], "prepare.local_folder": "/somewhere"},
-    {"device": "cuda:1"},
-    {"device": "cuda"},
-    {"perturb.seed": 2**200, "train.seeds": [0, 2**63 - 1]},
-    {f"{MNIST}.adam.learning_rate": 1, f"{MNIST}.adam.beta1": 0},
-    {f"{MNIST}.network.convolutions": []},
-    {f"{MNIST}.network.fully_connected": [256, 512]},
+    {"datasets.mnist": REMOVED, HOT: [900]},  # which MNIST alone refuses
+    {"prepare.sources": ["local"], "prepare.local_folder": "/somewhere", "device": "cuda:1"},
+    {"device": "cuda", "perturb.seed": 2**200, "train.seeds": [0, 2**63 - 1]},
+    {f"{MNIST}.adam.learning_rate": 1, f"{MNIST}.adam.beta1": 0, f"{MNIST}.network.fully_connected": [256, 512]},
+    {f"{MNIST}.network.convolutions": [], "datasets.mnist.n_train": 500, f"{MNIST}.batch_size": 500},
     {"datasets.mnist.n_train": 60_000, "datasets.mnist.n_test": 10_000},
-    {"strategies": {}},
-    {"ablations": {}},
-    {"datasets.mnist.n_test": 1},  # fewer than examples are shown
-    {"strategies": {"constant": {}}},
-    {"strategies.incremental": {"start": 1, "end": 0.5}},
-    {"evaluate.levels.noise": []},
-    {"models.mine": {**MODEL, "classes": [*"1234567890"]}},
-    {"models.mine": {**MODEL, "classes": None}},
-    {"datasets.mnist.n_train": 500, f"{MNIST}.batch_size": 500},
+    {"datasets.mnist.n_test": 1, "strategies": {}, "ablations": {}},  # fewer than examples are shown
+    {"strategies": {"constant": {}}, "models.mine": {**MODEL, "classes": [*"1234567890"]}},
+    {"strategies.incremental": {"start": 1, "end": 0.5}, "models.mine": {**MODEL, "classes": None}},
 ]
 
 
@@ -299,13 +270,10 @@ def test_all_problems_are_listed_at_once_and_each_once(
         pytest.param(b"seed: 2004-13-01\n", "not valid YAML", id="date-that-does-not-exist"),
         pytest.param(b"seed: !!int many\n", "not valid YAML", id="tag-that-does-not-fit"),
         pytest.param(b"seed: !!python/object/apply:os.getpid []\n", "not valid YAML", id="tag-that-runs-code"),
-        pytest.param(b"a: " + b"[" * 1200, "recursion depth", id="nested-too-deeply"),
-        pytest.param(b"a: &a [*a]\n", "more than 100,000 values", id="list-that-contains-itself"),
         pytest.param(b"- device\n- auto\n", "expected keys and values, found list", id="list"),
         pytest.param(b"auto\n", "expected keys and values, found str", id="text"),
         pytest.param(b"", "expected keys and values, found NoneType", id="empty"),
         pytest.param(bytes(range(256)), "not valid YAML", id="binary"),
-        pytest.param(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not valid YAML", id="picture"),
         pytest.param("device: auto\n".encode("utf-16"), "not valid YAML", id="utf-16"),
     ],
 )
@@ -324,13 +292,6 @@ def test_params_cannot_be_changed_after_loading(paper: Params) -> None:
         paper.perturb.seed = 3  # type: ignore[misc]
 
 
-def test_a_data_set_that_params_do_not_have_is_refused_with_the_choices(quick_values: dict[str, Any]) -> None:
-    loaded = params.validate(changed(quick_values, {"datasets.mnist": REMOVED}), WHERE)
-    assert find_dataset(loaded, "cifar10") is DATASETS["cifar10"]
-    with pytest.raises(PipelineError, match=r"data set: unknown 'mnist'; params\.yaml has cifar10$"):
-        find_dataset(loaded, "mnist")
-
-
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
@@ -338,9 +299,7 @@ def test_a_data_set_that_params_do_not_have_is_refused_with_the_choices(quick_va
         pytest.param({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, [("a.b.c", 1, 2)], id="deep"),
         pytest.param({"a": [1, 2]}, {"a": [2, 1]}, [("a", [1, 2], [2, 1])], id="order-of-a-list"),
         pytest.param({"a": {"b": 1}}, {"a": {}}, [("a.b", 1, None)], id="removed"),
-        pytest.param(
-            {"a": {"b": {"c": 1, "d": []}}}, {}, [("a.b.c", 1, None), ("a.b.d", [], None)], id="removed-block"
-        ),
+        pytest.param({"a": {"b": {"c": []}, "d": 1}}, {}, [("a.b.c", [], None), ("a.d", 1, None)], id="removed-block"),
         pytest.param({"a": None}, {"a": {"b": None}}, [("a", None, {"b": None})], id="block-of-nothing"),
         pytest.param({"a": 0}, {"a": {"b": 1}}, [("a", 0, {"b": 1})], id="value-to-block"),
         pytest.param({}, {"a": {"b": 1}}, [("a.b", None, 1)], id="added-block"),

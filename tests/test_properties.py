@@ -21,15 +21,10 @@ from tests.test_params import WHERE, changed
 QUICK: dict[str, Any] = YAML(typ="safe", pure=True).load((ROOT / "profiles/quick.yaml").read_text())
 
 
-def examples(n: int) -> settings:
+def examples(n: int, **more: Any) -> settings:
     """The same examples in every run, or others with FUZZ_SEED in the environment and `--hypothesis-seed`."""
-    return settings(
-        max_examples=n,
-        deadline=None,
-        database=None,
-        derandomize="FUZZ_SEED" not in os.environ,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    )
+    more = {"suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow], **more}
+    return settings(max_examples=n, deadline=None, database=None, derandomize="FUZZ_SEED" not in os.environ, **more)
 
 
 def places_of(block: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Whatever `check` accepts, the whole graph can run: every stage, on params that nobody thought of, and then verify."""
+"""Whatever `check` accepts, the ints graph can run: every stage, on params that nobody thought of, and then verify."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 from pipeline.perturbations import PERTURBATIONS
@@ -15,16 +15,14 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.study.params import validate
 from tests.conftest import ROOT, WriteParams
 from tests.test_params import changed
+from tests.test_properties import examples
 from tests.test_stages import run
 
 # How many images there are decides how long a study takes.
 MOST_IMAGES = 40
 LEVELS: dict[str, list[float]] = {
-    "stuck": [1, 2.0, 300],
-    "hot": [1, 3, 200.0],
-    "dead": [1, 5, 784],
-    "noise": [1e-05, 0.05, 1],
-    "blur": [0.1, 1, 2.5, 7.0],
+    **{"stuck": [1, 2.0, 300], "hot": [1, 3, 200.0], "dead": [1, 5, 784]},
+    **{"noise": [1e-05, 0.05, 1], "blur": [0.1, 1, 2.5, 7.0]},
 }
 NAMES = st.from_regex(r"\A[a-z0-9_]{1,6}\Z") | st.sampled_from(
     ["natural", "components", "standardization", "test", "1"]
@@ -43,21 +41,21 @@ def blocks(**values: Any) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-CONVOLUTIONS = blocks(
-    filters=st.integers(1, 4),
-    kernel=st.integers(1, 7),
-    stride=st.integers(1, 3),
-    padding=st.integers(0, 2),
-    pool=st.integers(1, 3),
-)
-WIDTHS = st.lists(st.integers(1, 6), max_size=2)
+ints = st.integers
+CONVOLUTIONS = blocks(filters=ints(1, 4), kernel=ints(1, 7), stride=ints(1, 3), padding=ints(0, 2), pool=ints(1, 3))
+WIDTHS = st.lists(ints(1, 6), max_size=2)
+
+
+def tunings(n_train: int) -> st.SearchStrategy[dict[str, Any]]:
+    batch_size = ints(2, max(2, n_train))
+    return blocks(fully_connected=WIDTHS, learning_rate=0.001, batch_size=batch_size, epochs=ints(1, 2))
 
 
 def recipes(n_train: int) -> st.SearchStrategy[dict[str, Any]]:
     shared: dict[str, Any] = {
         "standardize": st.sampled_from(["pixel", "channel", "none"]),
-        "epochs": st.integers(1, 2),
-        "batch_size": st.integers(2, max(2, n_train)),
+        "epochs": ints(1, 2),
+        "batch_size": ints(2, max(2, n_train)),
         "shuffle": st.booleans(),
         "drop_last": st.booleans(),
         "precision": st.sampled_from(["float32", "bfloat16", "auto"]),
@@ -77,7 +75,7 @@ def recipes(n_train: int) -> st.SearchStrategy[dict[str, Any]]:
     fast = blocks(
         recipe="fast",
         network=blocks(
-            widths=st.lists(st.integers(1, 8), min_size=1, max_size=3),
+            widths=st.lists(ints(1, 8), min_size=1, max_size=3),
             fully_connected=WIDTHS,
             activation=st.sampled_from(["relu", "tanh", "gelu"]),
             whiten=st.booleans(),
@@ -91,22 +89,18 @@ def recipes(n_train: int) -> st.SearchStrategy[dict[str, Any]]:
         ),
         label_smoothing=st.sampled_from([0, 0.2]),
         flip=st.booleans(),
-        shift=st.integers(0, 3),
+        shift=ints(0, 3),
         small_images=blocks(side=st.sampled_from([9, 16, 40]), share=st.sampled_from([0, 0.5, 1])),
         **shared,
     )
     return st.one_of(paper, fast)
 
 
+NETWORKS = ({"activation": "tanh"}, {"fully_connected": [3]}, {"dropout": 0.0}, {"batch_norm": False})
 CHANGES = st.sampled_from(
     [
-        {},
-        {"standardize": "none"},
-        {"standardize": "channel", "epochs": 1},
-        {"network": {"activation": "tanh"}},
-        {"network": {"fully_connected": [3]}},
-        {"network": {"dropout": 0.0}},
-        {"network": {"batch_norm": False}},
+        *({}, {"standardize": "none"}, {"standardize": "channel", "epochs": 1}),
+        *({"network": changes} for changes in NETWORKS),
         {"shuffle": False, "precision": "float32"},
     ]
 )
@@ -118,8 +112,8 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
     subsets: dict[str, dict[str, Any]] = {
         name: {
             "source": {"kind": "canonical", "path": "pipeline/data/datasets.py"},
-            "n_train": draw(st.integers(1, MOST_IMAGES)),
-            "n_test": draw(st.integers(1, MOST_IMAGES)),
+            "n_train": draw(ints(1, MOST_IMAGES)),
+            "n_test": draw(ints(1, MOST_IMAGES)),
         }
         for name in draw(some_of(["mnist", "cifar10"], least=1))
     }
@@ -135,17 +129,7 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
         "incremental": blocks(start=st.sampled_from([0, 0.3, 1.0]), end=st.sampled_from([0, 0.5, 1])),
         "transfer": blocks(
             freeze=st.booleans(),
-            recipes=blocks(
-                **{
-                    name: blocks(
-                        fully_connected=WIDTHS,
-                        learning_rate=0.001,
-                        batch_size=st.integers(2, max(2, n_train)),
-                        epochs=st.integers(1, 2),
-                    )
-                    for name, n_train in sizes.items()
-                }
-            ),
+            recipes=blocks(**{name: tunings(n_train) for name, n_train in sizes.items()}),
         ),
     }
     return {
@@ -153,18 +137,18 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
         "datasets": subsets,
         "prepare": {"sources": ["local"], "local_folder": None, "download_folder": "downloads"},
         "perturbations": perturbations,
-        "perturb": {"seed": draw(st.sampled_from([0, 2004, 2**70])), "trials": draw(st.integers(1, 3))},
+        "perturb": {"seed": draw(st.sampled_from([0, 2004, 2**70])), "trials": draw(ints(1, 3))},
         "train": {
             "seeds": draw(some_of([0, 1, 2**40], least=1, most=2)),
             "recipes": {name: draw(recipes(n_train)) for name, n_train in sizes.items()},
         },
-        "impact": {"batch_size": draw(st.integers(1, 50)), "n_examples": draw(st.integers(1, 20))},
+        "impact": {"batch_size": draw(ints(1, 50)), "n_examples": draw(ints(1, 20))},
         "models": {},
         "strategies": {name: draw(settings_of[name]) for name in draw(some_of(list(settings_of)))},
         "evaluate": {
-            "batch_size": draw(st.integers(1, 50)),
+            "batch_size": draw(ints(1, 50)),
             "levels": {name: draw(some_of(LEVELS[name], most=2)) for name in tested},
-            "cross_trials": draw(st.integers(1, 3)),
+            "cross_trials": draw(ints(1, 3)),
         },
         "ablations": draw(st.dictionaries(NAMES, st.dictionaries(NAMES, CHANGES, min_size=1, max_size=2), max_size=2)),
     }
@@ -203,30 +187,18 @@ def run_all(values: dict[str, Any], write_params: WriteParams) -> None:
         assert result.exit_code == 0, (command, result.output, result.exception, values)
 
 
-def examples(n: int) -> settings:
-    """The same examples in every run, or others with FUZZ_SEED in the environment and `--hypothesis-seed`."""
-    return settings(
-        max_examples=n,
-        deadline=None,
-        database=None,
-        derandomize="FUZZ_SEED" not in os.environ,
-        phases=(Phase.explicit, Phase.generate),  # a smaller study that fails too would take minutes to find
-        suppress_health_check=list(HealthCheck),
-    )
+# A smaller study that fails too would take minutes to find.
+PATIENT: dict[str, Any] = {"phases": (Phase.explicit, Phase.generate), "suppress_health_check": list(HealthCheck)}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param(
-            {"datasets.mnist.n_test": 3, "impact.n_examples": 8, "perturbations.noise.train_levels": []},
-            id="fewer-test-images-than-examples",
-        ),
-        pytest.param({"evaluate.levels.noise": []}, id="nothing-tested"),
-        pytest.param(
-            {"strategies": {}, "evaluate.levels.noise": [], "perturbations.noise.test_levels": []}, id="no-levels"
-        ),
+        {"datasets.mnist.n_test": 3, "impact.n_examples": 8, "perturbations.noise.train_levels": []},
+        {"evaluate.levels.noise": []},
+        {"strategies": {}, "evaluate.levels.noise": [], "perturbations.noise.test_levels": []},
     ],
+    ids=["fewer-test-images-than-examples", "nothing-tested", "no-levels"],
 )
 def test_a_small_study_can_run(
     changes: dict[str, Any], tiny_values: dict[str, Any], place: Path, write_params: WriteParams
@@ -240,14 +212,14 @@ def test_a_small_study_can_run(
     run_all(changed(tiny_values, changes), write_params)
 
 
-@examples(1)
+@examples(1, **PATIENT)
 @given(values=studies().filter(is_valid))
 def test_what_check_accepts_can_run(values: dict[str, Any], place: Path, write_params: WriteParams) -> None:
     run_all(values, write_params)
 
 
 @pytest.mark.slow
-@examples(int(os.environ.get("N_STUDIES", "60")))
+@examples(int(os.environ.get("N_STUDIES", "60")), **PATIENT)
 @given(values=studies().filter(is_valid))
 def test_what_check_accepts_can_run_whatever_it_is(
     values: dict[str, Any], place: Path, write_params: WriteParams
