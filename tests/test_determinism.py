@@ -25,7 +25,6 @@ import pytest
 import zarr
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 from numpy.typing import NDArray
-from ruamel.yaml import YAML
 from scipy import ndimage
 
 from pipeline.data import store
@@ -39,24 +38,17 @@ from pipeline.perturbations import (
     stuck_pixels,
 )
 from pipeline.runtime import layout
-from tests.conftest import DOWNLOADS, ROOT, command_environment, differing, run, tree
+from pipeline.study.reading import read
+from tests.conftest import DOWNLOADS, ROOT, command_environment, differing, run, tree, write_yaml
 from tests.test_generation import N, make_variant, recorded_images
 from tests.test_perturbations import CASES, make_images, make_rng
 from tests.test_stages import succeed
-
-YAML_ = YAML(typ="safe", pure=True)
-
 
 # Recorded bytes. What a kernel is built on is recorded apart from it, so that a failure names what changed.
 
 GOLDEN_FILE = Path(__file__).parent / "golden_perturbations.json"
 GOLDEN = json.loads(GOLDEN_FILE.read_text())
-VERSIONS = {
-    "numpy": np.__version__,
-    "opencv": cv2.__version__,
-    "zarr": zarr.__version__,
-    "numcodecs": numcodecs.__version__,
-}
+VERSIONS = {library.__name__: library.__version__ for library in (np, cv2, zarr, numcodecs)}
 
 
 def draw_raw(folder: Path) -> bytes:
@@ -197,7 +189,7 @@ def test_no_math_library_can_round_the_normal_law_otherwise() -> None:
     """erfc is the one float that decides bytes: the thresholds of every profile are far from where it could matter."""
     sigmas: set[float] = set()
     for path in (ROOT / "profiles").glob("*.yaml"):
-        values = YAML_.load(path.read_text())
+        values = read(path)
         noise = values["perturbations"]["noise"]
         sigmas |= {*noise["train_levels"], *noise["test_levels"], *values["evaluate"]["levels"]["noise"]}
     assert len(sigmas) >= 5
@@ -280,11 +272,6 @@ SIZES = {"small": {"n_train": 700, "n_test": 1300}, "full": {"n_train": 60_000, 
 OPTIONS = {"stuck": {"scope": "sensor"}, "blur": {"mix_channels": True}}
 
 
-def write(folder: Path, values: dict[str, Any]) -> None:
-    with (folder / layout.PARAMS).open("w") as file:
-        YAML_.dump(values, file)
-
-
 @dataclass
 class Study:
     """Params, and the perturbed stores that one worker made of them."""
@@ -301,7 +288,7 @@ class Study:
         values = copy.deepcopy(self.values)
         for name, block in changes.items():
             values["perturbations"][name].update(block)
-        write(folder, values)
+        write_yaml(folder / layout.PARAMS, values)
         return folder
 
     def differing(self, folder: Path) -> list[str]:
@@ -319,7 +306,7 @@ def study(
     for name, options in OPTIONS.items():
         values["perturbations"][name].update(options)
     made = Study(folder, values)
-    write(folder, values)
+    write_yaml(folder / layout.PARAMS, values)
     with contextlib.chdir(folder):
         succeed("prepare", "mnist")
     made.folder = made.start(folder / "one worker")

@@ -18,6 +18,7 @@ from pipeline.runtime.engine import LocalThreads
 from tests.conftest import tree
 
 N = 2 * BLOCK_SIZE + 130
+Shape = tuple[int, int, int]
 
 
 def some_level(name: str) -> float:
@@ -68,12 +69,9 @@ class TestContract:
 
     def test_every_name_counts(self, name: str, clean: Images) -> None:
         base = generation.perturb_images(clean, make_variant(name), 0, 0, 50)
-        others = [
-            generation.perturb_images(clean, make_variant(name, seed=6), 0, 0, 50),
-            generation.perturb_images(clean, make_variant(name, split="train"), 0, 0, 50),
-            generation.perturb_images(clean, make_variant(name), 1, 0, 50),
-        ]
-        for other in others:
+        others = ((make_variant(name, seed=6), 0), (make_variant(name, split="train"), 0), (make_variant(name), 1))
+        for variant, trial in others:
+            other = generation.perturb_images(clean, variant, trial, 0, 50)
             assert np.array_equal(base, other) == (not PERTURBATIONS[name].is_random)
 
     def test_stores_are_the_same_for_any_number_of_workers(
@@ -120,9 +118,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("shape", "n", "n_trials"), SIZES, ids=str)
-def test_images_of_every_size_are_made_block_by_block(
-    shape: tuple[int, int, int], n: int, n_trials: int, tmp_path: Path
-) -> None:
+def test_images_of_every_size_are_made_block_by_block(shape: Shape, n: int, n_trials: int, tmp_path: Path) -> None:
     names = ["noise"] if shape[0] == 5000 else ["hot", "noise"] if shape[0] == 1 else ["hot", "noise", "blur"]
     size = block_size(shape)
     images = np.random.default_rng(1).integers(0, 256, (n, *shape), dtype=np.uint8)

@@ -33,16 +33,9 @@ def make_cell(
 
 
 def make_cells() -> pd.DataFrame:
-    return to_frame(
-        [
-            make_cell(NATURAL, CLEAN, CLEAN, 0, 0, 95, 100),
-            make_cell(NATURAL, CLEAN, "noise", 0.05, 0, 20, 100),
-            make_cell(NATURAL, CLEAN, "noise", 0.05, 1, 30, 100),
-            make_cell(NATURAL, CLEAN, "noise", 0.01, 0, 70, 100),
-            make_cell(NATURAL, CLEAN, "noise", 0.01, 1, 70, 100),
-            make_cell(NATURAL, CLEAN, "blur", 1.0, 0, 90, 100),
-        ]
-    )
+    rows = [(CLEAN, 0.0, 0, 95), ("noise", 0.05, 0, 20), ("noise", 0.05, 1, 30)]
+    rows += [("noise", 0.01, 0, 70), ("noise", 0.01, 1, 70), ("blur", 1.0, 0, 90)]
+    return to_frame([make_cell(NATURAL, CLEAN, *row, 100) for row in rows])
 
 
 def test_trials_become_mean_and_population_standard_deviation() -> None:

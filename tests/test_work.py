@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 from pipeline.evaluation import metrics
 from pipeline.models import storage
@@ -19,7 +18,7 @@ from pipeline.runtime import layout
 from pipeline.training import loop, work
 from pipeline.training.cache import CacheEntry
 from pipeline.training.job import TrainingJob
-from tests.conftest import MakeOnce, differing, tree
+from tests.conftest import MakeOnce, differing, tree, write_yaml
 from tests.test_stages import Mend, fail, read_rows, stored, succeed, with_flipped_byte, with_params, without
 
 N_TRAIN, N_TEST, TRIALS, CROSS_TRIALS = 300, 200, 3, 2
@@ -28,11 +27,8 @@ EVALUATE_LEVELS: dict[str, list[float]] = {"stuck": [200], "dead": [150], "noise
 LABELS = ["blur-2", "noise-0.05", "noise-0.8", "stuck-200"]
 # In this order: transfer needs the natural model.
 STRATEGIES = ["constant", "incremental", "transfer"]
-CELLS, CURVES, MODELS = (
-    layout.cells("evaluate", "mnist"),
-    layout.strategy_curves("mnist"),
-    layout.strategy_models("mnist"),
-)
+CELLS, CURVES = layout.cells("evaluate", "mnist"), layout.strategy_curves("mnist")
+MODELS = layout.strategy_models("mnist")
 NATURAL, NATURAL_CURVE = layout.model("mnist", "natural", "clean", 1), layout.natural_curves("mnist")
 ALL = sorted((strategy, label) for strategy in STRATEGIES for label in LABELS)
 
@@ -47,8 +43,7 @@ def done_once(values: dict[str, Any]) -> None:
         block.update(train_levels=TRAIN_LEVELS[name], test_levels=[1])
     for block in (values["train"]["recipes"], values["strategies"]["transfer"]["recipes"]):
         block["mnist"]["batch_size"] = 20  # more steps, so that the few images teach something
-    with layout.PARAMS.open("w") as file:
-        YAML(typ="safe", pure=True).dump(values, file)
+    write_yaml(layout.PARAMS, values)
     for name in values["perturbations"]:
         succeed("perturb", "mnist", name)
     for stage in ("train", "strategies", "evaluate"):
@@ -315,18 +310,6 @@ def test_the_natural_model_goes_on_from_its_last_epoch_to_the_same_bytes(
     assert not list(layout.cached_models().glob("*.checkpoint"))
     assert "from the model cache" in succeed("train", "mnist")
     assert [path.read_bytes() for path in outputs] == before
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100])
-def test_a_damaged_checkpoint_is_trained_anew(done: Path, content: bytes) -> None:
-    before = NATURAL.read_bytes()
-    (described,) = (
-        path for path in layout.cached_models().glob("*.json") if described_by(path)["strategy"] == "natural"
-    )
-    described.with_suffix(".checkpoint").write_bytes(content)
-    described.unlink()
-    succeed("train", "mnist")
-    assert NATURAL.read_bytes() == before
 
 
 def test_kept_models_that_are_damaged_are_trained_again(done: Path, trained: Trained) -> None:
