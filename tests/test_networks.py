@@ -25,6 +25,7 @@ from pipeline.study import params
 from tests.conftest import ROOT, differing, tree
 
 CPU = torch.device("cpu")
+Shape = tuple[int, int, int]
 # Convolved and pooled in one, where the windows cover all.
 WINDOWED = [
     pytest.param((12, 12, 1), {"filters": 4, "kernel": 5, "stride": 1, "padding": 0, "pool": 2}, id="grey"),
@@ -55,12 +56,12 @@ def describe(network: Network | FastNetwork, *, n_classes: int = 10, **more: Any
     return {"network": network.model_dump(mode="json"), "shape": [12, 12, 3], "n_classes": n_classes, **more}
 
 
-def make_images(n: int, shape: tuple[int, int, int] = (12, 12, 3)) -> np.ndarray:
+def make_images(n: int, shape: Shape = (12, 12, 3)) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, *shape), dtype=np.uint8)
 
 
 def make_classifier(
-    network: Network | FastNetwork, shape: tuple[int, int, int] = (12, 12, 3), n_classes: int = 10, mode: str = "pixel"
+    network: Network | FastNetwork, shape: Shape = (12, 12, 3), n_classes: int = 10, mode: str = "pixel"
 ) -> Classifier:
     """Standardizes by images with a corner that never varies."""
     torch.manual_seed(0)
@@ -78,7 +79,7 @@ def unsettle_norms(network: nn.Module) -> None:
                 values.uniform_(-1, 1) if name.endswith(("weight", "bias", "mean")) else values.uniform_(0.5, 2)
 
 
-def plain_layers(network: Network, shape: tuple[int, int, int]) -> nn.Sequential:
+def plain_layers(network: Network, shape: Shape) -> nn.Sequential:
     """The network of torch's own layers, in the authors' order, with the weights of `build_network` after seed 0."""
     activation = {"relu": nn.ReLU, "tanh": nn.Tanh}[network.activation]
     layers: list[nn.Module] = []
@@ -105,7 +106,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float, 
     [pytest.param(*case.values, case in WINDOWED, id=case.id) for case in WINDOWED + OTHERS],
 )
 def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and_statistics(
-    shape: tuple[int, int, int], convolution: dict[str, int], is_windowed: bool, changes: Any, mode: str, training: bool
+    shape: Shape, convolution: dict[str, int], is_windowed: bool, changes: Any, mode: str, training: bool
 ) -> None:
     network = make_network(convolutions=[convolution], dropout=0.0, **changes)
     built = make_classifier(network, shape, mode=mode).train(training)
@@ -129,7 +130,7 @@ def test_a_block_is_convolution_norm_activation_and_pool_in_values_gradients_and
 
 
 @pytest.mark.parametrize(("shape", "convolution"), WINDOWED)
-def test_bfloat16_is_near_float32(shape: tuple[int, int, int], convolution: dict[str, int]) -> None:
+def test_bfloat16_is_near_float32(shape: Shape, convolution: dict[str, int]) -> None:
     classifier = make_classifier(make_network(convolutions=[convolution], fully_connected=[8]), shape)
     unsettle_norms(classifier)
     images = torch.from_numpy(make_images(40, shape) ^ 0xFF)
@@ -155,7 +156,7 @@ def values_of_block(classifier: Classifier, images: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize(("shape", "convolution"), WINDOWED)
 def test_dropout_in_a_window_block_is_a_mask_after_it(
-    shape: tuple[int, int, int], convolution: dict[str, int], activation: str
+    shape: Shape, convolution: dict[str, int], activation: str
 ) -> None:
     found = []
     kept = torch.ones(())
@@ -363,14 +364,6 @@ def test_an_answer_that_is_not_finite_is_an_error_not_a_class() -> None:
     classifier.state_dict()["network.output.weight"][0] = 3e38  # finite, and too large to be summed
     with pytest.raises(PipelineError, match="not a finite number; train it again, with a lower learning rate"):
         Predictor(classifier, CPU, "float32")(torch.from_numpy(make_images(20)))
-
-
-def test_logits_do_not_depend_on_the_batch_size() -> None:
-    classifier, images = make_classifier(make_network()), torch.from_numpy(make_images(33))
-    predict = Predictor(classifier, CPU, "float32")
-    one, other = predict(images), torch.cat([predict(batch) for batch in torch.split(images, 8)])
-    assert torch.allclose(one, other, atol=1e-5)
-    assert torch.equal(one.argmax(1), other.argmax(1))
 
 
 def test_images_of_another_shape_are_refused() -> None:

@@ -1,5 +1,6 @@
 """Strategies are plans as data, and the training loop does what a plan says, to the image and to the bit."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pipeline.data.arrays import Images
 from pipeline.data.sources import Arrays
 from pipeline.models.classifier import Classifier
 from pipeline.recipes.plan import Plan, plan_natural
+from pipeline.recipes.recipe import Recipe
 from pipeline.recipes.strategies import (
     STRATEGIES,
     FineTuning,
@@ -26,7 +28,7 @@ from pipeline.recipes.strategies import (
 )
 from pipeline.runtime.errors import PipelineError
 from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
-from tests.test_training import CPU, make_fast_recipe, make_recipe, same
+from tests.test_training import CPU, Splits, make_fast_recipe, make_recipe, same
 
 TUNING = {"fully_connected": (8,), "learning_rate": 0.02, "batch_size": 50, "epochs": 2}
 
@@ -36,7 +38,7 @@ def make_transfer(freeze: bool = False, **changes: Any) -> Transfer:
 
 
 @pytest.fixture(scope="module")
-def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
+def splits(tiny_arrays: dict[str, Arrays]) -> Splits:
     arrays = tiny_arrays["cifar10"]
     train, test = (
         Examples(arrays[split, "images"][:n], arrays[split, "labels"][:n], 10)
@@ -46,18 +48,18 @@ def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
 
 
 @pytest.fixture(scope="module")
-def perturbed(splits: tuple[Examples, Examples]) -> Images:
+def perturbed(splits: Splits) -> Images:
     """The training images, inverted."""
     return 255 - splits[0].images
 
 
 @pytest.fixture(scope="module")
-def natural(splits: tuple[Examples, Examples]) -> Classifier:
+def natural(splits: Splits) -> Classifier:
     return train_model(plan_natural(make_recipe(epochs=1)), TrainingData(*splits), (1,), CPU)[0]
 
 
 def weights_of(
-    plan: Plan, splits: tuple[Examples, Examples], perturbed: Images | None, natural: Classifier | None = None
+    plan: Plan, splits: Splits, perturbed: Images | None, natural: Classifier | None = None
 ) -> dict[str, torch.Tensor]:
     return train_model(plan, TrainingData(splits[0], splits[1], perturbed), (1,), CPU, natural)[0].state_dict()
 
@@ -125,14 +127,14 @@ def test_every_strategy_has_a_share_for_every_epoch(name: str) -> None:
 # What the loop makes of them.
 
 
-def test_at_share_0_the_perturbed_images_do_not_matter(splits: tuple[Examples, Examples], perturbed: Images) -> None:
+def test_at_share_0_the_perturbed_images_do_not_matter(splits: Splits, perturbed: Images) -> None:
     plan = plan_natural(make_recipe(epochs=2))
     assert same(weights_of(plan, splits, None), weights_of(plan, splits, perturbed))
     flat = plan_incremental(Ramp(start=0, end=0), plan.recipe, "cifar10")
     assert same(weights_of(plan, splits, None), weights_of(flat, splits, perturbed))
 
 
-def test_at_share_1_the_clean_images_do_not_matter(splits: tuple[Examples, Examples], perturbed: Images) -> None:
+def test_at_share_1_the_clean_images_do_not_matter(splits: Splits, perturbed: Images) -> None:
     train, test = splits
     black = Examples(np.zeros_like(train.images), train.labels, 10)
     plan = plan_constant(NoSettings(), make_recipe(epochs=2), "cifar10")
@@ -160,7 +162,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_a_share_in_between_is_that_share_of_every_batch_rounded_down(
-    drop_last: bool, splits: tuple[Examples, Examples], batches: list[list[int]]
+    drop_last: bool, splits: Splits, batches: list[list[int]]
 ) -> None:
     train = Examples(np.full_like(splits[0].images, 10), splits[0].labels, 10)
     recipe = make_recipe(epochs=3, drop_last=drop_last)
@@ -172,7 +174,7 @@ def test_a_share_in_between_is_that_share_of_every_batch_rounded_down(
 
 
 def test_perturbed_images_keep_their_labels_and_are_not_the_clean_ones_again(
-    splits: tuple[Examples, Examples], batches: list[list[int]]
+    splits: Splits, batches: list[list[int]]
 ) -> None:
     train = Examples(splits[0].images[:120].copy(), splits[0].labels[:120], 10)
     train.images[:] = 2 * np.arange(120)[:, None, None, None]
@@ -184,7 +186,7 @@ def test_perturbed_images_keep_their_labels_and_are_not_the_clean_ones_again(
 
 @pytest.mark.parametrize("fits_on_perturbed", [False, True])
 def test_standardization_is_fitted_on_the_images_that_the_plan_names(
-    fits_on_perturbed: bool, splits: tuple[Examples, Examples], perturbed: Images
+    fits_on_perturbed: bool, splits: Splits, perturbed: Images
 ) -> None:
     plan = replace(plan_natural(make_recipe(epochs=1)), fits_on_perturbed=fits_on_perturbed)
     images = perturbed if fits_on_perturbed else splits[0].images
@@ -192,43 +194,34 @@ def test_standardization_is_fitted_on_the_images_that_the_plan_names(
     assert torch.allclose(mean.flatten(), torch.from_numpy(images.mean(axis=(0, 1, 2))).float())
 
 
-def test_transfer_starts_with_the_natural_convolutions_and_a_new_head(
-    splits: tuple[Examples, Examples], perturbed: Images, natural: Classifier
+@pytest.mark.parametrize(
+    ("make", "blocks"), [(make_recipe, ["block1"]), (make_fast_recipe, ["patches", "group1", "group2"])]
+)
+def test_transfer_starts_with_the_natural_layers_and_a_new_head(
+    make: Callable[..., Recipe], blocks: list[str], splits: Splits, perturbed: Images
 ) -> None:
-    plan = plan_transfer(make_transfer(learning_rate=1e-30), make_recipe(), "cifar10")
+    recipe = make(epochs=1)
+    natural = train_model(plan_natural(recipe), TrainingData(*splits), (1,), CPU)[0]
+    plan = plan_transfer(make_transfer(learning_rate=1e-30), recipe, "cifar10")
     found, given = weights_of(plan, splits, perturbed, natural), natural.state_dict()
-    assert torch.equal(found["network.block1.conv.weight"], given["network.block1.conv.weight"])
-    assert torch.equal(found["network.block1.conv.bias"], given["network.block1.conv.bias"])
-    assert torch.equal(found["network.block1.norm.weight"], given["network.block1.norm.weight"])
+    for block in blocks:
+        kept = [name for name in found if f".{block}." in name and name.endswith(("weight", "bias"))]
+        assert kept
+        assert [name for name in kept if not torch.equal(found[name], given[name])] == []
     assert found["network.hidden1.weight"].shape == (8, given["network.output.weight"].shape[1])
     assert found["network.output.weight"].shape == (10, 8)
+    assert plan.recipe.learning_rate == 1e-30
 
 
 def test_a_new_output_of_the_old_size_does_not_start_as_the_old_one(
-    splits: tuple[Examples, Examples], perturbed: Images, natural: Classifier
+    splits: Splits, perturbed: Images, natural: Classifier
 ) -> None:
     plan = plan_transfer(make_transfer(fully_connected=(), learning_rate=1e-30), make_recipe(), "cifar10")
     found = weights_of(plan, splits, perturbed, natural)
     assert not torch.equal(found["network.output.weight"], natural.state_dict()["network.output.weight"])
 
 
-def test_transfer_of_a_fast_network_starts_with_its_groups_and_a_new_head(
-    splits: tuple[Examples, Examples], perturbed: Images
-) -> None:
-    recipe = make_fast_recipe(epochs=1)
-    natural = train_model(plan_natural(recipe), TrainingData(*splits), (1,), CPU)[0]
-    plan = plan_transfer(make_transfer(learning_rate=1e-30), recipe, "cifar10")
-    found, given = weights_of(plan, splits, perturbed, natural), natural.state_dict()
-    kept = [name for name in found if name.split(".")[1] in ("patches", "group1", "group2") and "running" not in name]
-    assert "network.patches.weight" in kept
-    assert [name for name in kept if "tracked" not in name and not torch.equal(found[name], given[name])] == []
-    assert found["network.output.weight"].shape == (10, 8)
-    assert plan.recipe.learning_rate == 1e-30
-
-
-def test_transfer_leaves_the_natural_model_as_it_was(
-    splits: tuple[Examples, Examples], perturbed: Images, natural: Classifier
-) -> None:
+def test_transfer_leaves_the_natural_model_as_it_was(splits: Splits, perturbed: Images, natural: Classifier) -> None:
     before = {name: tensor.clone() for name, tensor in natural.state_dict().items()}
     weights_of(plan_transfer(make_transfer(freeze=True), make_recipe(), "cifar10"), splits, perturbed, natural)
     assert same(before, natural.state_dict())
@@ -236,7 +229,7 @@ def test_transfer_leaves_the_natural_model_as_it_was(
 
 
 def test_frozen_layers_stay_bit_identical_while_the_head_learns(
-    splits: tuple[Examples, Examples], perturbed: Images, natural: Classifier
+    splits: Splits, perturbed: Images, natural: Classifier
 ) -> None:
     recipe = make_recipe()
     found = weights_of(plan_transfer(make_transfer(freeze=True), recipe, "cifar10"), splits, perturbed, natural)
@@ -250,16 +243,12 @@ def test_frozen_layers_stay_bit_identical_while_the_head_learns(
     assert not torch.equal(found["network.output.weight"], begun["network.output.weight"])
 
 
-def test_without_freezing_all_layers_learn(
-    splits: tuple[Examples, Examples], perturbed: Images, natural: Classifier
-) -> None:
+def test_without_freezing_all_layers_learn(splits: Splits, perturbed: Images, natural: Classifier) -> None:
     found = weights_of(plan_transfer(make_transfer(), make_recipe(), "cifar10"), splits, perturbed, natural)
     assert not torch.equal(found["network.block1.conv.weight"], natural.state_dict()["network.block1.conv.weight"])
 
 
-def test_a_strategy_that_starts_from_a_natural_model_needs_one(
-    splits: tuple[Examples, Examples], perturbed: Images
-) -> None:
+def test_a_strategy_that_starts_from_a_natural_model_needs_one(splits: Splits, perturbed: Images) -> None:
     with pytest.raises(PipelineError, match="starts from another model, and there is none"):
         weights_of(plan_transfer(make_transfer(), make_recipe(), "cifar10"), splits, perturbed)
 
@@ -279,7 +268,7 @@ RESUMED = {
 @pytest.mark.parametrize("n_done", [1, 3, 4])
 @pytest.mark.parametrize("plan", RESUMED.values(), ids=RESUMED)
 def test_training_that_was_killed_goes_on_to_the_same_weights_and_curve(
-    plan: Plan, n_done: int, splits: tuple[Examples, Examples], perturbed: Images, natural: Classifier, tmp_path: Path
+    plan: Plan, n_done: int, splits: Splits, perturbed: Images, natural: Classifier, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "model.checkpoint"
 

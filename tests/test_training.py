@@ -15,57 +15,40 @@ from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 from pipeline.training.schedules import FastSchedule
 
 CPU = torch.device("cpu")
+ADAM = {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999}
+SHARED = {
+    **{"standardize": "channel", "epochs": 3, "batch_size": 100},
+    **{"shuffle": True, "drop_last": True, "precision": "float32"},
+}
+Splits = tuple[Examples, Examples]  # training and test images
 
 
 def make_recipe(**changes: Any) -> Recipe:
-    values: dict[str, Any] = {
-        "recipe": "paper",
-        "network": {
-            "convolutions": [{"filters": 6, "kernel": 5, "stride": 2, "padding": 0, "pool": 2}],
-            "fully_connected": [],
-            "activation": "relu",
-            "batch_norm": True,
-            "dropout": 0.2,
-        },
-        "standardize": "channel",
-        "adam": {"learning_rate": 0.01, "beta1": 0.9, "beta2": 0.999},
-        "epochs": 3,
-        "batch_size": 100,
-        "shuffle": True,
-        "drop_last": True,
-        "precision": "float32",
-    }
-    return RECIPES.validate_python({**values, **changes})
+    convolutions = [{"filters": 6, "kernel": 5, "stride": 2, "padding": 0, "pool": 2}]
+    network = {"convolutions": convolutions, "fully_connected": [], "activation": "relu", "batch_norm": True}
+    own = {"recipe": "paper", "network": {**network, "dropout": 0.2}, "adam": ADAM}
+    return RECIPES.validate_python({**own, **SHARED, **changes})
 
 
 def make_fast_recipe(**changes: Any) -> FastRecipe:
-    values: dict[str, Any] = {
+    own: dict[str, Any] = {
         "recipe": "fast",
         "network": {"widths": [16, 24], "fully_connected": [], "activation": "gelu", "whiten": True},
-        "standardize": "channel",
         "sgd": {"learning_rate": 0.5, "momentum": 0.85, "weight_decay": 0.002, "bias_factor": 16.0, "warm_up": 0.2},
-        "label_smoothing": 0.1,
-        "flip": True,
-        "shift": 1,
-        "small_images": {"side": 20, "share": 0.5},
-        "epochs": 3,
-        "batch_size": 100,
-        "shuffle": True,
-        "drop_last": True,
-        "precision": "float32",
+        **{"label_smoothing": 0.1, "flip": True, "shift": 1, "small_images": {"side": 20, "share": 0.5}},
     }
-    return FastRecipe.model_validate({**values, **changes})
+    return FastRecipe.model_validate({**own, **SHARED, **changes})
 
 
 @pytest.fixture(scope="module")
-def splits(tiny_arrays: dict[str, Arrays]) -> tuple[Examples, Examples]:
+def splits(tiny_arrays: dict[str, Arrays]) -> Splits:
     arrays = tiny_arrays["cifar10"]
     train, test = (Examples(arrays[split, "images"], arrays[split, "labels"], 10) for split in ("train", "test"))
     return train, test
 
 
 @pytest.fixture(scope="module")
-def textures() -> tuple[Examples, Examples]:
+def textures() -> Splits:
     """Images whose class is what they are covered with; where things lie does not matter to a fast network."""
     rng = np.random.default_rng(5)
     tiles = rng.integers(0, 150, (10, 4, 4, 3), dtype=np.uint8)
@@ -79,7 +62,7 @@ def textures() -> tuple[Examples, Examples]:
     return make(1230), make(620)
 
 
-def train_weights(splits: tuple[Examples, Examples], recipe: Recipe, seed: int = 1) -> dict[str, torch.Tensor]:
+def train_weights(splits: Splits, recipe: Recipe, seed: int = 1) -> dict[str, torch.Tensor]:
     return train_model(plan_natural(recipe), TrainingData(*splits), (seed,), CPU)[0].state_dict()
 
 
@@ -100,7 +83,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_it_learns_and_reports_what_the_model_then_does(
     make: Callable[..., Recipe], data: str, precision: str, request: pytest.FixtureRequest
 ) -> None:
-    splits: tuple[Examples, Examples] = request.getfixturevalue(data)
+    splits: Splits = request.getfixturevalue(data)
     reported: list[Epoch] = []
     seen: list[int] = []
     recipe = make(precision=precision)
@@ -117,7 +100,7 @@ def test_it_learns_and_reports_what_the_model_then_does(
     assert curve[-1].test_accuracy == np.mean(predicted.numpy() == test.labels)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(splits: tuple[Examples, Examples]) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(splits: Splits) -> None:
     recipe = make_recipe(epochs=1)
     first = train_weights(splits, recipe)
     torch.rand(7)  # the state of the global generator does not matter
@@ -125,63 +108,48 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(splits: tu
     assert not same(first, train_weights(splits, recipe, seed=2))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"shuffle": False},
-        {"drop_last": False},
-        {"standardize": "pixel"},
-        {"batch_size": 50},
-        {"adam": {"learning_rate": 0.02, "beta1": 0.9, "beta2": 0.999}},
-        {"adam": {"learning_rate": 0.01, "beta1": 0.5, "beta2": 0.999}},
-        {"precision": "bfloat16"},
+FAST = make_fast_recipe().model_dump()
+OTHER_SGD = {"learning_rate": 0.4, "momentum": 0.5, "weight_decay": 0.0, "bias_factor": 1.0, "warm_up": 0.0}
+ENTRIES: dict[Callable[..., Recipe], list[dict[str, Any]]] = {
+    make_recipe: [
+        *({"shuffle": False}, {"drop_last": False}, {"standardize": "pixel"}, {"batch_size": 50}),
+        *({"adam": {**ADAM, "learning_rate": 0.02}}, {"adam": {**ADAM, "beta1": 0.5}}, {"precision": "bfloat16"}),
     ],
-    ids=str,
-)
-def test_every_entry_of_the_recipe_counts(splits: tuple[Examples, Examples], changes: dict[str, Any]) -> None:
-    base, changed = (train_weights(splits, make_recipe(epochs=1, **change)) for change in ({}, changes))
-    assert not same(base, changed)
+    make_fast_recipe: [
+        *({"label_smoothing": 0.0}, {"flip": False}, {"shift": 0}),
+        *({"small_images": {"side": side, "share": share}} for side, share in ((20, 0.0), (16, 0.5))),
+        *({"network": {**FAST["network"], **change}} for change in ({"activation": "relu"}, {"whiten": False})),
+        *({"sgd": {**FAST["sgd"], name: value}} for name, value in OTHER_SGD.items()),
+    ],
+}
+
+
+Unchanged = dict[Callable[..., Recipe], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def unchanged(splits: Splits) -> Unchanged:
+    return {make: train_weights(splits, make(epochs=1)) for make in ENTRIES}
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"label_smoothing": 0.0},
-        {"flip": False},
-        {"shift": 0},
-        {"small_images": {"side": 20, "share": 0.0}},
-        {"small_images": {"side": 16, "share": 0.5}},
-        {"network": {**make_fast_recipe().network.model_dump(), "activation": "relu"}},
-        {"network": {**make_fast_recipe().network.model_dump(), "whiten": False}},
-        *(
-            {"sgd": {**make_fast_recipe().sgd.model_dump(), name: value}}
-            for name, value in (
-                ("learning_rate", 0.4),
-                ("momentum", 0.5),
-                ("weight_decay", 0.0),
-                ("bias_factor", 1.0),
-                ("warm_up", 0.0),
-            )
-        ),
-    ],
-    ids=str,
+    ("make", "changes"), [pytest.param(make, one, id=str(one)) for make, all_of in ENTRIES.items() for one in all_of]
 )
-def test_every_entry_of_the_fast_recipe_counts(splits: tuple[Examples, Examples], changes: dict[str, Any]) -> None:
-    base, changed = (train_weights(splits, make_fast_recipe(epochs=1, **change)) for change in ({}, changes))
-    assert not same(base, changed)
+def test_every_entry_of_a_recipe_counts(
+    make: Callable[..., Recipe], changes: dict[str, Any], splits: Splits, unchanged: Unchanged
+) -> None:
+    assert not same(unchanged[make], train_weights(splits, make(epochs=1, **changes)))
 
 
 @pytest.mark.parametrize("whiten", [True, False])
-def test_filters_for_patches_are_learned_if_they_do_not_whiten(splits: tuple[Examples, Examples], whiten: bool) -> None:
-    network = {**make_fast_recipe().network.model_dump(), "whiten": whiten}
+def test_filters_for_patches_are_learned_if_they_do_not_whiten(splits: Splits, whiten: bool) -> None:
+    network = {**FAST["network"], "whiten": whiten}
     one, two = (train_weights(splits, make_fast_recipe(epochs=n, network=network)) for n in (1, 2))
     assert torch.equal(one["network.patches.weight"], two["network.patches.weight"]) == whiten
     assert not torch.equal(one["network.patches.bias"], two["network.patches.bias"])
 
 
-def test_every_image_is_shown_mirrored_in_every_other_epoch(
-    splits: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_image_is_shown_mirrored_in_every_other_epoch(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     is_mirrored: list[torch.Tensor] = []
     augment = FastSchedule.augment
 
@@ -198,7 +166,7 @@ def test_every_image_is_shown_mirrored_in_every_other_epoch(
     assert 500 < first.sum() < 700
 
 
-def test_it_equals_a_plain_loop_over_the_images_in_order(splits: tuple[Examples, Examples]) -> None:
+def test_it_equals_a_plain_loop_over_the_images_in_order(splits: Splits) -> None:
     train, test = splits
     # No BatchNorm: before one, a bias has no gradient but rounding, which Adam blows up.
     network = {**make_recipe().network.model_dump(), "dropout": 0.0, "batch_norm": False}
