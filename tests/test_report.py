@@ -112,10 +112,8 @@ def test_every_other_variant_is_trained_by_its_own_recipe(reported: Path) -> Non
 def test_the_summary_of_a_variant_follows_from_its_cells(reported: Path) -> None:
     summary = json.loads(layout.summary("ablations", "mnist", "standardization", "channel").read_text())
     cells = read(layout.cells("ablations", "mnist")).query("strategy == 'standardization' and label == 'channel'")
-    train, noise = (
-        cells[cells["split"] == "train"],
-        cells.query("perturbation == 'noise'").groupby("level")["n_correct"],
-    )
+    train = cells[cells["split"] == "train"]
+    noise = cells.query("perturbation == 'noise'").groupby("level")["n_correct"]
     assert train["n_examples"].tolist() == [N_TRAIN]
     assert summary["train_accuracy"] == pytest.approx(train["n_correct"].sum() / N_TRAIN, abs=1e-6)
     assert (noise.size() == TRIALS).all()
@@ -237,12 +235,6 @@ def test_what_files_say_is_text_on_the_page(reported: Path, monkeypatch: pytest.
     assert "<img src=x" not in page
 
 
-def test_the_same_metrics_give_the_same_bytes(reported: Path) -> None:
-    before = tree(layout.report())
-    succeed("report")
-    assert tree(layout.report()) == before
-
-
 @pytest.mark.parametrize(
     ("path", "command"),
     [
@@ -264,11 +256,6 @@ def test_a_missing_or_damaged_metric_file_is_one_clear_error(
     assert f"`python -m pipeline {command}`" in said
     assert said.count("\n") == 1
     assert tree(layout.report()) == before
-
-
-def test_metric_files_made_with_other_params_are_refused(reported: Path) -> None:
-    with_params({"perturb.trials": TRIALS + 1})(reported)
-    assert "made with other params" in fail("report")
 
 
 @pytest.mark.parametrize("block", ["strategies", "ablations"])
@@ -304,52 +291,42 @@ def compare(strategy: str, robust: float, *, clean: float = 0.9) -> Comparison:
 
 
 BRINGS = "brings it from 60.0 % to {} % at the levels that trained models are tested on ({})."
+GAINS = BRINGS.format("75.0", "+15.0 ± 2.9 points")
 CHANCE = ", which may be chance"
+UNCLEAR = f"0.0 ± 3.1 points{CHANCE}"
 SAME = f"On clean images it gains 0.0 ± 1.9 points{CHANCE}."
 
 
 @pytest.mark.parametrize(
-    ("comparisons", "sentences"),
+    ("comparisons", "said"),
     [
-        ([], ["Not tried: it was not trained on damage and tested on it."]),
+        ([], "Not tried: it was not trained on damage and tested on it."),
         (
             [compare("constant", 0.75, clean=0.88)],
-            [
-                "Strategy constant",
-                BRINGS.format("75.0", "+15.0 ± 2.9 points"),
-                "On clean images it loses 2.0 ± 2.0 points.",
-            ],
+            f"Strategy constant {GAINS} On clean images it loses 2.0 ± 2.0 points.",
         ),
         (
             [compare("transfer", 0.75, clean=0.91), compare("constant", 0.7), compare("incremental", 0.61)],
-            [
-                "Strategy transfer",
-                BRINGS.format("75.0", "+15.0 ± 2.9 points"),
-                f"On clean images it gains 1.0 ± 1.9 points{CHANCE}. Strategy constant gains under damage too.",
-            ],
+            f"Strategy transfer {GAINS} On clean images it gains 1.0 ± 1.9 points{CHANCE}. Strategy constant gains "
+            "under damage too.",
         ),
         (
             [compare("transfer", 0.75), compare("constant", 0.7), compare("incremental", 0.69), compare("a", 0.68)],
-            [
-                "Strategy transfer",
-                BRINGS.format("75.0", "+15.0 ± 2.9 points"),
-                SAME,
-                "Strategies constant, incremental and a gain under damage too.",
-            ],
+            f"Strategy transfer {GAINS} {SAME} Strategies constant, incremental and a gain under damage too.",
         ),
         (
             [compare("transfer", 0.6004), compare("constant", 0.5)],
-            ["Nothing clearly. The best, strategy transfer,", BRINGS.format("60.0", f"0.0 ± 3.1 points{CHANCE}"), SAME],
+            f"Nothing clearly. The best, strategy transfer, {BRINGS.format('60.0', UNCLEAR)} {SAME}",
         ),
         (
             [compare("constant", 0.5)],
-            ["Nothing clearly. Strategy constant", BRINGS.format("50.0", "−10.0 ± 3.1 points"), SAME],
+            f"Nothing clearly. Strategy constant {BRINGS.format('50.0', '−10.0 ± 3.1 points')} {SAME}",
         ),
     ],
     ids=["none", "one-wins", "two-win", "four-win", "chance", "one-loses"],
 )
-def test_what_repairs_a_model_in_sentences(comparisons: list[Comparison], sentences: list[str]) -> None:
-    assert describe_repair(comparisons) == " ".join(sentences)
+def test_what_repairs_a_model_in_sentences(comparisons: list[Comparison], said: str) -> None:
+    assert describe_repair(comparisons) == said
 
 
 def test_a_weak_network_is_called_weak_if_that_is_no_chance_and_nothing_is_concluded_from_it() -> None:
