@@ -256,7 +256,7 @@ def _open_folder(path: Path, source: Own, engine: Engine) -> Opened:
         files = [file for _, file, _ in found]
         labels = np.array([label for *_, label in found], store.label_type(len(names)))
         splits[split] = Split(
-            labels, partial(_decoded, files, source, engine), partial(_inspectd, files, source, engine)
+            labels, partial(_decoded, files, source, engine), partial(_inspected, files, source, engine)
         )
     return Opened(tuple(names), splits, remarks)
 
@@ -277,7 +277,7 @@ def _decoded(files: Sequence[str], source: Own, engine: Engine, start: int) -> I
             turn += 1
 
 
-def _inspectd(files: Sequence[str], source: Own, engine: Engine) -> Iterator[Inspection]:
+def _inspected(files: Sequence[str], source: Own, engine: Engine) -> Iterator[Inspection]:
     for _, inspections in engine.run(_inspect_files, _jobs(files, source)):
         yield from inspections
 
@@ -422,7 +422,7 @@ def _open_arrays(
         numbers = np.array([number[value] for value in of_split.tolist()], dtype)[places]
         if split:
             splits[split] = Split(
-                numbers, partial(_fitted, arrays, source, None), partial(_inspectd_arrays, arrays, None)
+                numbers, partial(_fitted, arrays, source, None), partial(_inspected_arrays, arrays, None)
             )
             continue
         assert source.test_share is not None
@@ -430,7 +430,7 @@ def _open_arrays(
         for name, chosen in (("train", ~is_test), ("test", is_test)):
             places = np.flatnonzero(chosen)
             splits[name] = Split(
-                numbers[chosen], partial(_fitted, arrays, source, places), partial(_inspectd_arrays, arrays, places)
+                numbers[chosen], partial(_fitted, arrays, source, places), partial(_inspected_arrays, arrays, places)
             )
     return Opened(classes, splits, list(remarks))
 
@@ -466,7 +466,7 @@ def _fitted(arrays: _Arrays, source: Own, places: NDArray[Any] | None, start: in
         yield fitted
 
 
-def _inspectd_arrays(arrays: _Arrays, places: NDArray[Any] | None) -> Iterator[Inspection]:
+def _inspected_arrays(arrays: _Arrays, places: NDArray[Any] | None) -> Iterator[Inspection]:
     for numbers, images in _chosen(arrays, places, 0):
         if isinstance(images, PipelineError):
             yield Inspection(f"{arrays.where} {numbers[0]}", (0, 0), False, b"", str(images))
