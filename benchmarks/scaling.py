@@ -22,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from heapq import heapify, heappop, heappush
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -142,6 +143,39 @@ def replay_in_portions(seconds: Sequence[float], portion: float, n_workers: int)
         now, minus_left = heappop(ends)
         if minus_left < -1e-9:
             heappush(left, minus_left)
+    return now
+
+
+def replay_side_by_side(stages: Sequence[Sequence[Phase]], n_workers: int) -> float:
+    """Seconds until all are done, if several stages give their jobs to the same workers.
+
+    Args:
+        stages: The phases of every stage, which it does one after the other. Jobs wait behind all that were given
+            before, as Dask has it.
+        n_workers: How many workers there are.
+    """
+    phases = [deque(phases) for phases in stages]
+    events = [(todo[0].alone, number, -1) for number, todo in enumerate(phases)]  # when, stage, the worker that is free
+    heapify(events)
+    idle, waiting = list(range(n_workers)), deque[tuple[int, Phase, float]]()
+    n_left, have_read = [0] * len(phases), set[tuple[int, str]]()
+    now = 0.0
+    while events:
+        now, stage, worker = heappop(events)
+        if worker < 0:  # the stage's next phase begins
+            phase = phases[stage].popleft()
+            waiting.extend((stage, phase, took) for took in phase.seconds)
+            n_left[stage] = len(phase.seconds)
+        else:
+            idle.append(worker)
+            n_left[stage] -= 1
+            if n_left[stage] == 0 and phases[stage]:
+                heappush(events, (now + phases[stage][0].alone, stage, -1))
+        while idle and waiting:
+            (of_stage, phase, took), worker = waiting.popleft(), idle.pop()
+            reading = 0.0 if (worker, phase.name) in have_read else phase.worker
+            have_read.add((worker, phase.name))
+            heappush(events, (now + reading + took, of_stage, worker))
     return now
 
 
@@ -436,6 +470,23 @@ def replay_changes(study: Study, costs: Costs, workers: Sequence[int]) -> list[R
     return [Row(name, sum(phase.seconds), {n: way(phase, n) for n in workers}) for name, (phase, way) in ways.items()]
 
 
+def replay_stages_side_by_side(phases: Sequence[Phase], workers: Sequence[int]) -> list[Row]:
+    """What it takes if stages that do not need each other run at the same time (docs/cluster.md)."""
+    of_stage: dict[str, list[Phase]] = defaultdict(list)
+    for phase in phases:
+        of_stage[phase.name.partition(",")[0]].append(phase)
+    chains = [of_stage.pop("ablations", []), of_stage.pop("strategies") + of_stage.pop("evaluate")]
+    chains = [phases for phases in (*chains, of_stage.pop("impact")) if phases]
+    before = list(chain.from_iterable(of_stage.values()))
+    took = {n: replay_side_by_side(chains, n) for n in workers}
+    total = {n: took[n] + sum(phase.replay(n) for phase in before) for n in workers}
+    work, work_before = (sum(sum(phase.seconds) for phase in some) for some in (chain.from_iterable(chains), before))
+    return [
+        Row("impact, strategies and evaluate, ablations", work, took),
+        Row("all, these side by side", work + work_before, total),
+    ]
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds, minutes or hours."""
     if seconds < 100:
@@ -500,7 +551,8 @@ def main(
     if seconds_per_image is not None:
         costs = as_trained_in(costs, study.natural[0].plan, seconds_per_image)
     phases = plan_phases(study, costs, cores)
-    rows, changes = replay_phases(phases, workers), replay_changes(study, costs, workers)
+    rows = replay_phases(phases, workers)
+    changes = [*replay_stages_side_by_side(phases, workers), *replay_changes(study, costs, workers)]
     natural = costs.networks[name_network(study.natural[0].plan)]
     click.echo(
         f"{profile}, {dataset}, {len(study.natural)} seed(s). One thread: {1 / natural.training:,.0f} images/s "

@@ -58,6 +58,21 @@ def test_a_forced_repro_leaves_the_lock_file_as_it_was(checkout: Path) -> None:
     assert (checkout / "dvc.lock").read_bytes() == before
 
 
+def test_stages_that_ran_side_by_side_are_recorded_as_if_dvc_had_run_them(checkout: Path) -> None:
+    """By the commands of docs/cluster.md."""
+    lock = checkout / "dvc.lock"
+    before = YAML().load(lock)
+    section = (ROOT / "docs/cluster.md").read_text(encoding="utf-8").partition("## Many workers")[2]
+    lines = [line.strip() for line in section.partition("\n## ")[0].splitlines() if line.startswith("    ")]
+    assert lines.pop() == "dvc repro"
+    lock.unlink()
+    shutil.rmtree(checkout / "models/mnist/strategies")
+    run(checkout, "bash", "-c", "\n".join(lines).replace("cifar10", "mnist"))
+    output = run(checkout, "dvc", "repro")
+    assert re.findall(r"Running stage '(.*)'", output) == ["check"]  # the page comes from DVC's run cache
+    assert YAML().load(lock) == before
+
+
 def test_another_level_reruns_its_perturbation_and_what_depends_on_it_only(checkout: Path) -> None:
     params = checkout / "params.yaml"
     before = params.read_text()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.scaling import least_time, replay, replay_in_portions
+from benchmarks.scaling import Phase, least_time, replay, replay_in_portions, replay_side_by_side
 
 JOBS = st.lists(st.floats(0.1, 100), min_size=1, max_size=6)
 
@@ -32,3 +32,19 @@ def test_jobs_in_portions_end_no_sooner_than_they_can(seconds: list[float], n_wo
     took = replay_in_portions(seconds, portion, n_workers)
     assert took >= max(sum(seconds) / n_workers, max(seconds)) * (1 - 1e-9)
     assert took <= replay(seconds, 1) * (1 + 1e-9)
+
+
+@given(JOBS, st.integers(1, 3), st.floats(0, 10), st.floats(0, 10))
+def test_a_stage_beside_none_takes_what_it_takes(seconds: list[float], n: int, worker: float, alone: float) -> None:
+    phase = Phase("train", seconds, worker, alone)
+    assert replay_side_by_side([[phase]], n) == pytest.approx(phase.replay(n))
+
+
+@given(st.lists(st.lists(JOBS, min_size=1, max_size=2), min_size=1, max_size=3), st.integers(1, 3))
+def test_stages_side_by_side_end_no_sooner_than_they_can(stages: list[list[list[float]]], n_workers: int) -> None:
+    phases = [[Phase(f"{i}, {k}", seconds) for k, seconds in enumerate(stage)] for i, stage in enumerate(stages)]
+    work = sum(sum(seconds) for stage in stages for seconds in stage)
+    longest = max(sum(max(seconds) for seconds in stage) for stage in stages)
+    took = replay_side_by_side(phases, n_workers)
+    assert max(work / n_workers, longest) * (1 - 1e-9) <= took <= work * (1 + 1e-9)
+    assert replay_side_by_side(phases, 1) == pytest.approx(work)
