@@ -12,7 +12,7 @@ finished models stay in the model cache, where `dvc repro` finds them.
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,16 +140,28 @@ def train_timed(job: TrainingJob) -> tuple[CacheEntry, float]:
     return work.train(job), time.monotonic() - began
 
 
+def copy_out(entry: CacheEntry, job: TrainingJob) -> pd.DataFrame:
+    """Copy a finished model from the cache to its path, and return its learning curve."""
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    return pd.DataFrame({**vars(job.key), **row} for row in entry.copy_to(job.path)).round(6)
+
+
+def train_starts(jobs: Iterable[TrainingJob]) -> None:
+    """Train the natural models that jobs start from where they are missing: another machine may have measured them."""
+    for start in {job.start.path: job.start for job in jobs if isinstance(job.start, TrainingJob)}.values():
+        if not start.path.exists():
+            copy_out(work.train(start), start)
+
+
 def run(study: Study, group: Group, found: Results, n_workers: int) -> Iterator[str]:
     """Train and measure the models of a group that have no results yet; a line for each that is finished."""
     waiting = [job for job in group.jobs if not found.has(job)]
+    train_starts(waiting)
     trained: Any = ((job, train_timed(job)) for job in waiting)  # on all cores, as stage train does
     if waiting and waiting[0].key.strategy != NATURAL:
         trained = LocalProcesses(n_workers, work.PRELOAD).run(train_timed, waiting)
     for job, (entry, seconds) in trained:
-        job.path.parent.mkdir(parents=True, exist_ok=True)
-        curve = pd.DataFrame({**vars(job.key), **row} for row in entry.copy_to(job.path))
-        found.add("curves", job, curve.round(6))
+        found.add("curves", job, copy_out(entry, job))
         for stage in group.stages:
             found.add(stage, job, _measure(only(study, job), stage))
         facts = {"seconds": round(seconds), **describe_machine(study)}
