@@ -1,4 +1,4 @@
-"""What zarr reads and writes the files of a store through: a folder, or object storage; both within bounds."""
+"""Backends that zarr reads and writes stores through: a folder or object storage, both within bounds."""
 
 import asyncio
 import hashlib
@@ -15,12 +15,12 @@ from pipeline.runtime.bucket import Bucket
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import check_file, read_file, remove
 
-# Twice 65,535 names of classes, each of 50 letters.
+# Room for twice 65,535 class names of 50 letters each.
 MAX_METADATA_BYTES = 2**23
 
 
 class Folder(LocalStore):
-    """A folder out of which zarr reads nothing but regular files of a bounded size."""
+    """A folder from which zarr reads only regular files of bounded size."""
 
     def __init__(self, root: Path | str, *, read_only: bool = True, max_bytes: int = MAX_METADATA_BYTES) -> None:
         super().__init__(root, read_only=read_only)
@@ -28,22 +28,22 @@ class Folder(LocalStore):
 
     @property
     def location(self) -> str:
-        """Its path."""
+        """The folder's path."""
         return str(self.root)
 
     def bounded(self, max_bytes: int) -> "Folder":
-        """The same for reading, with another bound."""
+        """Return the same folder for reading, with another bound."""
         return Folder(self.root, max_bytes=max_bytes)
 
     def names(self) -> set[str]:
-        """All files in it and below."""
+        """Return the names of all files in the folder and its subfolders."""
         return {path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir()}
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of these files that are not there; an empty one, which a power cut leaves, is none.
+        """Return those of these files that are missing; an empty one, as a power cut leaves it, counts as missing.
 
         Raises:
-            PipelineError: One is no file, or too large.
+            PipelineError: One is not a regular file, or is too large.
         """
         return [name for name in names if not self._has(name)]
 
@@ -53,15 +53,15 @@ class Folder(LocalStore):
         return path.exists() and path.stat().st_size > 0
 
     def read(self, name: str) -> bytes:
-        """The content of a file; errors as `files.read_file`."""
+        """Return the content of a file; raises as `files.read_file`."""
         return read_file(self.root / name, self.max_bytes)
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder and all that is in it."""
+        """Remove a file, or a folder with all that is in it."""
         remove(self.root / name)
 
     def check(self, key: str) -> None:
-        """Refuse what is no file, or too large; that there is none, zarr notices.
+        """Refuse what is not a regular file, or is too large; zarr itself notices missing files.
 
         Raises:
             PipelineError: As `files.check_file`.
@@ -89,10 +89,10 @@ class Folder(LocalStore):
 
 
 class Objects(Store):
-    """A folder in object storage out of which zarr reads nothing but objects of a bounded size.
+    """A folder in object storage from which zarr reads only objects of bounded size.
 
-    zarr has a class for obstore too, but calls it experimental; it reads objects of any size, and gives up where an
-    answer breaks off.
+    zarr has a class for obstore too, but calls it experimental; it reads objects of any size, and gives up when a
+    response is cut off.
     """
 
     supports_writes = supports_deletes = supports_listing = True
@@ -105,13 +105,13 @@ class Objects(Store):
         max_bytes: int = MAX_METADATA_BYTES,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """The folder.
+        """Open the folder.
 
         Args:
-            bucket: Where.
+            bucket: The folder in object storage.
             read_only: Whether to refuse writing.
             max_bytes: The largest size that an object can have.
-            metadata: Name of each `zarr.json` → its SHA-256, as the manifest says that led here; None without one.
+            metadata: Name of each `zarr.json` → its SHA-256, from the manifest of the store; None without one.
 
         Raises:
             PipelineError: As `Bucket.check`.
@@ -122,7 +122,7 @@ class Objects(Store):
 
     @property
     def location(self) -> str:
-        """Its URL."""
+        """The folder's URL."""
         return self.bucket.url
 
     def bounded(self, max_bytes: int) -> "Objects":
@@ -134,7 +134,7 @@ class Objects(Store):
         return set(self.bucket.sizes())
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """As `Folder.missing`; a request for all that lie together."""
+        """As `Folder.missing`; sends one request per subfolder."""
         wanted = list(names)
         sizes: dict[str, int] = {}
         for folder in {PurePosixPath(name).parent for name in wanted}:
@@ -151,7 +151,7 @@ class Objects(Store):
         """As `Folder.remove`."""
         self.bucket.remove([name, *(f"{name}/{found}" for found in (self.bucket / name).sizes())])
 
-    # What zarr asks for. Requests wait in threads, as those of zarr's own LocalStore do.
+    # The methods that zarr calls. Requests wait in threads, as those of zarr's own LocalStore do.
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, Objects) and (value.bucket, value.read_only) == (self.bucket, self.read_only)
