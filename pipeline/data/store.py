@@ -642,7 +642,7 @@ def open_foreign(path: Path, name: str) -> Array | None:
 
 
 def count_missing(array: Array) -> int:
-    """Count the shards, or chunks, of an array from `open_foreign` that lack a file; zarr reads them as its fill value."""
+    """Count the shards or chunks of an array from `open_foreign` that have no file; zarr reads them as fill value."""
     return len(backend_of(array).missing(_shard_keys(array)))
 
 

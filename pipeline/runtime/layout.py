@@ -73,7 +73,7 @@ def cells(stage: str, dataset: str) -> Path:
 
 
 def summary(stage: str, dataset: str, *names: str) -> Path:
-    """JSON, the few numbers that `dvc metrics` shows; without `names` (except for `impact`), the folder of all."""
+    """JSON, the few numbers that `dvc metrics` shows; without `names` (except for `impact`), the folder of them."""
     path = Path("metrics", stage, "summary", dataset, *names)
     return path.with_name(f"{path.name}.json") if names or stage == "impact" else path
 

@@ -67,7 +67,7 @@ def run_command(command: list[str], timeout: float | None = None) -> "subprocess
         subprocess.CalledProcessError: It failed.
         subprocess.TimeoutExpired: It took longer, and was ended.
     """
-    import subprocess  # late: a process imports this module first, and commands must be stoppable early
+    import subprocess  # imported late: this module is a process's first, and signals should be handled early
 
     process = subprocess.Popen(
         command,

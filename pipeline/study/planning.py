@@ -125,7 +125,7 @@ class Study:
         return [*self.natural, *(job for jobs in trained for job in jobs), *self.external]
 
     def cells(self, stage: str) -> list[PlannedCell]:
-        """Return the measurements of stage `impact`, `evaluate` or `ablations`, in the order in which it makes them."""
+        """Return the measurements of stage `impact`, `evaluate` or `ablations`, in the order of their rows."""
         return self._cells[stage]
 
     @cached_property
