@@ -1,6 +1,6 @@
 """The command line: `python -m pipeline COMMAND`."""
 
-import _signal  # type: ignore[import-not-found]  # `signal` takes a millisecond more, to make enums of it
+import _signal  # type: ignore[import-not-found]  # `signal` makes enums of it, which takes a millisecond
 
 
 def start() -> None:

@@ -72,19 +72,19 @@ class Folder(LocalStore):
     # All the ways in which zarr reads; each raises what `check` raises.
 
     async def get(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
-        """As `LocalStore.get`."""
+        """Like `LocalStore.get`."""
         self.check(key)
         return await super().get(key, *arguments, **named)
 
     def get_sync(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
-        """As `LocalStore.get_sync`."""
+        """Like `LocalStore.get_sync`."""
         self.check(key)
         return super().get_sync(key, *arguments, **named)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """As `LocalStore.get_partial_values`."""
+        """Like `LocalStore.get_partial_values`."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
 
@@ -126,15 +126,15 @@ class Objects(Store):
         return self.bucket.url
 
     def bounded(self, max_bytes: int) -> "Objects":
-        """As `Folder.bounded`."""
+        """Like `Folder.bounded`."""
         return Objects(self.bucket, max_bytes=max_bytes, metadata=self.metadata)
 
     def names(self) -> set[str]:
-        """As `Folder.names`."""
+        """Like `Folder.names`."""
         return set(self.bucket.sizes())
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """As `Folder.missing`; sends one request per subfolder."""
+        """Like `Folder.missing`; sends one request per subfolder."""
         wanted = list(names)
         sizes: dict[str, int] = {}
         for folder in {PurePosixPath(name).parent for name in wanted}:
@@ -144,11 +144,11 @@ class Objects(Store):
         return [name for name in wanted if not sizes.get(name)]
 
     def read(self, name: str) -> bytes:
-        """As `Folder.read`."""
+        """Like `Folder.read`."""
         return bytes(self.bucket.read(name, self.max_bytes))
 
     def remove(self, name: str) -> None:
-        """As `Folder.remove`."""
+        """Like `Folder.remove`."""
         self.bucket.remove([name, *(f"{name}/{found}" for found in (self.bucket / name).sizes())])
 
     # The methods that zarr calls. Requests wait in threads, as those of zarr's own LocalStore do.
@@ -157,7 +157,7 @@ class Objects(Store):
         return isinstance(value, Objects) and (value.bucket, value.read_only) == (self.bucket, self.read_only)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """As `Store.get`.
+        """Like `Store.get`.
 
         Raises:
             PipelineError: The object is too large or not what the manifest names; object storage does not answer.
@@ -181,36 +181,36 @@ class Objects(Store):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """As `Store.get_partial_values`."""
+        """Like `Store.get_partial_values`."""
         return list(await asyncio.gather(*(self.get(key, prototype, byte_range) for key, byte_range in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        """As `Store.exists`."""
+        """Like `Store.exists`."""
         return await asyncio.to_thread(self.bucket.has, key)
 
     async def set(self, key: str, value: Buffer) -> None:
-        """As `Store.set`, in one request: an object appears whole or not at all."""
+        """Like `Store.set`, in one request: an object appears whole or not at all."""
         self._check_writable()
         await asyncio.to_thread(self.bucket.write, key, value.as_buffer_like())
 
     async def delete(self, key: str) -> None:
-        """As `Store.delete`."""
+        """Like `Store.delete`."""
         self._check_writable()
         await asyncio.to_thread(self.bucket.remove, [key])
 
     async def list(self) -> AsyncIterator[str]:
-        """As `Store.list`."""
+        """Like `Store.list`."""
         for name in await asyncio.to_thread(self.names):
             yield name
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """As `Store.list_prefix`."""
+        """Like `Store.list_prefix`."""
         async for name in self.list():
             if name.startswith(prefix):
                 yield name
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """As `Store.list_dir`."""
+        """Like `Store.list_dir`."""
         folder = self.bucket / prefix if prefix else self.bucket
         for name in {name.partition("/")[0] for name in await asyncio.to_thread(folder.sizes)}:
             yield name

@@ -88,7 +88,7 @@ def _inspect(where: str, pixels: Images) -> Inspection:
 
 @dataclass(frozen=True)
 class Opened:
-    """A source of the user's that was found to hold a data set; its images are not decoded yet.
+    """A user's source that was found to hold a data set; its images are not decoded yet.
 
     Attributes:
         classes: Names of the labels.

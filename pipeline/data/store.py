@@ -142,7 +142,7 @@ def _replacing_folder(path: Path, resumes: str | None) -> Iterator[Folder]:
 
 @contextmanager
 def _replacing_objects(path: Path, bucket: Bucket, resumes: str | None) -> Iterator[Objects]:
-    """As `_replacing_folder`; only the working folder records the name of the staging folder to resume."""
+    """Like `_replacing_folder`; only the working folder records the name of the staging folder to resume."""
     noted, name = path.with_name(f".{path.name}.key{PARTIAL_SUFFIX}"), uuid4().hex
     if resumes is not None:
         with suppress(FileNotFoundError):

@@ -34,7 +34,7 @@ def ended_when_stopped(end: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def begun_deaf() -> Iterator[None]:
-    """Shield processes started in this block from a terminal's SIGINT and SIGHUP: their parent ends them.
+    """Block SIGINT and SIGHUP, which a terminal sends to all, in processes started here: their parent ends them.
 
     Signals that stop this process itself wait for the end of the block.
     """
@@ -53,7 +53,7 @@ def begun_deaf() -> Iterator[None]:
 
 
 def run_command(command: list[str], timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a program and wait for it; a signal that stops this process ends it, and all that it has begun.
+    """Run a program and wait for it; a signal that stops this process ends the program too, and all that it started.
 
     Args:
         command: Program and arguments; its standard input is empty.
