@@ -1,12 +1,12 @@
 """The command line: `python -m pipeline COMMAND`."""
 
-import _signal  # type: ignore[import-not-found]  # what `signal` makes enums of, for a millisecond
+import _signal  # type: ignore[import-not-found]  # `signal` makes enums of it, which takes a millisecond
 
 
 def start() -> None:
     """Run the command that the process was started with."""
-    # Imports take a tenth of a second, in which Ctrl-C would end in a traceback: the first has no more to say than the
-    # system has, the others a line.
+    # Imports take a tenth of a second, in which Ctrl-C would end in a traceback. Instead it ends the process: silently
+    # during the first import, with a message during the others.
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     from pipeline.runtime.stopping import stop_on_signals

@@ -1,4 +1,4 @@
-"""All commands, and what is said of an error that a user can mend."""
+"""All commands, and the messages for errors that a user can fix."""
 
 import errno
 import re
@@ -44,12 +44,12 @@ _ADVICE = {
 # Workers, their pipes, and a store take a few dozen.
 _FEWEST_OPEN_FILES = 64
 _ASK_FOR_LESS = "ask for less in params.yaml, such as a smaller batch_size, or run with fewer --workers"
-# What libraries say in errors of their own. Their classes are not imported for it: torch takes seconds.
+# What libraries say of a lack of memory. Their own error classes are not imported for it: torch takes seconds.
 _NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|ALLOC_FAILED|map segment", re.IGNORECASE)
 
 
 def _explain(error: Exception) -> str | None:
-    """What is said of an error that the user can mend; None for a bug."""
+    """Return the message for an error that the user can fix; None for a bug."""
     text = " ".join(str(error).split())
     match error:
         case PipelineError():
@@ -57,14 +57,14 @@ def _explain(error: Exception) -> str | None:
         case MemoryError() | OSError(errno=errno.ENOMEM):
             return f"not enough memory ({text or 'no more is said'}); {_ASK_FOR_LESS}"
         case OSError(filename=None):
-            # Not about a path: nothing may be named that could be taken for one.
+            # Not about a path: the message must name nothing that could be taken for one.
             name = errno.errorcode.get(error.errno or 0, type(error).__name__)
             return f"{error.strerror or text}; {_ADVICE.get(error.errno or 0, f'the system refuses it ({name})')}"
         case OSError():
             return f"{error.filename}: {error.strerror or text}; {_ADVICE.get(error.errno or 0, _PATH)}"
         case UnicodeEncodeError():
             return f"{error.object!a}: cannot be written as {error.encoding}; set LC_ALL=C.UTF-8"
-        case ValueError() if "is malformed, original error message" in text:  # said by what reads zarr's settings
+        case ValueError() if "is malformed, original error message" in text:  # from the reader of zarr's settings
             return f"{text}; mend or remove that file (ZARR_CONFIG says where else zarr looks)"
         case Warning():
             return f"{text} (PYTHONWARNINGS or -W makes an error of this warning)"
@@ -86,10 +86,10 @@ def _most_open_files() -> int:
 
 
 class _Group(click.Group):
-    """Turns the errors that users can mend into one message and exit status 1."""
+    """Turns errors that users can fix into one message and exit status 1."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of the pipeline, not of the alphabet."""
+        """Return the commands in the order of the pipeline, not alphabetically."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -1,4 +1,4 @@
-"""What DVC has recorded of the outputs of every stage, and the same of what lies there now."""
+"""Reads the digests of stage outputs that DVC has recorded, and computes those of the current files."""
 
 import hashlib
 import json
@@ -10,17 +10,17 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field, TypeAdapter
 from ruamel.yaml import YAML
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
-from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
 
-# Hundreds of times those of a study.
+# Limits, hundreds of times the sizes in a study.
 _MAX_LOCK_BYTES, _MAX_OUTPUT_BYTES = 16 * 2**20, 2**30
-# Params are as deep as they are nested; DVC adds five.
+# DVC adds five levels to the nesting of params.
 _MAX_DEPTH = 50
-# As .dvcignore has it.
+# The patterns in .dvcignore.
 _IGNORED = ("__pycache__", "*.partial", "*.running", ".DS_Store", "Thumbs.db")
 
 
@@ -29,8 +29,8 @@ class Recorded:
     """One output in dvc.lock.
 
     Attributes:
-        stage: Its stage, such as `figures@mnist`.
-        digest: MD5 of a file; of a folder, that of the list of its files.
+        stage: Its stage, such as `impact@mnist`.
+        digest: MD5 of a file or, for a folder, of the list of its files.
     """
 
     stage: str
@@ -42,7 +42,7 @@ class _Entry(TypedDict):
     hash: NotRequired[str]
     size: NotRequired[int]
     nfiles: NotRequired[int]
-    # Absent where an output lies in a bucket.
+    # Absent if an output lies in a bucket.
     md5: NotRequired[Annotated[str, Field(pattern=r"^[0-9a-f]{32}(\.dir)?$")]]
 
 
@@ -62,18 +62,18 @@ _LOCK = TypeAdapter(_Lock)
 
 
 def read_lock() -> Mapping[Path, Recorded]:
-    """The outputs that dvc.lock records, with their digests.
+    """Return the outputs that dvc.lock records, with their digests.
 
     Raises:
-        FileNotFoundError: There is none.
-        PipelineError: It is empty or cut off, or no such file at all.
+        FileNotFoundError: There is no dvc.lock.
+        PipelineError: It is empty, cut off, or not a lock file at all.
     """
     content = read_file(layout.LOCK, _MAX_LOCK_BYTES)
     try:
         text = content.decode("utf-8")
         _check_shape(text)
         stages = _LOCK.validate_python(YAML(typ="safe").load(text))["stages"]
-    except Exception:  # the parser passes on what it likes
+    except Exception:  # the parser raises what it likes
         what = "damaged or cut off" if content.strip() else "empty"
         raise PipelineError(
             f"{layout.LOCK}: {what}, as it is when `dvc repro` is stopped while it writes (if one is at work, wait for "
@@ -88,7 +88,7 @@ def read_lock() -> Mapping[Path, Recorded]:
 
 
 def _check_shape(text: str) -> None:
-    """Refuse what DVC never writes, and what would take the parser's stack, or memory without end, to load."""
+    """Refuse content that DVC never writes, and that would exhaust the parser's stack or memory."""
     depth = 0
     for event in YAML(typ="safe").parse(text):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
@@ -97,10 +97,10 @@ def _check_shape(text: str) -> None:
 
 
 def digest(path: Path) -> str:
-    """What dvc.lock would record for an output.
+    """Return the digest that dvc.lock would record for an output.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no such output.
         PipelineError: It, or a file in it, cannot be read.
     """
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""The damage and the stores for training loops in PyTorch: a transform and a data set.
+"""Perturbations and stores for other training loops in PyTorch: a transform and a data set.
 
 from pipeline.pytorch import Perturb, StoreDataset
 damaged = Perturb("noise", level=(0.01, 0.2), generator=np.random.default_rng(0))
@@ -26,21 +26,21 @@ from pipeline.runtime.errors import PipelineError
 
 
 def _made_by(path: Path) -> str:
-    """The command that makes a store that lies in its place, for error messages."""
+    """Return the command that makes a store at its usual path, for error messages."""
     is_clean = path.parent.name == layout.clean_store("any").parent.name
     stage = ["prepare"] if is_clean else ["perturb", path.parent.name]
     return " ".join(["python -m pipeline", *stage, path.stem])
 
 
 class Perturb(v2.Transform):  # type: ignore[misc]
-    """Damages images as one of `PERTURBATIONS` does; a transform of torchvision's second version.
+    """Damages images as one of `PERTURBATIONS` does; a transform for torchvision's v2 API.
 
-    Takes what these take: PIL images (grey or RGB), `tv_tensors.Image`, or tensors, uint8 (..., C, H, W); other things
-    in the same sample, such as labels, boxes and masks, pass as they are. Every image of a call has the same level and
-    draws of its own. Videos are damaged frame by frame.
+    Accepts what such transforms accept: PIL images (grey or RGB), `tv_tensors.Image`, or tensors, uint8 (..., C, H, W);
+    other parts of the same sample, such as labels, boxes and masks, are passed through. The images of a call share one
+    level, but each has its own random draws. Videos are damaged frame by frame.
 
     In a `DataLoader` each worker draws from a stream of its own, derived from the generator and from the seed that
-    PyTorch gives the worker, so that `torch.manual_seed` decides all.
+    PyTorch gives the worker, so that `torch.manual_seed` decides all draws.
     """
 
     _transformed_types = (Image.Image, tv_tensors.Image, tv_tensors.Video, v2.functional.is_pure_tensor)
@@ -48,17 +48,17 @@ class Perturb(v2.Transform):  # type: ignore[misc]
     def __init__(
         self, name: str, level: float | tuple[float, float], generator: np.random.Generator, **options: str | bool
     ) -> None:
-        """The damage.
+        """Set what damage to apply.
 
         Args:
-            name: Of the perturbation, such as `noise`.
+            name: Name of the perturbation, such as `noise`.
             level: Its physical value; or the lowest and the highest, between which every call draws one uniformly.
             generator: Source of all draws.
-            options: Of the kernel.
+            options: Options of the kernel.
 
         Raises:
             ValueError: An unknown name or option, or a level out of range.
-            TypeError: The generator is no `np.random.Generator`.
+            TypeError: The generator is not an `np.random.Generator`.
         """
         super().__init__()
         if name not in PERTURBATIONS:
@@ -69,14 +69,14 @@ class Perturb(v2.Transform):  # type: ignore[misc]
             raise ValueError(f"level: {level!r}; give the lower one first")
         self.generator = generator
         self._of_worker: tuple[int, np.random.Generator] | None = None
-        for one in (self.low, self.high):  # the kernel says what is wrong with them
+        for one in (self.low, self.high):  # the kernel checks them
             self._damage(np.zeros((1, 256, 256, 3), np.uint8), one, np.random.default_rng(0))
         if not isinstance(generator, np.random.Generator):
             raise TypeError(f"generator: of type {type(generator).__name__}; give a `numpy.random.default_rng(seed)`")
         self._entropy = [int(word) for word in np.random.default_rng(generator.integers(2**63)).integers(2**32, size=4)]
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The level of one call."""
+        """Return the level of one call."""
         if self.low == self.high:
             return {"level": self.low}
         if PERTURBATIONS[self.name].unit == "n_pixels":
@@ -84,7 +84,7 @@ class Perturb(v2.Transform):  # type: ignore[misc]
         return {"level": float(self._rng().uniform(self.low, self.high))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """An image, damaged; of the type that it has."""
+        """Return a damaged image, of the same type."""
         level, rng = params["level"], self._rng()
         if isinstance(inpt, Image.Image):
             if inpt.mode not in ("L", "RGB"):
@@ -98,7 +98,7 @@ class Perturb(v2.Transform):  # type: ignore[misc]
         return tv_tensors.wrap(damaged.contiguous().to(inpt.device), like=inpt)
 
     def extra_repr(self) -> str:
-        """What it does, in the words of its arguments."""
+        """Return the arguments of the transform as text."""
         level = self.low if self.low == self.high else (self.low, self.high)
         return ", ".join(
             [repr(self.name), f"level={level}", *(f"{key}={value!r}" for key, value in self.options.items())]
@@ -122,9 +122,9 @@ class Perturb(v2.Transform):  # type: ignore[misc]
 class StoreDataset(Dataset[tuple[Any, Any]]):
     """Images of a clean or perturbed store with their labels.
 
-    An item is (`tv_tensors.Image` uint8 (C, H, W), class number), each through its transform. The images are read when
-    the first one is asked for, all of the split, and held: in every worker process of a `DataLoader` that is spawned,
-    once for all where workers are forked later. Of a store in object storage they are read at once.
+    An item is (`tv_tensors.Image` uint8 (C, H, W), class number), each passed through its transform. All images of the
+    split are read when the first one is requested, and kept in memory: once per worker process of a `DataLoader` if
+    workers are spawned, once for all of them if they are forked later. From object storage they are read at once.
 
     Attributes:
         classes: Names of the class numbers.
@@ -139,14 +139,14 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
         transform: Callable[[Tensor], Any] | None = None,
         target_transform: Callable[[int], Any] | None = None,
     ) -> None:
-        """A split.
+        """Open a split.
 
         Args:
-            path: `data/clean/NAME.zarr` or `data/perturbed/NAME/PERTURBATION.zarr`; of a perturbed store the labels are
-                read from the clean one, which has to lie in its place beside it.
+            path: `data/clean/NAME.zarr` or `data/perturbed/NAME/PERTURBATION.zarr`; labels of a perturbed store are
+                read from the clean one, which must be in its usual place beside it.
             split: `train` or `test`.
-            level: Of a perturbed store: which.
-            trial: Of the test images of a perturbed store: which repetition.
+            level: Level in a perturbed store; None for a clean one.
+            trial: 0-based repetition, for the test images of a perturbed store.
             transform: Applied to an image.
             target_transform: Applied to a class number.
 
@@ -187,7 +187,7 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
             raise PipelineError(f"{self.path}: made from other images than {self._clean} has now; run `{made_by}`")
         self.classes: tuple[str, ...] = tuple(clean.attrs["classes"])  # type: ignore[arg-type]
         self._labels = store.read(labels, prepared_by)[: shape[-4]]
-        if self.path.is_file():  # in object storage, which a worker that is forked cannot reach
+        if self.path.is_file():  # in object storage, which forked workers cannot reach
             self._read()
 
     @property

@@ -1,4 +1,4 @@
-"""Whether stores, models and metric files are whole, as params ask, and what this code makes of the clean images."""
+"""Checks that stores, models and metric files are whole and as params ask, and that images can be reproduced."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,16 +23,16 @@ from pipeline.training.job import TrainingJob
 
 Progress = Callable[[int], object]
 Recorded = Mapping[Path, lockfile.Recorded]
-# Left by systems and by DVC; .dvcignore names them, or DVC does not look at them.
+# Files left by operating systems and by DVC; .dvcignore names them, or DVC ignores them anyway.
 _NOT_OURS = (".DS_Store", "Thumbs.db", ".gitignore", ".gitkeep")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of checking one thing.
 
     Attributes:
-        text: What is well, or what is wrong and the command that mends it; begins with a path.
+        text: What is in order, or what is wrong and the command that fixes it; begins with a path.
         is_problem: Whether something is wrong.
     """
 
@@ -41,7 +41,7 @@ class Finding:
 
 
 def attempt(what: Path, check: Callable[[], list[Finding]]) -> list[Finding]:
-    """What a check finds; where it fails, that it does, so that the others follow."""
+    """Return a check's findings or, if it fails, that failure as a finding, so that other checks can follow."""
     problems: list[str] = []
     with _noted(problems, what, "python -m pipeline verify"):
         return check()
@@ -50,7 +50,7 @@ def attempt(what: Path, check: Callable[[], list[Finding]]) -> list[Finding]:
 
 @contextmanager
 def _noted(problems: list[str], path: Path, made_by: str) -> Iterator[None]:
-    """An error within the block is a problem among others, and no end."""
+    """Add an error in the block to `problems` instead of raising it."""
     try:
         yield
     except (PipelineError, OSError) as error:
@@ -61,11 +61,11 @@ def _noted(problems: list[str], path: Path, made_by: str) -> Iterator[None]:
 
 
 def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images], list[Finding]]:
-    """The clean images of every split that is whole, and what is to be said of their store.
+    """Check a clean store, and return the images of every split that is whole.
 
     Args:
-        dataset: Which data set.
-        progress: Called with the number of images looked at since the last call.
+        dataset: The data set.
+        progress: Called with the number of images checked since the last call.
 
     Returns:
         Split → uint8 (N, H, W, C); the findings.
@@ -95,16 +95,16 @@ def verify_clean(dataset: Dataset, progress: Progress) -> tuple[dict[str, Images
 def verify_perturbed(
     study: Study, perturbation: str, clean: Mapping[str, Images], is_full: bool, progress: Progress
 ) -> list[Finding]:
-    """What is to be said of one perturbed store.
+    """Check one perturbed store.
 
-    Every chunk of every array is read; one block of its images, or all of them, is made again from the clean ones.
+    Every chunk of every array is read; one block of its images, or all of them, are made again from the clean ones.
 
     Args:
-        study: What the store should hold.
-        perturbation: Which perturbation.
+        study: Plans what the store should hold.
+        perturbation: Name of the perturbation.
         clean: From `verify_clean`.
-        is_full: Make all images again.
-        progress: Called with the number of images looked at since the last call.
+        is_full: Whether to make all images again.
+        progress: Called with the number of images checked since the last call.
     """
     arrays = study.arrays_of(perturbation)
     path, made_by = (
@@ -130,7 +130,7 @@ def verify_perturbed(
 
 
 def _open_store(path: Path, problems: list[str], made_by: str) -> store.Group | None:
-    """A store for reading; None, and why among the problems, if it cannot be read."""
+    """Open a store for reading; if it cannot be read, add the reason to `problems` and return None."""
     with _noted(problems, path, made_by):
         return store.open_store(path, made_by)
     return None
@@ -171,14 +171,14 @@ def _differences(
     digests: Mapping[str, Any],
     made_by: str,
 ) -> list[str]:
-    """What tells the files of a store from those that its stage writes; nothing of arrays that have no digest here."""
+    """List how a store's files differ from those that its stage writes, except for arrays without a digest here."""
     arrays = [(name, shape, {**expected, "sha256": digests.get(name)}) for name, (shape, expected) in planned.items()]
     files, backend = store.planned_files(attributes, arrays), store.backend_of(group)
     there, problems = backend.names(), []
     for file, content in sorted(files.items()):
         where = f"{backend.location}/{file}"
         if any(file.is_relative_to(name) for name in planned if name not in digests):
-            continue  # why is said already
+            continue  # already reported
         if file.as_posix() not in there:
             problems.append(f"{where}: is missing; make the store again with `{made_by}`")
         elif content is not None:
@@ -193,7 +193,7 @@ def _differences(
 
 
 def read_recorded() -> tuple[Recorded, list[Finding]]:
-    """The outputs that dvc.lock records, and what is to be said of it."""
+    """Return the outputs that dvc.lock records, and findings about that file."""
     problems: list[str] = []
     with _noted(problems, layout.LOCK, "dvc repro"):
         try:
@@ -205,10 +205,10 @@ def read_recorded() -> tuple[Recorded, list[Finding]]:
 
 
 def verify_metrics(study: Study, recorded: Recorded) -> list[Finding]:
-    """What is to be said of the metric files of a data set.
+    """Check the metric files of a data set.
 
-    Rows must be those that params ask for, files to the byte what the stage writes of their values, summaries what
-    the rows give, and everything what dvc.lock records, where it does.
+    Rows must be those that params ask for, files byte for byte what the stage writes for their values, summaries what
+    the rows give, and everything as dvc.lock records it, if it does.
     """
     problems: list[str] = []
     name = study.dataset.name
@@ -238,7 +238,7 @@ def verify_metrics(study: Study, recorded: Recorded) -> list[Finding]:
 
 
 def verify_report(recorded: Recorded) -> list[Finding]:
-    """What is to be said of the report: whether it is there, and what dvc.lock records, where it does."""
+    """Check that the report is there and, if dvc.lock records it, that it is as recorded."""
     problems: list[str] = []
     n_compared = _compare_recorded({layout.report(): "report"}, recorded, problems)
     well = f"as {layout.LOCK} records it" if n_compared else f"there; {layout.LOCK} does not record it"
@@ -246,7 +246,7 @@ def verify_report(recorded: Recorded) -> list[Finding]:
 
 
 def _compare_recorded(outputs: Mapping[Path, str], recorded: Recorded, problems: list[str]) -> int:
-    """Compare outputs of stages (path → arguments) of which nothing is said yet with dvc.lock; how many it records."""
+    """Compare outputs of stages (path → arguments) without problems so far to dvc.lock; return how many it records."""
     n_compared = 0
     for path, stage in outputs.items():
         if any(problem.startswith((f"{path}:", f"{path}/")) for problem in problems):
@@ -266,7 +266,7 @@ def _compare_recorded(outputs: Mapping[Path, str], recorded: Recorded, problems:
 
 
 def _metric_outputs(study: Study) -> dict[Path, str]:
-    """What lies below metrics/ of a data set, as dvc.yaml names it → arguments of the stage that makes it."""
+    """Map a data set's outputs in metrics/, as dvc.yaml names them, to arguments of the stages that make them."""
     name = study.dataset.name
     outputs = {results.curves_path(study, stage): f"{stage} {name}" for stage in ("train", "strategies")}
     for stage in MEASURING:
@@ -275,8 +275,8 @@ def _metric_outputs(study: Study) -> dict[Path, str]:
 
 
 def verify_models(study: Study) -> list[Finding]:
-    """What is to be said of the models of a data set: weights as their descriptions say, descriptions as params ask."""
-    # torch takes seconds to import, which who looks at data only need not wait for.
+    """Check the models of a data set: weights must be as their descriptions say, descriptions as params ask."""
+    # Imported late: torch takes seconds, which checks of data alone should not wait for.
     from pipeline.models import external, storage
 
     problems: list[str] = []
@@ -295,7 +295,7 @@ def verify_models(study: Study) -> list[Finding]:
 
 
 def _check_curves(study: Study, stage: str) -> None:
-    """That the learning curves of a stage are those of its models, where these can be read."""
+    """Check that the learning curves of a stage are those of its models, if these can be read."""
     from pipeline.models import storage  # as in verify_models
     from pipeline.training.work import curves_to_csv
 
@@ -310,7 +310,7 @@ def _check_curves(study: Study, stage: str) -> None:
 
 
 def verify_cached() -> list[Finding]:
-    """What is to be said of the models in the model cache."""
+    """Check the models in the model cache."""
     from pipeline.models import storage  # as in verify_models
     from pipeline.training.cache import mend_entry, read_entry
 
@@ -329,7 +329,7 @@ def _jobs(study: Study) -> list[TrainingJob]:
 
 
 def verify_leftovers(studies: Iterable[Study]) -> list[Finding]:
-    """A problem for everything among the outputs that params do not ask for: stages depend on whole folders."""
+    """Report all outputs that params do not ask for as problems: stages depend on whole folders."""
     roots, expected = [Path("metrics"), layout.external_model("any").parent], [layout.report()]
     for study in studies:
         name = study.dataset.name
@@ -361,14 +361,14 @@ def _run(arguments: str) -> str:
 
 
 def _strays(root: Path, expected: Iterable[Path]) -> list[Path]:
-    """What lies below `root` and is not expected; a folder stands for all that is in it."""
+    """List what lies below `root` and is not expected; a folder stands for all that is in it."""
     known = set(expected)
     holders = {parent for path in known for parent in path.parents}
     found: list[Path] = []
     for path in sorted(root.glob("*")):
-        # Without a dot it is zarr's: what it was writing when it was killed.
+        # Without a leading dot, it is a file that zarr was writing when it was killed.
         is_left_out = path.name in _NOT_OURS or (path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX))
-        if path in holders or any(path.rglob(".gitkeep")):  # DVC needs the folder, though there may be nothing for it
+        if path in holders or any(path.rglob(".gitkeep")):  # DVC needs the folder, even if nothing belongs in it
             found += _strays(path, known)
         elif path not in known and not is_left_out and not _holds_folders_only(path):
             found.append(path)
@@ -380,5 +380,5 @@ def _holds_folders_only(path: Path) -> bool:
 
 
 def _findings(problems: Sequence[str], all_well: str) -> list[Finding]:
-    # What one stage makes is read by the checks of others too.
+    # Without repetitions: checks of several stages read the same outputs.
     return [Finding(problem, True) for problem in dict.fromkeys(problems)] or [Finding(all_well, False)]

@@ -1,4 +1,4 @@
-"""What zarr reads and writes the files of a store through: a folder, or object storage; both within bounds."""
+"""Backends that zarr reads and writes stores through: a folder or object storage, both within bounds."""
 
 import asyncio
 import hashlib
@@ -15,12 +15,12 @@ from pipeline.runtime.bucket import Bucket
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import check_file, read_file, remove
 
-# Twice 65,535 names of classes, each of 50 letters.
+# Room for twice 65,535 class names of 50 letters each.
 MAX_METADATA_BYTES = 2**23
 
 
 class Folder(LocalStore):
-    """A folder out of which zarr reads nothing but regular files of a bounded size."""
+    """A folder from which zarr reads only regular files of bounded size."""
 
     def __init__(self, root: Path | str, *, read_only: bool = True, max_bytes: int = MAX_METADATA_BYTES) -> None:
         super().__init__(root, read_only=read_only)
@@ -28,22 +28,22 @@ class Folder(LocalStore):
 
     @property
     def location(self) -> str:
-        """Its path."""
+        """The folder's path."""
         return str(self.root)
 
     def bounded(self, max_bytes: int) -> "Folder":
-        """The same for reading, with another bound."""
+        """Return the same folder for reading, with another bound."""
         return Folder(self.root, max_bytes=max_bytes)
 
     def names(self) -> set[str]:
-        """All files in it and below."""
+        """Return the names of all files in the folder and its subfolders."""
         return {path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir()}
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of these files that are not there; an empty one, which a power cut leaves, is none.
+        """Return those of these files that are missing; an empty one, as a power cut leaves it, counts as missing.
 
         Raises:
-            PipelineError: One is no file, or too large.
+            PipelineError: One is not a regular file, or is too large.
         """
         return [name for name in names if not self._has(name)]
 
@@ -53,15 +53,15 @@ class Folder(LocalStore):
         return path.exists() and path.stat().st_size > 0
 
     def read(self, name: str) -> bytes:
-        """The content of a file; errors as `files.read_file`."""
+        """Return the content of a file; raises as `files.read_file`."""
         return read_file(self.root / name, self.max_bytes)
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder and all that is in it."""
+        """Remove a file, or a folder with all that is in it."""
         remove(self.root / name)
 
     def check(self, key: str) -> None:
-        """Refuse what is no file, or too large; that there is none, zarr notices.
+        """Refuse what is not a regular file, or is too large; zarr itself notices missing files.
 
         Raises:
             PipelineError: As `files.check_file`.
@@ -72,27 +72,27 @@ class Folder(LocalStore):
     # All the ways in which zarr reads; each raises what `check` raises.
 
     async def get(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
-        """As `LocalStore.get`."""
+        """Like `LocalStore.get`."""
         self.check(key)
         return await super().get(key, *arguments, **named)
 
     def get_sync(self, key: str, *arguments: Any, **named: Any) -> Buffer | None:
-        """As `LocalStore.get_sync`."""
+        """Like `LocalStore.get_sync`."""
         self.check(key)
         return super().get_sync(key, *arguments, **named)
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """As `LocalStore.get_partial_values`."""
+        """Like `LocalStore.get_partial_values`."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
 
 class Objects(Store):
-    """A folder in object storage out of which zarr reads nothing but objects of a bounded size.
+    """A folder in object storage from which zarr reads only objects of bounded size.
 
-    zarr has a class for obstore too, but calls it experimental; it reads objects of any size, and gives up where an
-    answer breaks off.
+    zarr has a class for obstore too, but calls it experimental; it reads objects of any size, and gives up when a
+    response is cut off.
     """
 
     supports_writes = supports_deletes = supports_listing = True
@@ -105,13 +105,13 @@ class Objects(Store):
         max_bytes: int = MAX_METADATA_BYTES,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """The folder.
+        """Open the folder.
 
         Args:
-            bucket: Where.
+            bucket: The folder in object storage.
             read_only: Whether to refuse writing.
             max_bytes: The largest size that an object can have.
-            metadata: Name of each `zarr.json` → its SHA-256, as the manifest says that led here; None without one.
+            metadata: Name of each `zarr.json` → its SHA-256, from the manifest of the store; None without one.
 
         Raises:
             PipelineError: As `Bucket.check`.
@@ -122,19 +122,19 @@ class Objects(Store):
 
     @property
     def location(self) -> str:
-        """Its URL."""
+        """The folder's URL."""
         return self.bucket.url
 
     def bounded(self, max_bytes: int) -> "Objects":
-        """As `Folder.bounded`."""
+        """Like `Folder.bounded`."""
         return Objects(self.bucket, max_bytes=max_bytes, metadata=self.metadata)
 
     def names(self) -> set[str]:
-        """As `Folder.names`."""
+        """Like `Folder.names`."""
         return set(self.bucket.sizes())
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """As `Folder.missing`; a request for all that lie together."""
+        """Like `Folder.missing`; sends one request per subfolder."""
         wanted = list(names)
         sizes: dict[str, int] = {}
         for folder in {PurePosixPath(name).parent for name in wanted}:
@@ -144,20 +144,20 @@ class Objects(Store):
         return [name for name in wanted if not sizes.get(name)]
 
     def read(self, name: str) -> bytes:
-        """As `Folder.read`."""
+        """Like `Folder.read`."""
         return bytes(self.bucket.read(name, self.max_bytes))
 
     def remove(self, name: str) -> None:
-        """As `Folder.remove`."""
+        """Like `Folder.remove`."""
         self.bucket.remove([name, *(f"{name}/{found}" for found in (self.bucket / name).sizes())])
 
-    # What zarr asks for. Requests wait in threads, as those of zarr's own LocalStore do.
+    # The methods that zarr calls. Requests wait in threads, as those of zarr's own LocalStore do.
 
     def __eq__(self, value: object) -> bool:
         return isinstance(value, Objects) and (value.bucket, value.read_only) == (self.bucket, self.read_only)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """As `Store.get`.
+        """Like `Store.get`.
 
         Raises:
             PipelineError: The object is too large or not what the manifest names; object storage does not answer.
@@ -181,36 +181,36 @@ class Objects(Store):
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """As `Store.get_partial_values`."""
+        """Like `Store.get_partial_values`."""
         return list(await asyncio.gather(*(self.get(key, prototype, byte_range) for key, byte_range in key_ranges)))
 
     async def exists(self, key: str) -> bool:
-        """As `Store.exists`."""
+        """Like `Store.exists`."""
         return await asyncio.to_thread(self.bucket.has, key)
 
     async def set(self, key: str, value: Buffer) -> None:
-        """As `Store.set`, in one request: an object appears whole or not at all."""
+        """Like `Store.set`, in one request: an object appears whole or not at all."""
         self._check_writable()
         await asyncio.to_thread(self.bucket.write, key, value.as_buffer_like())
 
     async def delete(self, key: str) -> None:
-        """As `Store.delete`."""
+        """Like `Store.delete`."""
         self._check_writable()
         await asyncio.to_thread(self.bucket.remove, [key])
 
     async def list(self) -> AsyncIterator[str]:
-        """As `Store.list`."""
+        """Like `Store.list`."""
         for name in await asyncio.to_thread(self.names):
             yield name
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """As `Store.list_prefix`."""
+        """Like `Store.list_prefix`."""
         async for name in self.list():
             if name.startswith(prefix):
                 yield name
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """As `Store.list_dir`."""
+        """Like `Store.list_dir`."""
         folder = self.bucket / prefix if prefix else self.bucket
         for name in {name.partition("/")[0] for name in await asyncio.to_thread(folder.sizes)}:
             yield name

@@ -1,4 +1,4 @@
-"""What data sets are: shapes, sizes, class names, digests of their decoded arrays, and where they come from."""
+"""Facts about data sets: shapes, sizes, class names, digests of their decoded arrays, and where they come from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ def _check_whole(value: Any) -> Any:
 
 
 Channels = Annotated[Literal[1, 3], BeforeValidator(_check_whole)]
-# Beyond this an image is no longer one of the kind that this study trains on.
+# Larger images are not of the kind that this study trains on.
 MAX_SIDE = 4096
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
@@ -32,9 +32,9 @@ class Dataset:
         name: Its name in params, paths and metrics.
         shape: H, W, C of an image; uint8, 0-255, C = 1 (grey) or 3 (RGB).
         n_examples: Images per split.
-        classes: Names of the labels, from 0 on.
+        classes: Names of the labels, starting with label 0.
         digests: SHA-256 of the decoded C-order bytes per (split, `images` or `labels`).
-        source: Of a data set of the user's, the settings that decide its images; None for a published one.
+        source: For a user's own data set, the settings that decide its images; None for a published one.
     """
 
     name: str
@@ -81,7 +81,7 @@ DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in (MNIST, 
 
 
 class Canonical(Values):
-    """A published data set, which has its facts here and comes from one of `Prepare.sources`.
+    """A published data set, whose facts are in this file and whose images come from one of `Prepare.sources`.
 
     Attributes:
         path: This file; DVC watches it, as it watches the files of other sources.
@@ -92,13 +92,13 @@ class Canonical(Values):
 
 
 class Own(Values):
-    """Images of the user's, in a folder or a file.
+    """The user's own images, in a folder or a file.
 
     Attributes:
         kind: `folder`: a folder per class, or `train` and `test` with a folder per class. `npz`: `train_images`,
             `train_labels`, `test_images`, `test_labels`, or `x_train` and so on. `zarr`: groups `train` and `test`
             with `images` and `labels`.
-        path: Where it lies, absolute or relative to the repository.
+        path: The folder or file, absolute or relative to the repository.
         size: Height and width that images are resized and cropped to, pixels.
         channels: 1 (grey) or 3 (RGB).
         test_share: Share of the images that becomes the test set, where the source has none; otherwise None.
@@ -117,12 +117,12 @@ class Own(Values):
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What decides the images, as JSON values: all but where they lie."""
+        """The settings that decide the images, as JSON values: all but their path."""
         return self.model_dump(mode="json", exclude={"path"})
 
 
 class OwnTorchvision(Own):
-    """A data set that `torchvision.datasets` can read from files that are there.
+    """A data set that `torchvision.datasets` can read from local files.
 
     Attributes:
         kind: `torchvision`.

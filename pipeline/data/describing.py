@@ -1,4 +1,4 @@
-"""Says what lies in a folder or file of images, what is odd about it, and how params.yaml names it."""
+"""Describes a folder or file of images: its content, its oddities, and the block that names it in params.yaml."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,20 +13,20 @@ from pipeline.data.datasets import MAX_SIDE, SPLITS, Own
 from pipeline.runtime.engine import Engine
 from pipeline.runtime.errors import PipelineError
 
-# Of images of many sizes: larger ones take long to train on, on a laptop.
+# Suggested for images of many sizes: larger ones take long to train on with a laptop.
 _MAX_SIDE = 224
 _MAX_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Described:
-    """What is to be said of a source.
+    """The description of a source.
 
     Attributes:
-        lines: For people.
-        datasets: What params.yaml would say of it.
-        size: Height and width that it gives images there.
-        is_usable: Whether `prepare` takes it as it is.
+        lines: The description for people.
+        datasets: The source's block under `datasets` of params.yaml.
+        size: Height and width of images in that block.
+        is_usable: Whether `prepare` accepts the source as it is.
     """
 
     lines: list[str]
@@ -36,11 +36,11 @@ class Described:
 
 
 def detect(path: Path, dataset: str | None) -> dict[str, Any]:
-    """What params.yaml would say of a source; its size and channels are not known yet, and stand at 1 pixel in colour.
+    """Return the `source` block of params.yaml; size and channels, not known yet, are set to 1 pixel in colour.
 
     Args:
         path: A folder or file.
-        dataset: A class of torchvision.datasets that reads it, or None.
+        dataset: Name of a class of torchvision.datasets that reads it, or None.
     """
     if dataset is not None:
         kind = "torchvision"
@@ -55,7 +55,7 @@ def detect(path: Path, dataset: str | None) -> dict[str, Any]:
 
 
 def open_detected(source: Own, test_share: float, engine: Engine) -> tuple[Own, own.Opened]:
-    """A source that was detected, with `test_share` if it has no test set, opened.
+    """Open a detected source; return it, with `test_share` if it has no test set, and what was opened.
 
     Raises:
         PipelineError: As `own.open_source`.
@@ -68,13 +68,13 @@ def open_detected(source: Own, test_share: float, engine: Engine) -> tuple[Own, 
 
 
 def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int], object]) -> Described:
-    """All that is to be said of a source; every image is decoded.
+    """Describe a source; every image is decoded.
 
     Args:
-        name: Of the data set, in params.yaml.
+        name: Name of the data set in params.yaml.
         source: From `open_detected`.
         opened: Likewise.
-        progress: Called with the number of images looked at since the last call.
+        progress: Called with the number of images inspected since the last call.
     """
     inspected = {split: list(_counted(opened.splits[split].inspections(), progress)) for split in SPLITS}
     readable = [found for of_split in inspected.values() for found in of_split if found.problem is None]
@@ -109,7 +109,7 @@ def _counted(inspected: Iterator[own.Inspection], progress: Callable[[int], obje
 
 
 def _counts(opened: own.Opened) -> list[str]:
-    """The classes with their numbers and images; of many classes those with fewest and with most images."""
+    """List classes with their numbers and image counts; of many classes, those with the fewest and the most images."""
     counts = [np.bincount(opened.splits[split].labels, minlength=len(opened.classes)) for split in SPLITS]
     rows = list(zip(range(len(counts[0])), opened.classes, *(of_split.tolist() for of_split in counts), strict=True))
     shown = rows

@@ -1,4 +1,4 @@
-"""Manifests: small files that stand in the workspace for stores in object storage, and that DVC keeps."""
+"""Manifests: small files in the workspace that stand for stores in object storage, and that DVC tracks."""
 
 import hashlib
 import json
@@ -13,16 +13,16 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, remove, write_text
 
 SCHEMA_VERSION = 1
-# The metadata of a group or array; those of the root, right in the store, are written last.
+# Name of the metadata file of a group or array; the root's, at the top of the store, is written last.
 _METADATA = "zarr.json"
 
 
 class _Manifest(BaseModel):
-    """What a manifest says.
+    """The content of a manifest.
 
     Attributes:
-        schema_version: Of this format.
-        url: Where the store lies; the last part is a digest of its metadata, so that it names one content for ever.
+        schema_version: Version of this format.
+        url: URL of the store; the last part is a digest of its metadata, so that it always names the same content.
         arrays: Path of each array in the store → SHA-256 of its decoded bytes in C order.
         metadata: Name of each `zarr.json` in it → its SHA-256.
     """
@@ -36,19 +36,19 @@ class _Manifest(BaseModel):
 
 
 def publish(path: Path, written: Objects, names: Collection[str], folder: Bucket) -> None:
-    """Give a store in object storage its place, and write the manifest that names it, last.
+    """Copy a finished store in object storage to its final place, and then write the manifest that names it.
 
-    Object storage has no renaming. Its server copies what was written to where the content says, so that the same store
-    has the same manifest on all machines, and no store that another manifest names is ever overwritten by another.
+    Object storage cannot rename. Its server copies the files to a place that their content determines, so that the same
+    store has the same manifest on all machines, and a store that a manifest names is never overwritten by another one.
 
     Args:
-        path: The manifest; a store in its place is removed.
-        written: The store, finished, wherever it lies.
+        path: The manifest; a local store at this path is removed.
+        written: The finished store, wherever it lies.
         names: All of its files.
-        folder: Its new place is in there.
+        folder: The folder that its final place is in.
 
     Raises:
-        PipelineError: A file is not there.
+        PipelineError: A file is missing.
     """
     described = sorted(name for name in names if PurePosixPath(name).name == _METADATA)
     try:
@@ -75,14 +75,14 @@ def publish(path: Path, written: Objects, names: Collection[str], folder: Bucket
 
 
 def open_objects(path: Path, made_by: str) -> Objects:
-    """The folder in object storage that a manifest names, for reading.
+    """Open the folder in object storage that a manifest names, for reading.
 
     Args:
         path: The manifest.
         made_by: Command that makes it, for error messages.
 
     Raises:
-        PipelineError: It is damaged, or of another version; obstore is not installed.
+        PipelineError: The manifest is damaged, or of another version; obstore is not installed.
     """
     try:
         manifest = _Manifest.model_validate_json(read_file(path, MAX_METADATA_BYTES))

@@ -1,4 +1,4 @@
-"""The user's own images, whatever they lie in: classes, and the images of each split in order, a few at a time."""
+"""Reads the user's own images from folders or files: classes, and each split's images in order, a few at a time."""
 
 import hashlib
 import inspect
@@ -28,7 +28,7 @@ from pipeline.runtime.engine import Engine
 from pipeline.runtime.errors import PipelineError, is_outage
 from pipeline.runtime.files import opened_zip
 
-# Decoded images that are passed on together, bytes.
+# Bytes of decoded images that are passed on together.
 _BATCH_BYTES = 4 * 2**20
 _MAX_LISTED = 5
 _NPZ_NAMES = (
@@ -38,7 +38,7 @@ _NPZ_NAMES = (
 _NPZ_UNSPLIT = (("images", "labels"), ("x", "y"))
 # How classes of torchvision.datasets name their splits.
 _TORCHVISION_SPLITS = (("train", "test"), ("trainval", "test"), ("train", "val"), ("train-standard", "val"))
-# Names of folders that are a split of another kind, not a class.
+# Names of folders that are a validation split, not a class.
 _VALIDATION = ("val", "valid", "validation", "dev")
 
 
@@ -47,9 +47,9 @@ class Split:
     """The images of a split, in the order of the store.
 
     Attributes:
-        labels: Class number of each, uint8 or uint16 (N,).
-        images: From which image on → uint8 (n, H, W, C), a few at a time.
-        inspections: Of each image, in any order.
+        labels: Class number of each image, uint8 or uint16 (N,).
+        images: Given the index of the first wanted image, yields uint8 (n, H, W, C), a few at a time.
+        inspections: Yields an inspection of each image, in any order.
     """
 
     labels: Labels
@@ -65,8 +65,8 @@ class Inspection:
         where: Its file, or its number in an array.
         size: Height and width, pixels.
         is_grey: Whether its colours are all grey.
-        digest: Of its pixels; equal for two images that differ in their files only.
-        problem: Why it cannot be read; the other values mean nothing then.
+        digest: Digest of its pixels; equal for two images of which only the files differ.
+        problem: Why it cannot be read; then all but `where` are meaningless. None if it can.
     """
 
     where: str
@@ -88,13 +88,13 @@ def _inspect(where: str, pixels: Images) -> Inspection:
 
 @dataclass(frozen=True)
 class Opened:
-    """Own images that were found to be a data set; none is decoded yet.
+    """A user's source that was found to hold a data set; its images are not decoded yet.
 
     Attributes:
         classes: Names of the labels.
         splits: `train` and `test`.
-        remarks: What a user may not expect, such as files that are left out.
-        fingerprint: A digest of the names, sizes and times of all files of the source.
+        remarks: Lines about what a user may not expect, such as files that are left out.
+        fingerprint: Digest of the names, sizes and modification times of all files of the source.
     """
 
     classes: tuple[str, ...]
@@ -104,19 +104,19 @@ class Opened:
 
 
 class NoTestSetError(PipelineError):
-    """A source has no test set, and `test_share` does not say how large a part of it shall be one."""
+    """A source has no test set, and no `test_share` says how much of it becomes the test set."""
 
 
 def open_source(source: Own, engine: Engine) -> Opened:
-    """What a source holds, checked as far as that goes without decoding.
+    """Open a source and check it as far as possible without decoding.
 
     Args:
-        source: Where it lies and of what kind it is.
-        engine: Decodes pictures of a folder.
+        source: Path and kind of the source.
+        engine: Decodes the pictures in folders.
 
     Raises:
-        PipelineError: It is not there or no such source, has a label without training images, one class only or an
-            empty split; the message names the path.
+        PipelineError: The source does not exist, is not of its kind, or has a label without training images, only one
+            class or an empty split; the message names the path.
     """
     path = Path(source.path)
     if not path.exists():
@@ -153,7 +153,7 @@ def _check_classes(path: Path, opened: Opened) -> None:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    """Refuse names of classes that cannot be told apart, shown, or stored; before labels are numbered."""
+    """Refuse class names that cannot be told apart, shown or stored; called before labels are numbered."""
     if len(names) > store.MAX_CLASSES:
         raise PipelineError(f"{path}: {len(names):,} classes, more than the {store.MAX_CLASSES:,} allowed")
     for name, n in Counter(names).items():
@@ -170,19 +170,19 @@ def _some(names: Sequence[str], between: str = ", ") -> str:
 
 
 def belongs_to_test(key: str, share: float) -> bool:
-    """Whether an image belongs to the test set, where the source has none and its class others for training.
+    """Whether an image belongs to the test set, if the source has none and its class has others for training.
 
     Args:
         key: Path of its file in the folder, or its number.
-        share: Of all images.
+        share: The test set's share of all images.
 
-    Source: our choice: a digest of the key decides, so that a file that is added moves no other.
+    Source: our choice: a digest of the key decides, so that adding a file never moves another to the other split.
     """
     return int.from_bytes(_digest(key)[-4:], "big") < share * 2**32
 
 
 def _split(keys: Sequence[str], labels: NDArray[Any], share: float) -> NDArray[np.bool_]:
-    """Which images belong to the test set; of a class that would lie in it whole, the last by digest does not."""
+    """Return which images belong to the test set; if all of a class would, the last of them by digest does not."""
     is_test = np.array([belongs_to_test(key, share) for key in keys], bool)
     lacking = np.flatnonzero(~np.isin(labels, labels[~is_test])).tolist()
     kept = {labels[i]: i for i in sorted(lacking, key=lambda i: _digest(keys[i])[-4:])}
@@ -191,7 +191,7 @@ def _split(keys: Sequence[str], labels: NDArray[Any], share: float) -> NDArray[n
 
 
 def _digest(key: str) -> bytes:
-    # The same file has one name on systems that compose accents and on those that do not.
+    # Normalized, so that a file has the same name on systems that compose accents and on those that do not.
     return hashlib.sha256(unicodedata.normalize("NFC", key).encode(errors="surrogateescape")).digest()
 
 
@@ -209,7 +209,7 @@ class _Job:
 
 
 def _decode(job: _Job) -> Images:
-    cv2.setNumThreads(1)  # the engine is the parallelism
+    cv2.setNumThreads(1)  # the engine already runs jobs in parallel
     images = np.empty((len(job.paths), *job.size, job.channels), np.uint8)
     for image, path in zip(images, job.paths, strict=True):
         image[...] = pictures.fit(pictures.read_picture(path, job.channels), job.size)
@@ -252,7 +252,7 @@ def _open_folder(path: Path, source: Own, engine: Engine) -> Opened:
                 examples["test" if is_test else "train"].append(row)
     splits = {}
     for split, found in examples.items():
-        found.sort()  # by digest: the first n of a split are a sample of all classes
+        found.sort()  # by digest, so that the first n of a split are a sample of all classes
         files = [file for _, file, _ in found]
         labels = np.array([label for *_, label in found], store.label_type(len(names)))
         splits[split] = Split(
@@ -283,10 +283,11 @@ def _inspected(files: Sequence[str], source: Own, engine: Engine) -> Iterator[In
 
 
 def find_splits(path: Path, test_share: float | None, remarks: list[str]) -> dict[str, Path]:
-    """The folders that hold a folder per class: `train` and `test`, or one under an empty name, to be split.
+    """Find the folders that hold a folder per class: `train` and `test`, or one under an empty name, to be split.
 
     Raises:
-        PipelineError: There is a split and `test_share` too, or neither, half a split, or more beside a split.
+        PipelineError: There are both a split and `test_share`, or neither; half of a split is missing; or there are
+            other folders beside a split.
     """
     if not path.is_dir():
         raise PipelineError(f"{path}: not a folder; for a file use kind npz")
@@ -313,10 +314,10 @@ def find_splits(path: Path, test_share: float | None, remarks: list[str]) -> dic
 
 
 def find_pictures(folder: Path, remarks: list[str]) -> dict[str, list[str]]:
-    """Class → the pictures below its folder.
+    """Find the pictures of each class: name of the class → paths below its folder.
 
     Raises:
-        PipelineError: A picture lies outside of all classes or has a format that is not read; a class has none.
+        PipelineError: A picture lies outside all class folders or has an unsupported format; a class has no pictures.
     """
     found: dict[str, list[str]] = {}
     others: Counter[str] = Counter()
@@ -350,7 +351,7 @@ def find_pictures(folder: Path, remarks: list[str]) -> dict[str, list[str]]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder in the order of their names; raises what `_entries` raises."""
+    """Yield all files below a folder in the order of their names; raises as `_entries`."""
     for entry in _entries(folder):
         if entry.is_dir():
             yield from _walk(entry.path)
@@ -359,10 +360,10 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """The files and folders in a folder in the order of their names, hidden ones left out.
+    """List the files and folders in a folder in the order of their names, without hidden ones.
 
     Raises:
-        PipelineError: Something is no file or folder, or DVC would not see what changes in it.
+        PipelineError: An entry is neither a file nor a folder, or DVC would not see what changes in it.
     """
     if (problem := find_overlooked(Path(folder))) is not None:
         raise PipelineError(f"{folder}: {problem}")
@@ -388,10 +389,10 @@ def _is_hidden(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Arrays:
-    """Images and labels as they lie in a file: `images(start)` gives uint8 (n, H, W) or (n, H, W, C), in order.
+    """Images and labels as stored in a file: `images(start)` yields uint8 (n, H, W) or (n, H, W, C), in order.
 
-    Those that are passed on together are of one size; `shape` tells their number, and nothing else where sizes differ.
-    In the place of a single image that cannot be read stands the error that says so.
+    Images that are yielded together have the same size. If sizes differ, `shape` gives the number of images only.
+    For a single image that cannot be read, the error is yielded instead.
     """
 
     where: str
@@ -407,7 +408,7 @@ def _flat(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
 def _open_arrays(
     path: Path, source: Own, found: Mapping[str, _Arrays], names: Any = None, remarks: Sequence[str] = ()
 ) -> Opened:
-    """A data set of arrays: `train` and `test`, or, to be split, one under an empty name."""
+    """Open a data set of arrays: `train` and `test`, or one under an empty name, to be split."""
     values = sorted({value for arrays in found.values() for value in np.unique(arrays.labels).tolist()})
     are_names = isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(n, str) for n in names)
     if are_names and values[0] >= 0 and values[-1] < len(names):
@@ -438,7 +439,7 @@ def _open_arrays(
 def _chosen(
     arrays: _Arrays, places: NDArray[Any] | None, start: int
 ) -> Iterator[tuple[NDArray[Any], Images | PipelineError]]:
-    """Numbers and images, (n, H, W, C), of all rows or of those at `places`, from the `start`-th of them on."""
+    """Yield numbers and images, (n, H, W, C), of all rows or of those at `places`, from the `start`-th of them on."""
     if places is not None:
         start = int(places[start]) if start < len(places) else arrays.shape[0]
     for block in arrays.images(start):
@@ -550,7 +551,7 @@ def _parse_header(path: Path, member: str, file: IO[bytes]) -> tuple[tuple[int, 
 
 
 def _stream(path: Path, member: str, start: int) -> Iterator[NDArray[Any]]:
-    """An array of an npz file from row `start` on, a few MiB at a time; nothing of it is unpickled."""
+    """Yield an array of an npz file from row `start` on, a few MiB at a time; nothing is unpickled."""
     with opened_zip(path) as archive, archive.open(member) as file:
         shape, dtype = _parse_header(path, member, file)
         row = dtype.itemsize * prod(shape[1:])
@@ -587,7 +588,7 @@ def _open_zarr(path: Path, source: Own, engine: Engine) -> Opened:
 
 
 def _slabs(array: store.Array, start: int) -> Iterator[NDArray[Any]]:
-    """A zarr array from row `start` on, whole chunks at a time."""
+    """Yield a zarr array from row `start` on, whole chunks at a time."""
     row = max(1, array.dtype.itemsize * prod(array.shape[1:]))
     step = array.chunks[0] * max(1, _BATCH_BYTES // (row * array.chunks[0]))
     first = start
@@ -623,7 +624,7 @@ def _open_torchvision(path: Path, source: Own, engine: Engine) -> Opened:
 
 
 def _read_splits(read: Callable[..., Any], ways: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, Any]:
-    """The splits by the first of the ways to name them that the class knows."""
+    """Read the splits, named in the first of the given ways that the class knows."""
     for keywords in ways:
         try:
             return {split: read(**named) for split, named in keywords.items()}
@@ -636,7 +637,7 @@ def _read_splits(read: Callable[..., Any], ways: Sequence[Mapping[str, dict[str,
 
 @contextmanager
 def _in_words(what: str) -> Iterator[None]:
-    """Makes one line of whatever error torchvision, or the decoder that it uses, lets through."""
+    """Turn any error that torchvision or its decoder lets through into one of a single line."""
     try:
         yield
     except (PipelineError, MemoryError):
@@ -662,7 +663,7 @@ def _as_arrays(path: Path, source: OwnTorchvision, examples: Any) -> _Arrays:
         yield from (read(lambda item: _to_picture(item[0], source.channels)[None], i) for i in range(start, n))
 
     labels = next((v for name in ("targets", "labels", "_labels") if len(v := getattr(examples, name, ())) == n), None)
-    if labels is None:  # torchvision has no other way than to decode every image for its label
+    if labels is None:  # then torchvision can give labels only by decoding every image
         labels = [read(lambda item: item[1], i) for i in range(n)]
         if unreadable := [str(label) for label in labels if isinstance(label, PipelineError)]:
             raise PipelineError(_some(unreadable, "; "))
@@ -672,7 +673,7 @@ def _as_arrays(path: Path, source: OwnTorchvision, examples: Any) -> _Arrays:
 
 
 def _to_picture(item: Any, channels: int) -> Images:
-    """An item as uint8 (H, W, C)."""
+    """Convert an item to uint8 (H, W, C)."""
     pixels = pictures.to_pixels(item if isinstance(item, Image.Image) else Image.fromarray(np.asarray(item)), channels)
     if pixels is None:
         raise ValueError("has transparent pixels")

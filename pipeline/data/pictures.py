@@ -1,4 +1,4 @@
-"""Pictures in files: decoded strictly, turned as EXIF says, and brought to the size that a study has."""
+"""Reads pictures from files: decoded strictly, rotated as EXIF says, and resized to what a study uses."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,31 +15,31 @@ from pipeline.runtime.errors import PipelineError, is_outage
 from pipeline.runtime.files import read_file
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP"}
-# Pictures too, which are to be converted; whatever has another suffix is none.
+# Pictures that users have to convert; files with any other suffix are not pictures.
 OTHER_FORMATS = (
     ".apng", ".avif", ".bmp", ".dds", ".dib", ".fits", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jp2", ".jpf", ".jpx",
     ".jxl", ".mpo", ".pbm", ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psd", ".qoi", ".sgi", ".tga", ".tif", ".tiff",
 )  # fmt: skip
-# Larger than any camera writes.
+# Larger than any file that cameras write.
 _MAX_BYTES = 2**28
 _CONVERT = "convert it to 8-bit grey or RGB"
-# Pixels of a resized picture, of which the centre is then cut out; more only where that is up to 16 times as long.
+# Pixels of a resized picture, before its centre is cut out; more only if it is at most 16 times as long as the result.
 _MAX_RESIZED = 2**25
 
 
 def read_picture(path: Path | str, channels: int) -> Images:
-    """The pixels of a picture, as a viewer shows them.
+    """Read the pixels of a picture, as a viewer shows them.
 
     Args:
         path: A PNG, JPEG or WebP file.
-        channels: 1: grey (ITU-R 601 luma of a coloured picture). 3: RGB (grey three times of a grey one).
+        channels: 1: grey (ITU-R 601 luma of a coloured picture). 3: RGB (three equal channels of a grey picture).
 
     Returns:
-        uint8 (H, W, C), turned as its EXIF says.
+        uint8 (H, W, C), rotated as its EXIF says.
 
     Raises:
-        PipelineError: It is no such file, is damaged or truncated, is animated, has 16 bits, CMYK colours or
-            transparent pixels, or more pixels than Pillow takes for harmless (89 million).
+        PipelineError: It is not such a file, is damaged or truncated, is animated, has 16 bits, CMYK colours or
+            transparent pixels, or more pixels than Pillow considers harmless (89 million).
     """
     try:
         content = read_file(Path(path), _MAX_BYTES)
@@ -47,7 +47,7 @@ def read_picture(path: Path | str, channels: int) -> Images:
         raise PipelineError(f"{path}: a link to nowhere, or removed meanwhile") from None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow can make up for
+            warnings.simplefilter("ignore")  # problems that Pillow can make up for
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(BytesIO(content), formats=tuple(set(FORMATS.values()))) as picture:
                 problem = _find_problem(picture, content)
@@ -68,7 +68,7 @@ def read_picture(path: Path | str, channels: int) -> Images:
 def _find_problem(picture: Image.Image, content: bytes) -> str | None:
     if picture.format in ("PNG", "WEBP") and getattr(picture, "n_frames", 1) > 1:
         return "animated; give one of its pictures"
-    # Pillow reads 16-bit colours as 8-bit without a word. Byte 24 of a PNG is its bit depth.
+    # Pillow silently reads 16-bit colours as 8-bit. Byte 24 of a PNG is its bit depth.
     if picture.mode.startswith(("I", "F")) or (picture.format == "PNG" and content[24] == 16):
         return f"has 16 bits per value; {_CONVERT}"
     if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
@@ -77,7 +77,7 @@ def _find_problem(picture: Image.Image, content: bytes) -> str | None:
 
 
 def to_pixels(picture: Image.Image, channels: int) -> Images | None:
-    """A picture of Pillow's as uint8 (H, W, C), C = 1 or 3; None if some of it is transparent."""
+    """Convert a Pillow picture to uint8 (H, W, C), C = 1 or 3; None if some of it is transparent."""
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         if np.asarray(picture.getchannel("A")).min() < 255:
@@ -87,19 +87,19 @@ def to_pixels(picture: Image.Image, channels: int) -> Images | None:
 
 
 def fit(image: Images, size: tuple[int, int]) -> Images:
-    """An image resized until its shorter side fits, the centre cut out of it.
+    """Resize an image until it just covers `size`, and cut out its centre.
 
     Args:
         image: uint8 (H, W, C).
         size: Height and width of the result.
 
-    Source: our choice: area average to make it smaller, which keeps what a sensor of fewer pixels would see; bilinear
-    to make it larger.
+    Source: our choice: area averaging to shrink it, which keeps what a sensor with fewer pixels would see; bilinear
+    interpolation to enlarge it.
     """
     if image.shape[:2] == size:
         return image
     scale = max(short / long for long, short in zip(image.shape, size, strict=False))
-    # A strip of many pixels is cut first: enlarged as a whole it would not fit into memory.
+    # A long strip is cut first: enlarged as a whole, it would not fit into memory.
     n_times = max(16, _MAX_RESIZED // prod(size))
     most = [ceil(n_times * short / scale) for short in size]
     image = _centre(image, [min(long, n) for long, n in zip(image.shape, most, strict=False)])

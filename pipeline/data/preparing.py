@@ -1,4 +1,4 @@
-"""Writes the clean store of the user's own images, in bounded memory, and goes on where a run was stopped."""
+"""Writes the clean store of the user's own images, in bounded memory, and resumes where a run was stopped."""
 
 import hashlib
 import json
@@ -23,15 +23,15 @@ def write_own(
 ) -> None:
     """Write the clean store of a data set: groups `train` and `test`, each with `images` and `labels`.
 
-    Images are decoded and written shard by shard. A run that was stopped, however that was, leaves the shards it has
-    finished, and the next one goes on behind them, as long as no file of the source has changed meanwhile.
+    Images are decoded and written shard by shard. A run that is stopped, for whatever reason, leaves its finished
+    shards, and the next one continues after them, unless a file of the source has changed meanwhile.
 
     Args:
         path: The store.
-        name: Of the data set.
+        name: Name of the data set.
         source: Where the images come from.
         opened: From `own.open_source`.
-        engine: As there.
+        engine: As given to `own.open_source`.
         progress: Called with the number of images written since the last call.
 
     Raises:
@@ -50,14 +50,14 @@ def write_own(
 def _write_images(
     array: store.Array, there: Iterable[Images], found: own.Split, progress: Callable[[int], object]
 ) -> str:
-    """Write the shards that are not there yet; the digest of all of them."""
+    """Write the shards that are missing, and return the digest of all of them."""
     digest, n_done, rest = hashlib.sha256(), 0, list(store.shard_regions(array))
     for images in there:
         digest.update(images.data)
         n_done += len(images)
         del rest[0]
     progress(n_done)
-    # A thread of its own, so that the next images are taken from the workers meanwhile.
+    # Written in a thread of its own, so that the next images are fetched from the workers meanwhile.
     with ThreadPoolExecutor(1) as writer:
         written: Future[int] | None = None
         for region, images in zip(rest, _cut(found.images(n_done), rest, array.shape[1:]), strict=True):
@@ -76,9 +76,9 @@ def _write(array: store.Array, region: Region, images: Images, digest: Any) -> i
 
 
 def _cut(batches: Iterator[Images], regions: Sequence[Region], shape: tuple[int, ...]) -> Iterator[Images]:
-    """Batches of any size as one array for each region of whole images, which is overwritten by the next but one."""
+    """Regroup batches of any size into one array per region of whole images, overwritten by the next but one."""
     lengths = [region[0].stop - region[0].start for region in regions]
-    # Made once: the system takes longer to give memory than it takes to copy the images.
+    # Allocated once: the system takes longer to provide memory than the images take to copy.
     rooms = [np.empty((max(lengths, default=0), *shape), np.uint8) for _ in range(2)]
     batch = np.empty((0, *shape), np.uint8)
     for length, room in zip(lengths, cycle(rooms), strict=False):
@@ -90,4 +90,4 @@ def _cut(batches: Iterator[Images], regions: Sequence[Region], shape: tuple[int,
             room[n_held : n_held + len(part)] = part
             n_held += len(part)
         yield room[:length]
-    next(batches, None)  # nothing is left; the workers end
+    next(batches, None)  # nothing is left; lets the workers end

@@ -6,17 +6,17 @@ import math
 
 import numpy as np
 
-# Images of one split that share a generator, and the bytes they may have together: `block_size` makes one number of
-# them. Part of the determinism contract: other values are another data set.
+# How many images of one split share a generator, and how many bytes they may have together; `block_size` combines the
+# two. Part of the determinism contract: other values make another data set.
 BLOCK_SIZE = 500
 BLOCK_BYTES = 16 * 2**20
 
 
 def block_size(shape: tuple[int, ...]) -> int:
-    """How many images of that shape, uint8 (H, W, C), share a generator.
+    """Return how many images of a shape, uint8 (H, W, C), share a generator.
 
-    500 where they have 16 MiB at most (up to 105 x 105 x 3), otherwise the largest divisor of 500 that does, at least
-    1. Part of the determinism contract, and stored with the images as the attribute `block_size`.
+    500 if they have at most 16 MiB together (up to 105 x 105 x 3), otherwise the largest divisor of 500 that fits, at
+    least 1. Part of the determinism contract, and stored with the images as the attribute `block_size`.
 
     Source: our choice. Whole blocks are drawn, whichever of their images are wanted, so a block has to fit into memory.
     """
@@ -24,17 +24,17 @@ def block_size(shape: tuple[int, ...]) -> int:
 
 
 def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is not above `limit`, or 1."""
+    """Return the largest divisor of `number` that is at most `limit`, or 1."""
     return next((divisor for divisor in range(min(number, limit), 1, -1) if number % divisor == 0), 1)
 
 
 def level_name(level: float) -> str:
-    """The shortest decimal of a level: `3`, `0.0255`, `1` for 1.0."""
+    """Return the shortest decimal form of a level: `3`, `0.0255`, `1` for 1.0."""
     return np.format_float_positional(float(level), trim="-")
 
 
 def derive_seed(*names: int | float | str | None) -> int:
-    """A 128-bit seed that depends on the names and their order, and on nothing else.
+    """Return a 128-bit seed that depends on the names and their order, and on nothing else.
 
     Source: our choice. SHA-256 of the names as JSON, because `hash()` changes from run to run.
     """
@@ -45,7 +45,7 @@ def derive_seed(*names: int | float | str | None) -> int:
 def block_generator(
     seed: int, perturbation: str, level: float, split: str, trial: int, block: int | None
 ) -> np.random.Generator:
-    """The generator of one block of images.
+    """Return the generator of one block of images.
 
     Args:
         seed: `perturb.seed`.

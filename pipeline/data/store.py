@@ -1,7 +1,7 @@
-"""Zarr stores of images and labels; no other module imports zarr, but for what lies under this one (data.backends).
+"""Reads and writes Zarr stores of images and labels; only this module and `data.backends` below it import zarr.
 
 Arrays are uint8, sharded so that a store is a few dozen files, and every chunk carries a CRC-32C checksum. A store
-appears whole or not at all, in a folder or in object storage. Readers raise one error of our own for anything missing,
+appears whole or not at all, in a folder or in object storage. Readers raise `PipelineError` for anything missing,
 damaged or unexpected.
 """
 
@@ -44,16 +44,16 @@ from pipeline.runtime.files import PARTIAL_SUFFIX, read_file, replacing_folder, 
 CHUNK_BYTES = 1_600_000
 # Bytes per shard, before compression: what one task makes, holds and writes.
 SHARD_BYTES = 64 * 2**20
-# A thousand times the shards of the largest array of profile paper: each is looked at before the array is read.
+# A thousand times the shards of the largest array of profile paper; all are looked up before an array is read.
 _MAX_SHARDS = 1_000_000
 SCHEMA_VERSION = 4
 _SHARD = re.compile(r"c(\.\d+)+")
-# The largest shard or chunk that is read of a store that somebody else made.
+# The largest shard or chunk that is read from a store that was not made by this module.
 MAX_FOREIGN_BYTES = 2**28
-# Labels have two bytes.
+# Labels have at most two bytes.
 MAX_CLASSES = 2**16 - 1
 
-# A black image must be told from a lost one. No part of the metadata: whoever writes has to say it.
+# A black image must be told from a lost one. The metadata do not record this setting: every writer has to give it.
 _CONFIG: Any = {"write_empty_chunks": True}
 
 Array = zarr.Array[Any]
@@ -65,10 +65,10 @@ _users_settings: dict[str, Any] = {}
 
 @contextmanager
 def _default_settings() -> Iterator[None]:
-    """Have zarr work by its own defaults until no thread is within such a block any more, and then as before.
+    """Have zarr use its default settings while any thread is in such a block, and then the user's again.
 
-    zarr's settings are those of the whole process. Only what the user has set otherwise is changed, so mostly nothing;
-    and what is set meanwhile stays.
+    zarr's settings belong to the whole process. Only those that the user has set otherwise are changed, so mostly none,
+    and those that are set meanwhile stay.
     """
     global _n_settings_users, _users_settings
     with _settings_lock:
@@ -87,7 +87,7 @@ def _default_settings() -> Iterator[None]:
 def _swap(
     config: dict[str, Any], wanted: Mapping[str, Any], instead_of: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Set what differs from `wanted`, if it still is what `instead_of` says, and return what it was."""
+    """Set what differs from `wanted`, if it still is as in `instead_of`, and return the old values."""
     before: dict[str, Any] = {}
     for key, value in wanted.items():
         old = config.get(key)
@@ -100,7 +100,7 @@ def _swap(
 
 
 class BoundedZstd(ZstdCodec):
-    """zstd that decodes no more than a chunk has room for; a few bytes of it can stand for gigabytes."""
+    """zstd that decodes no more than a chunk has room for: a few compressed bytes can stand for gigabytes."""
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer:
         n_bytes = math.prod(chunk_spec.shape) * chunk_spec.dtype.to_native_dtype().itemsize
@@ -111,14 +111,14 @@ class BoundedZstd(ZstdCodec):
 
 @contextmanager
 def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | None = None) -> Iterator[Group]:
-    """A new group that takes the place of the store at `path` when the block ends without an error.
+    """Yield a new group that takes the place of the store at `path` when the block ends without an error.
 
     Args:
         path: The store to write.
         attributes: Attributes of its root group, JSON values that do not vary from run to run.
-        resumes: Digest of all that decides the store. Given one, a block that fails leaves what it has written, and
-            the next with the same digest finds its shards (`resume_images`). All else is made again: a power cut leaves
-            empty files, and a kill what zarr was writing.
+        resumes: Digest of all that decides the store. If given, a block that fails leaves what it has written, and the
+            next one with the same digest finds its shards (`resume_images`). All other files are made again: a power
+            cut leaves empty ones, and a kill those that zarr was writing.
     """
     bucket = find_bucket()
     staging = _replacing_folder(path, resumes) if bucket is None else _replacing_objects(path, bucket, resumes)
@@ -129,7 +129,7 @@ def replacing_store(path: Path, attributes: Mapping[str, Any], resumes: str | No
                     partial.remove(name)
             yield zarr.create_group(partial, attributes={"schema_version": SCHEMA_VERSION, **attributes})
         finally:
-            # Of several writes of one call zarr reports the first that fails, while the others go on.
+            # If one of several writes in a call fails, zarr reports it while the others go on.
             zarr_sync.sync(_all_written())
 
 
@@ -142,7 +142,7 @@ def _replacing_folder(path: Path, resumes: str | None) -> Iterator[Folder]:
 
 @contextmanager
 def _replacing_objects(path: Path, bucket: Bucket, resumes: str | None) -> Iterator[Objects]:
-    """As `_replacing_folder`; only this working folder knows the name of what it may resume."""
+    """Like `_replacing_folder`; only the working folder records the name of the staging folder to resume."""
     noted, name = path.with_name(f".{path.name}.key{PARTIAL_SUFFIX}"), uuid4().hex
     if resumes is not None:
         with suppress(FileNotFoundError):
@@ -157,11 +157,11 @@ def _replacing_objects(path: Path, bucket: Bucket, resumes: str | None) -> Itera
             members = zarr.open_group(Objects(staged), mode="r").members(max_depth=None)
             files = files_of([node for _, node in members if isinstance(node, zarr.Array)])
         manifest.publish(path, partial, [file.as_posix() for file in files], bucket / path)
-    except UnreachableError:  # neither can it be asked to clean up
+    except UnreachableError:  # nor can object storage be asked to clean up
         raise
     except BaseException:
         if resumes is None:
-            with suppress(UnreachableError):  # what has gone wrong is said already
+            with suppress(UnreachableError):  # the first error is the one to report
                 staged.remove(partial.names())
         raise
     staged.remove(partial.names())
@@ -169,12 +169,12 @@ def _replacing_objects(path: Path, bucket: Bucket, resumes: str | None) -> Itera
 
 
 def location_of(group: Group) -> str:
-    """The folder, or the URL in object storage, that a group of `replacing_store` is written to."""
+    """Return the folder, or the URL in object storage, that a group of `replacing_store` is written to."""
     return backend_of(group).location
 
 
 def open_partial(location: str, name: str) -> Array:
-    """An array for writing, of a store that another process makes (`replacing_store`).
+    """Open an array for writing, in a store that another process makes (`replacing_store`).
 
     Args:
         location: From `location_of`.
@@ -191,14 +191,14 @@ async def _all_written() -> None:
 
 
 def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> Array:
-    """An empty array for images in `group`, sharded and checksummed.
+    """Create an empty array for images in `group`, sharded and checksummed.
 
-    A shard is whole blocks of images (`seeding.block_size`), as many as `SHARD_BYTES` hold, at least one. Dimensions
-    are named trial, image, y, x and channel; images of an array `train` are `train_image`, because it lies beside
-    `test`, which is longer or shorter, and xarray wants one length per name.
+    A shard holds whole blocks of images (`seeding.block_size`), as many as fit into `SHARD_BYTES`, at least one.
+    Dimensions are named trial, image, y, x and channel. In an array `train`, image is named train_image: xarray wants
+    one length per name, and the array `test` beside it has another length.
 
     Args:
-        group: Where it goes.
+        group: The group to create it in.
         name: `images`, `train` or `test`.
         shape: (N, H, W, C) or (trials, N, H, W, C).
         attributes: JSON values that do not vary from run to run.
@@ -227,16 +227,16 @@ def create_images(group: Group, name: str, shape: tuple[int, ...], attributes: M
 
 
 def resume_images(group: Group, name: str, shape: tuple[int, ...]) -> tuple[Array, Iterator[NDArray[np.uint8]]]:
-    """An array for images, with what a run that was stopped has written of it.
+    """Create an array for images that keeps what a stopped run has written of it.
 
     Args:
-        group: Of a store that `replacing_store` resumes.
+        group: A group of a store that `replacing_store` resumes.
         name: As `create_images`.
         shape: Likewise.
 
     Returns:
-        The array, and the images of its shards that are there, from the first on. With the last of them, all files
-        behind it are removed.
+        The array, and an iterator over the images of its existing shards, from the first on. When that ends, all files
+        of later shards are removed.
     """
     array = create_images(group, name, shape, {})
     return array, _whole_shards(array)
@@ -245,7 +245,7 @@ def resume_images(group: Group, name: str, shape: tuple[int, ...]) -> tuple[Arra
 def _whole_shards(array: Array) -> Iterator[NDArray[np.uint8]]:
     backend, keys = backend_of(array), list(_shard_keys(array))
     kept = {f"{array.path}/zarr.json"}
-    with suppress(PipelineError):  # of a shard that a power cut has damaged
+    with suppress(PipelineError):  # from a shard that a power cut has damaged
         missing = set(backend.missing(keys))
         for region, key in zip(shard_regions(array), keys, strict=True):
             if key in missing:
@@ -258,27 +258,27 @@ def _whole_shards(array: Array) -> Iterator[NDArray[np.uint8]]:
 
 
 def backend_of(node: Array | Group) -> Backend:
-    """What the files of a store of this module are read and written through."""
+    """Return the backend through which a store of this module is read and written."""
     assert isinstance(node.store, Folder | Objects)
     return node.store
 
 
 def images_per_chunk(image_bytes: int) -> int:
-    """How many images of that size fit into a chunk: 2,000 of MNIST, 500 of CIFAR-10, which divide 10,000.
+    """Return how many images of a size go into a chunk: 2,000 of MNIST, 500 of CIFAR-10, which divide 10,000.
 
-    Blocks of 500 as long as one fits; otherwise the largest divisor of a block that does, at least one image.
+    Whole blocks of 500 if at least one fits; otherwise the largest divisor of a block that fits, at least one image.
     """
     n_blocks = CHUNK_BYTES // (BLOCK_SIZE * image_bytes)
     return BLOCK_SIZE * n_blocks or largest_divisor(block_size((image_bytes,)), CHUNK_BYTES // image_bytes)
 
 
 def label_type(n_classes: int) -> np.dtype[Any]:
-    """The smallest unsigned type that holds the labels of so many classes."""
+    """Return the smallest unsigned type that holds the labels of `n_classes` classes."""
     return np.dtype(np.uint8 if n_classes <= 256 else np.uint16)
 
 
 def create_labels(group: Group, name: str, labels: Labels) -> None:
-    """Write labels, `label_type` (N,), as one shard; those of a run that was stopped are replaced."""
+    """Write labels, `label_type` (N,), as one shard; labels left by a stopped run are replaced."""
     backend_of(group).remove(f"{group.path}/{name}")
     array = _create_labels(group, name, labels.shape, labels.dtype)
     array[...] = labels
@@ -306,20 +306,20 @@ def _create(
         chunks=chunks,
         shards=shards,
         serializer=BytesCodec(),
-        # Photographs and noise hardly compress at any level, and at -1 zstd is twice as fast with them as at 1. Digits
-        # take a tenth more room, digits with noise four tenths (docs/performance.md).
+        # Photographs and noise hardly compress at any level, and zstd is twice as fast on them at -1 as at 1. Digits
+        # take a tenth more space, digits with noise four tenths (docs/performance.md).
         compressors=[BoundedZstd(level=-1), Crc32cCodec()],
         fill_value=0,
         attributes=dict(attributes),
         dimension_names=dimensions,
-        # Shards side by side, not each in folders of its own: DVC walks all of them for every stage.
+        # All shards in one folder, not each in folders of its own: DVC walks all folders for every stage.
         chunk_key_encoding={"name": "default", "separator": "."},
         config=_CONFIG,
     )
 
 
 def shard_regions(array: Array) -> Iterator[tuple[slice, ...]]:
-    """The region of every shard in C order; one writer per region, or data are lost."""
+    """Yield the region of every shard in C order; a region must have one writer only, or data are lost."""
     shards = array.shards or array.chunks
     for index in np.ndindex(_shard_grid(array)):
         yield tuple(
@@ -338,7 +338,7 @@ def _shard_keys(array: Array) -> Iterator[str]:
 
 
 def files_of(arrays: Iterable[Array]) -> set[Path]:
-    """The files of a store that holds these arrays and nothing else, relative to its folder."""
+    """Return the files of a store that holds these arrays and nothing else, relative to its folder."""
     files = {Path("zarr.json")}
     for array in arrays:
         folder = Path(array.path)
@@ -350,11 +350,11 @@ def files_of(arrays: Iterable[Array]) -> set[Path]:
 def planned_files(
     attributes: Mapping[str, Any], arrays: Iterable[tuple[str, tuple[int, ...], Mapping[str, Any]]]
 ) -> dict[Path, bytes | None]:
-    """All files of a store, relative to its folder: the content of every zarr.json, None for a shard.
+    """Plan all files of a store: path relative to its folder → content of a zarr.json, or None for a shard.
 
     Args:
-        attributes: Those given to `replacing_store`.
-        arrays: Path, shape and attributes, the digest last, of every array.
+        attributes: As given to `replacing_store`.
+        arrays: Path, shape and attributes (the digest last) of every array.
     """
     metadata: dict[str, Any] = {}
     made, labels = [], label_type(len(attributes.get("classes", ())))
@@ -371,9 +371,9 @@ def planned_files(
 
 
 def _as_we_write(array: Array, backend: Backend) -> Array:
-    """The array as this module would have made it, with its own codecs, and with bounds on what is read of it.
+    """Return the array as this module would have made it, with its own codecs and with bounds on what is read.
 
-    Any other layout that the metadata claim would decide what a reader allocates.
+    Otherwise the layout that the metadata claim would decide how much a reader allocates.
 
     Raises:
         ValueError: No array of this module has such metadata.
@@ -396,7 +396,7 @@ def _as_we_write(array: Array, backend: Backend) -> Array:
         if key != "attributes":
             raise ValueError(f"unexpected {key}")
     shard, chunk = (ours.dtype.itemsize * math.prod(shape) for shape in (ours.shards or ours.chunks, ours.chunks))
-    # What zstd adds to a chunk that it cannot compress, the chunk's checksum and place, and the index's checksum.
+    # Plus what zstd adds to an incompressible chunk, the chunk's checksum and index entry, and the index's checksum.
     files = backend.bounded(shard + shard // chunk * (chunk // 256 + 64 + 4 + 16) + 4)
     metadata = replace(ours.metadata, attributes=array.metadata.attributes)
     return zarr.Array(zarr.AsyncArray(metadata, StorePath(files, array.path), ours.config))
@@ -413,10 +413,10 @@ def sha256(array: Labels) -> str:
 
 
 def open_store(path: Path, made_by: str) -> Group:
-    """A store for reading.
+    """Open a store for reading.
 
     Args:
-        path: Where it lies, or where the manifest lies that says where.
+        path: The store, or the manifest that says where it is.
         made_by: Command that makes it, for the error message.
 
     Raises:
@@ -447,9 +447,9 @@ def open_store(path: Path, made_by: str) -> Group:
 
 
 def get_array(group: Group, name: str, made_by: str) -> Array:
-    """An array of an open store, with all of its shards present.
+    """Return an array of an open store, all of whose shards are present.
 
-    Its layout is that of this module, its shape whatever it claims: compare it with what you expect before you read.
+    Its layout is that of this module, but its shape is whatever the metadata claim: check the shape before you read.
 
     Args:
         group: From `open_store`.
@@ -485,7 +485,7 @@ def get_array(group: Group, name: str, made_by: str) -> Array:
 
 
 def read(array: Array, made_by: str) -> NDArray[np.uint8]:
-    """All values of an array, its digest checked.
+    """Read all values of an array, and check its digest.
 
     Args:
         array: From `get_array`.
@@ -512,7 +512,7 @@ def read(array: Array, made_by: str) -> NDArray[np.uint8]:
 
 
 def read_trials(array: Array, made_by: str) -> Iterator[NDArray[np.uint8]]:
-    """One trial after the other of an array (trials, N, H, W, C), the digest checked after the last.
+    """Yield an array (trials, N, H, W, C) trial by trial; its digest is checked after the last one.
 
     Args:
         array: From `get_array`.
@@ -530,7 +530,7 @@ def read_trials(array: Array, made_by: str) -> Iterator[NDArray[np.uint8]]:
 
 
 def read_part(array: Array, selection: Any, made_by: str) -> NDArray[np.uint8]:
-    """A part of an array; chunks are checked by their checksums, the whole is not.
+    """Read a part of an array; the checksums of its chunks are checked, the digest of the whole is not.
 
     Args:
         array: From `get_array`.
@@ -568,10 +568,10 @@ def _where(array: Array) -> str:
 
 
 def read_clean(dataset: Dataset, split: str, kind: str) -> Any:
-    """A full array of the clean store, its digest checked.
+    """Read a full array of the clean store, and check its digest.
 
     Args:
-        dataset: Which data set.
+        dataset: The data set.
         split: `train` or `test`.
         kind: `images` (uint8 (N, H, W, C)) or `labels` (`label_type` (N,)).
 
@@ -589,7 +589,7 @@ def read_clean(dataset: Dataset, split: str, kind: str) -> Any:
 
 
 def read_facts(name: str) -> Dataset:
-    """What the clean store of a data set says of it.
+    """Read the facts of a data set from its clean store.
 
     Raises:
         PipelineError: The store is missing or damaged.
@@ -617,7 +617,7 @@ def read_facts(name: str) -> Dataset:
 
 
 def open_foreign(path: Path, name: str) -> Array | None:
-    """An array of a store that somebody else made, for reading in parts; None if it has none of that name.
+    """Open an array of a store that others made, for reading in parts; None if it has none of that name.
 
     Args:
         path: A Zarr store of version 2 or 3, a folder.
@@ -642,18 +642,18 @@ def open_foreign(path: Path, name: str) -> Array | None:
 
 
 def count_missing(array: Array) -> int:
-    """How many shards, or chunks, of an array from `open_foreign` are no file; zarr reads them as its fill value."""
+    """Count the shards or chunks of an array from `open_foreign` that have no file; zarr reads them as fill value."""
     return len(backend_of(array).missing(_shard_keys(array)))
 
 
 def foreign_classes(path: Path) -> Any:
-    """What the attribute `classes` of a store's root says, or None."""
+    """Return the attribute `classes` of a store's root group, or None."""
     with _default_settings():
         return zarr.open_group(Folder(path), mode="r").attrs.get("classes")
 
 
 def read_foreign(array: Array, selection: Any) -> NDArray[Any]:
-    """A part of an array from `open_foreign`.
+    """Read a part of an array from `open_foreign`.
 
     Raises:
         PipelineError: A chunk cannot be decoded.

@@ -1,4 +1,4 @@
-"""Which paths of a user's `dvc repro` can watch, and which would be lost or overlooked."""
+"""Checks users' paths: DVC must see changes in them, and stages must not overwrite them."""
 
 import os
 import re
@@ -14,18 +14,18 @@ from pipeline.runtime.files import read_file
 if TYPE_CHECKING:
     from dvc.ignore import DvcIgnorePatterns
 
-# A hundred times what ours has.
+# A hundred times the size of ours.
 _MAX_IGNORED = 2**16
 
 
 def find_problem(path: str, is_file: bool) -> str | None:
-    """Why a path that params.yaml names cannot be one of the user's, with the way out; None if it can.
+    """Return why params.yaml cannot name this path of the user's, and a remedy; None if it can.
 
     Args:
-        path: Of a source of images or of a model, relative to the repository root, the current folder, or absolute.
-        is_file: Whether no folder can be meant.
+        path: Path of an image source or a model, absolute or relative to the repository root (the current folder).
+        is_file: Whether it has to be a file, not a folder.
     """
-    if not path.isprintable() or path.startswith("~"):  # which DVC takes for the name of a folder
+    if not path.isprintable() or path.startswith("~"):  # DVC takes "~" for the name of a folder
         return "is no path; write it out"
     theirs = _ways(Path(path))
     for folder in layout.WRITTEN:
@@ -37,9 +37,9 @@ def find_problem(path: str, is_file: bool) -> str | None:
 
 
 def find_overlooked(folder: Path) -> str | None:
-    """Why DVC does not see what changes in a folder, with the way out; None if it does.
+    """Return why DVC would not see changes in a folder, and a remedy; None if it sees them.
 
-    Files that are named by themselves it sees everywhere, and folders outside of the repository whatever their names.
+    DVC always sees files that are named individually, and folders outside the repository whatever their names.
     """
     full, content = _absolute(folder), b""
     if not full.is_relative_to(Path.cwd()):
@@ -53,7 +53,7 @@ def find_overlooked(folder: Path) -> str | None:
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.normpath(Path.cwd() / path))  # links as they stand
+    return Path(os.path.normpath(Path.cwd() / path))  # does not resolve links
 
 
 def _ways(path: Path) -> set[Path]:
@@ -62,8 +62,8 @@ def _ways(path: Path) -> set[Path]:
 
 @lru_cache(maxsize=1)
 def _parse(content: bytes, root: str) -> "DvcIgnorePatterns":
-    """What .dvcignore says, with what DVC leaves out by itself, as DVC reads it."""
-    from dvc.ignore import DvcIgnorePatterns  # a tenth of a second, which only folders in the repository need
+    """Parse .dvcignore as DVC does, together with what DVC always ignores."""
+    from dvc.ignore import DvcIgnorePatterns  # takes a tenth of a second; only folders in the repository need it
 
     lines = [line.strip() for line in content.decode(errors="replace").splitlines()]
     try:

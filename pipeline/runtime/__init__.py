@@ -1,1 +1,1 @@
-"""What any program of this kind needs: errors, files, signals, memory, workers and paths."""
+"""Infrastructure below all other packages: errors, files, signals, memory, workers and paths."""

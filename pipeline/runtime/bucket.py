@@ -1,4 +1,4 @@
-"""Object storage: where stores and the model cache lie if PIPELINE_STORES names a bucket."""
+"""Access to object storage (S3), which holds stores and the model cache if PIPELINE_STORES names a bucket."""
 
 import os
 import re
@@ -23,20 +23,21 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Names the bucket and the prefix that stores and the model cache are written to.
+# Environment variable with the URL of the bucket and prefix that stores and the model cache are written to.
 STORES_VARIABLE = "PIPELINE_STORES"
 _EXAMPLE = "s3://bucket/prefix"
-# Of an S3 server that is not Amazon's, the first that is set; Amazon's own tools read them too.
+# Environment variables with the URL of an S3 server other than Amazon's; the first that is set counts. Amazon's own
+# tools read them too.
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION")
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-# Seconds: until a request that fails is given up, with all its retries; until one that is not, or slowly, answered is.
+# Timeouts in seconds: for a failing request with all its retries; for one answered slowly or not at all.
 _PATIENCE, _REQUEST = 60, 120
-# Larger objects are written in parts, to appear whole too: S3 takes no more than 5 GB at once.
+# Larger objects are uploaded in parts, since S3 takes no more than 5 GB at once; they too appear whole or not at all.
 _PART_BYTES = 2**30
-# Seconds between repetitions of a request whose answer broke off.
+# Seconds before each retry of a request whose response was cut off.
 _PAUSES = (0.1, 0.4, 1.6)
-# How many requests are under way at the same time where there are many: each waits for the network, not for a core.
+# The largest number of concurrent requests; not tied to the number of cores, since requests wait for the network.
 _N_REQUESTS = 16
 _requests = ThreadPoolExecutor(_N_REQUESTS, "object storage")
 _is_forked = False
@@ -55,8 +56,8 @@ if hasattr(os, "register_at_fork"):
 class Bucket:
     """A folder in object storage.
 
-    Every request is repeated for a minute if the server is busy (503), has an error of its own, or does not answer, and
-    a few times if its answer breaks off.
+    Every request is retried for a minute if the server is busy (503), reports an internal error or does not answer, and
+    a few times if its response is cut off.
 
     Attributes:
         url: Such as `s3://bucket/prefix`.
@@ -68,21 +69,21 @@ class Bucket:
         return Bucket(f"{self.url}/{PurePath(name).as_posix()}")
 
     def check(self) -> None:
-        """Refuse what cannot be asked for.
+        """Check that requests to this folder are possible; sends none.
 
         Raises:
-            PipelineError: The URL is none of S3, or obstore is not installed.
+            PipelineError: The URL is not an S3 URL, or obstore is not installed.
         """
         self._client()
 
     def _client(self) -> "S3Store":
-        """What asks, of the whole bucket: to make one takes a quarter of a second."""
+        """Return the client of the whole bucket, which is cached: creating one takes a quarter of a second."""
         name, *prefix = self.url.removeprefix("s3://").split("/")
         is_named = self.url.startswith("s3://") and _BUCKET_NAME.fullmatch(name)
         if not is_named or not all(part.isprintable() and part not in ("", ".", "..") for part in prefix):
             shown = repr(self.url) if "@" not in self.url else "a URL with a password"
             raise PipelineError(f"{shown}: not the URL of a bucket; {STORES_VARIABLE} has the form {_EXAMPLE}")
-        if _is_forked:  # the threads that obstore waits in are not in this process
+        if _is_forked:  # a forked process lacks the threads that obstore waits in
             raise PipelineError(
                 f"{self.url}: not to be reached from a process that was forked; begin it by spawn (DataLoader: "
                 "multiprocessing_context='spawn')"
@@ -93,10 +94,10 @@ class Bucket:
         return "/".join([*self.url.split("/")[3:], name])
 
     def sizes(self) -> dict[str, int]:
-        """The objects in it and below: name → bytes.
+        """Return the objects in the folder and its subfolders: name → size in bytes.
 
         Raises:
-            UnreachableError: As all methods here.
+            UnreachableError: Object storage fails or refuses; all methods that send requests raise this.
         """
         import obstore
 
@@ -109,16 +110,16 @@ class Bucket:
         return self._ask(ask)
 
     def read(self, name: str, max_bytes: int, part: "GetOptions | None" = None) -> memoryview:
-        """The content of an object.
+        """Return the content of an object.
 
         Args:
-            name: Which.
-            max_bytes: The largest size that it can have, all of it.
-            part: Which part of it, in obstore's words; None: all.
+            name: Its name in the folder.
+            max_bytes: The largest size that the whole object may have.
+            part: The part to read, as obstore's options; None: all of it.
 
         Raises:
-            FileNotFoundError: There is none.
-            PipelineError: It is larger than `max_bytes`.
+            FileNotFoundError: There is no such object.
+            PipelineError: The object is larger than `max_bytes`.
         """
         import obstore
 
@@ -143,10 +144,10 @@ class Bucket:
         return True
 
     def check_size(self, name: str, n_bytes: int, max_bytes: int) -> None:
-        """Refuse what is too large to be ours.
+        """Refuse an object that is too large to be one of ours.
 
         Raises:
-            PipelineError: So it is.
+            PipelineError: `n_bytes` is more than `max_bytes`.
         """
         if n_bytes > max_bytes:
             raise PipelineError(f"{self.url}/{name}: {n_bytes:,} bytes, more than the {max_bytes:,} that it can have")
@@ -162,10 +163,10 @@ class Bucket:
             raise self._failed(error) from None
 
     def copy_to(self, other: "Bucket", names: Iterable[str]) -> None:
-        """Copy objects to another folder of the bucket; the server does it.
+        """Copy objects to another folder of the bucket, on the server's side.
 
         Raises:
-            FileNotFoundError: One is not there.
+            FileNotFoundError: One of the objects does not exist.
         """
         import obstore
 
@@ -175,20 +176,20 @@ class Bucket:
         side_by_side(copy, names)
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove objects; nothing happens where there is none."""
+        """Remove objects; names of objects that do not exist are ignored."""
         import obstore
 
         if keys := [self._key(name) for name in names]:
             self._ask(lambda: obstore.delete(self._client(), keys))
 
     def _ask(self, ask: Callable[[], Result], pauses: Sequence[float] = _PAUSES) -> Result:
-        """What a request gives; errors of obstore name the folder and what to do.
+        """Send a request and return its result; errors of obstore become ours, which name the folder and a remedy.
 
-        obstore repeats requests that are not answered, but not all whose answer breaks off.
+        obstore itself retries unanswered requests, but not all of those whose response is cut off.
         """
         from obstore.exceptions import BaseError, GenericError
 
-        if threading.current_thread() is threading.main_thread():  # which would not see a signal while obstore waits
+        if threading.current_thread() is threading.main_thread():  # it would not see signals while obstore waits
             return _requests.submit(self._ask, ask).result()
         began = time.monotonic()
         try:
@@ -208,21 +209,21 @@ class Bucket:
 
 
 def find_bucket() -> Bucket | None:
-    """What PIPELINE_STORES names; None where it is not set.
+    """Return the bucket that PIPELINE_STORES names, or None if it is not set.
 
     Raises:
-        PipelineError: It is no URL of a bucket, or obstore is not installed.
+        PipelineError: The value is not the URL of a bucket, or obstore is not installed.
     """
     url = os.environ.get(STORES_VARIABLE)
     if not url:
         return None
     bucket = Bucket(url.rstrip("/"))
-    bucket.check()  # before anything is done in vain
+    bucket.check()  # before any work is done in vain
     return bucket
 
 
 def side_by_side(ask: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Requests at the same time, and their results in the order of `items`; the first error ends all."""
+    """Send requests concurrently and return their results in the order of `items`; the first error ends all."""
     futures = [_requests.submit(ask, item) for item in items]
     try:
         return [future.result() for future in futures]
@@ -232,7 +233,7 @@ def side_by_side(ask: Callable[[Item], Result], items: Iterable[Item]) -> list[R
 
 
 def _find_endpoint() -> str:
-    """The server's URL; empty for Amazon's."""
+    """Return the server's URL; empty for Amazon's."""
     for name in (*_CREDENTIALS, *_ENDPOINT_VARIABLES):
         if not os.environ.get(name, "").isprintable():
             raise PipelineError(f"{name}: has a line break or another character that none can have; set it again")
@@ -253,7 +254,7 @@ def _open_client(name: str, endpoint: str) -> "S3Store":
     except ImportError:
         raise PipelineError(f"s3://{name}: needs obstore: `pip install -c constraints.txt -e '.[s3]'`") from None
     options: ClientConfig = {
-        # A server of your own, or one for tests, may have no certificate; who names it by http:// says so.
+        # A private server, or one for tests, may have no certificate: an http:// URL says so.
         "allow_http": urlsplit(endpoint).scheme == "http",
         "timeout": timedelta(seconds=_REQUEST),
     }
@@ -265,9 +266,9 @@ def _open_client(name: str, endpoint: str) -> "S3Store":
 
 
 def _reason(error: Exception) -> str:
-    """What obstore says, without its URL, which is long, and without how the error looks in Rust."""
+    """Return obstore's message without the long URL and the Rust form of the error."""
     text = str(error)
     line = text.partition("\n")[0].partition(": <?xml")[0]
-    code = re.search(r"<Code>(\w+)</Code>", text)  # the server's own word
+    code = re.search(r"<Code>(\w+)</Code>", text)  # the server's own error code
     reason = shorten(line.rpartition(" - ")[2].removeprefix("Server returned non-2xx status code: "), 200)
     return f"{reason}, {code[1]}" if code else reason

@@ -1,4 +1,4 @@
-"""Runs jobs on the workers of a Dask cluster, which see the same folder and have the same code."""
+"""Runs jobs on the workers of a Dask cluster, which share the stage's folder and have the same code."""
 
 import hashlib
 import json
@@ -26,36 +26,36 @@ from pipeline.runtime.stopping import ended_when_stopped
 if TYPE_CHECKING:
     from distributed import Client
 
-# Names the cluster that stages use: the address of a Dask scheduler, or its scheduler file.
+# Environment variable for the cluster that stages use: the address of a Dask scheduler, or its scheduler file.
 ENGINE_VARIABLE = "PIPELINE_ENGINE"
-# Seconds until a scheduler has to answer and a first worker has to be there.
+# Timeouts in seconds: for the scheduler to answer, and for a first worker to be there.
 _PATIENCE = 30
-# What decides results beside our own code; cv2 and zarr write and decode, torch and numpy compute.
+# Libraries that decide results beside our own code: cv2 and zarr write and decode, torch and numpy compute.
 _LIBRARIES = ("numpy", "torch", "torchvision", "opencv-python-headless", "zarr", "numcodecs")
 
 
 def find_cluster(say: Callable[[str], object]) -> "DaskCluster | None":
-    """The cluster that PIPELINE_ENGINE names; None where it is not set.
+    """Return the cluster that PIPELINE_ENGINE names, or None if it is not set.
 
     Args:
-        say: Told where the cluster can be watched.
+        say: Called with a line that says where to watch the cluster.
     """
     address = os.environ.get(ENGINE_VARIABLE)
     return DaskCluster(address, say) if address else None
 
 
 def find_engine(local: Engine, say: Callable[[str], object]) -> Engine:
-    """The cluster that PIPELINE_ENGINE names, or `local` where it is not set."""
+    """Return the cluster that PIPELINE_ENGINE names, or `local` if it is not set."""
     return find_cluster(say) or local
 
 
 @dataclass(frozen=True)
 class DaskCluster:
-    """Workers of a Dask cluster, one thread each.
+    """An `Engine` of the workers of a Dask cluster, one thread each.
 
     Attributes:
-        address: Of its scheduler, such as `tcp://10.0.0.1:8786`, or the scheduler's file.
-        say: Told where Dask shows what the workers do.
+        address: The scheduler's address, such as `tcp://10.0.0.1:8786`, or its scheduler file.
+        say: Called with a line that names Dask's dashboard.
     """
 
     address: str
@@ -63,7 +63,7 @@ class DaskCluster:
     is_in_process: ClassVar[bool] = False
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
-        """As `Engine.run`; jobs that a worker took with it when it died are done again by another one.
+        """Run jobs as `Engine.run` does; jobs that are lost when a worker dies are done again by another one.
 
         Raises:
             PipelineError: There is no such scheduler, or it goes away; it has no workers; a worker has another version
@@ -73,7 +73,7 @@ class DaskCluster:
         jobs = list(jobs)
         if not jobs:
             return
-        # Seen by workers that see this very folder, and by none that have another one of the same name.
+        # Visible to workers that share this very folder, but not to those with another folder of the same name.
         mark = Path.cwd() / f".{uuid4().hex}{PARTIAL_SUFFIX}"
         mark.touch()
         try:
@@ -101,7 +101,7 @@ class DaskCluster:
                 f"{error.last_worker.address}, perhaps because memory ran out; give them more (--memory-limit) and "
                 "run again: finished work is kept"
             ) from None
-        except CancelledError:  # what Dask's client does when its connection ends
+        except CancelledError:  # Dask's client cancels its futures when it loses its connection
             raise PipelineError(
                 f"{ENGINE_VARIABLE}: the Dask scheduler at {self.address} has gone; run again: finished work is kept"
             ) from None
@@ -117,7 +117,7 @@ class DaskCluster:
             raise PipelineError(
                 f"{ENGINE_VARIABLE}: needs Dask: `pip install -c constraints.txt -e '.[dask]'`"
             ) from None
-        for name in ("distributed", "distributed.client"):  # what goes wrong is said here, once
+        for name in ("distributed", "distributed.client"):  # we report errors ourselves, once
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = Client(_scheduler_address(self.address), timeout=_PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
@@ -135,7 +135,7 @@ class DaskCluster:
                     f"{ENGINE_VARIABLE}: the Dask scheduler at {self.address} has no workers; start some"
                 ) from None
             expected = describe_process()
-            # Errors of unpickling too: a worker may not have our package at all.
+            # Returns unpickling errors too: a worker may not have our package at all.
             found = client.run(check_worker, expected, mark, on_error="return")
             problems = [f"{worker}: {_word(said)}" for worker, said in sorted(found.items()) if said is not None]
             if problems:
@@ -145,10 +145,10 @@ class DaskCluster:
 
 
 def _scheduler_address(address: str) -> str:
-    """The address that a scheduler's file holds, or the address itself.
+    """Return the address itself, or the one in the scheduler file that `address` names.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not an address.
     """
     if "://" not in address:
         address = json.loads(read_file(Path(address), 2**20))["address"]
@@ -163,11 +163,11 @@ class _Task:
     """A job on its way to a worker.
 
     Attributes:
-        run: Of which run it is one.
-        mark: A file in the folder where the stage runs, there as long as it does.
-        expected: From `describe_process`, there.
-        stores: Where object storage is, as there; empty if nowhere.
-        content: Pickled `(work, job)`: unpickled once the worker is known to be able to.
+        run: The ID of the run that the job belongs to.
+        mark: A file in the folder where the stage runs; it exists as long as the run.
+        expected: The stage's own `describe_process`.
+        stores: The stage's own value of PIPELINE_STORES; empty if it is not set.
+        content: Pickled `(work, job)`; unpickled only after the worker has been checked.
     """
 
     run: str
@@ -181,10 +181,10 @@ _run_of_this_process = ""
 
 
 def do_task(task: _Task) -> Any:
-    """What a worker does.
+    """Do a job on a worker.
 
     Raises:
-        PipelineError: It cannot do it right; the message names it.
+        PipelineError: The worker fails `check_worker`; the message names it.
     """
     from distributed import get_worker
 
@@ -202,7 +202,7 @@ def do_task(task: _Task) -> Any:
     key = worker.get_current_task()
 
     def is_wanted() -> bool:
-        # A task that is cancelled while it is done stays with its worker, in this state, until it returns.
+        # A task that is cancelled while it runs stays with its worker, in one of these states, until it returns.
         state = worker.state.tasks.get(key)
         return state is not None and state.state not in ("cancelled", "resumed")
 
@@ -212,12 +212,12 @@ def do_task(task: _Task) -> Any:
 
 
 def check_worker(expected: dict[str, str], mark: str, dask_worker: Any) -> str | None:
-    """What keeps this worker from doing jobs as the process that sends them would; None if nothing does.
+    """Return why this worker might not do jobs as the process that sends them would; None if it is fit.
 
     Args:
-        expected: From `describe_process`, there.
+        expected: `describe_process` of the sending process.
         mark: A file in the folder where that process runs.
-        dask_worker: The worker; Dask fills an argument of this name in.
+        dask_worker: The worker; Dask fills in an argument of this name.
     """
     own = describe_process()
     different = [f"{name} {own[name]} instead of {value}" for name, value in expected.items() if own[name] != value]
@@ -238,7 +238,7 @@ def _word(problem: str | BaseException) -> str:
 
 @cache
 def describe_process() -> dict[str, str]:
-    """What must be equal where jobs are sent from and where they are done: name → version or digest."""
+    """Return the versions that sender and worker must have in common: name → version or, of our code, digest."""
     digest, package = hashlib.sha256(), Path(__file__).parents[1]
     for file in sorted(file for file in package.rglob("*") if file.suffix in (".py", ".c")):
         digest.update(f"{file.relative_to(package)}\0".encode() + read_file(file, 2**24))

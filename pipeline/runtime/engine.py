@@ -1,4 +1,4 @@
-"""Runs many jobs side by side, behind one method: in threads or processes of this machine, or on a Dask cluster."""
+"""Runs many jobs in parallel behind one interface: in threads or processes of this machine, or on a Dask cluster."""
 
 import multiprocessing
 import multiprocessing.util
@@ -29,33 +29,33 @@ _KILLED = "a process was killed, perhaps because memory ran out; run again, with
 
 
 class Engine(Protocol):
-    """Does jobs side by side.
+    """Runs jobs in parallel.
 
     Attributes:
-        is_in_process: Whether in this process, so that jobs can report their progress themselves.
+        is_in_process: Whether jobs run in this process, and so can report their progress themselves.
     """
 
     is_in_process: ClassVar[bool]
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
-        """Every job with its result, as they get finished; the first error ends all.
+        """Yield every job with its result, in the order in which they finish; the first error ends the run.
 
         Args:
-            work: A function of a module, which other processes can import.
+            work: A function at the top level of a module, which other processes can import.
             jobs: Picklable, so that they can be sent to another machine.
         """
         ...
 
 
 class Held(Generic[Value]):
-    """A value of this process that a job needs; a process that the job is sent to loads it by itself, once in a run."""
+    """A value of this process that a job needs; a process that the job is sent to loads it itself, once per run."""
 
     def __init__(self, value: Value, load: Callable[[], Value]) -> None:
-        """Of a value that is there.
+        """Hold a value that this process has.
 
         Args:
             value: The value.
-            load: Picklable; returns the same in another process.
+            load: Picklable; returns the same value in another process.
         """
         self._value, self._load = value, load
 
@@ -68,7 +68,7 @@ class Held(Generic[Value]):
 
 
 def shown_here(progress: Callable[[int], object]) -> Held[Callable[[int], object]]:
-    """A callback for jobs of this process; elsewhere it does nothing."""
+    """Return a progress callback that works for jobs of this process and does nothing in others."""
     return Held(progress, _show_nowhere)
 
 
@@ -95,32 +95,32 @@ class _Loaded(Generic[Value]):
 
 
 _loaded: dict[bytes, Any] = {}
-_loading = threading.RLock()  # what is loaded may need what is loaded too
+_loading = threading.RLock()  # reentrant: one value's load may get another
 
 
 def forget_loaded() -> None:
-    """Drop what jobs of an earlier run have loaded in this process."""
+    """Drop the values that jobs of an earlier run have loaded in this process."""
     with _loading:
         _loaded.clear()
 
 
 class UnwantedError(Exception):
-    """Nobody waits for the result of a job any more."""
+    """The result of the job is no longer wanted."""
 
 
 _is_wanted: ContextVar[Callable[[], bool]] = ContextVar("is_wanted", default=lambda: True)
 
 
 def set_wanted(is_wanted: Callable[[], bool]) -> None:
-    """Say how jobs of this thread find out whether somebody still waits for them."""
+    """Set the function that tells jobs of this thread whether their results are still wanted."""
     _is_wanted.set(is_wanted)
 
 
 def check_wanted() -> None:
-    """End the job of this thread if nobody waits for its result; long jobs call this about every second.
+    """End the job of this thread if its result is no longer wanted; long jobs call this about every second.
 
     Raises:
-        UnwantedError: So it is.
+        UnwantedError: The result is no longer wanted.
     """
     if not _is_wanted.get()():
         raise UnwantedError
@@ -128,22 +128,21 @@ def check_wanted() -> None:
 
 @dataclass(frozen=True)
 class LocalThreads:
-    """Threads of this process, for work that leaves Python's lock alone, such as numpy's.
+    """Threads of this process, for work that releases Python's global lock, such as numpy's.
 
     Attributes:
-        n_workers: How many.
+        n_workers: Number of threads.
     """
 
     n_workers: int
     is_in_process: ClassVar[bool] = True
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
-        """As `Engine.run`.
+        """Run jobs as `Engine.run` does.
 
         Args:
-            work: Need not be of a module.
-            jobs: Taken one after the other, a few ahead of those under way: results that nobody has fetched yet do not
-                fill memory.
+            work: May be any function, importable or not.
+            jobs: Consumed lazily, a few ahead of the workers, so that results not yet fetched do not fill memory.
         """
         has_ended = threading.Event()
         wanted = partial(set_wanted, lambda: not has_ended.is_set())
@@ -156,11 +155,11 @@ class LocalThreads:
 
 @dataclass(frozen=True)
 class LocalProcesses:
-    """Processes of this machine; they are gone when `run` ends, however it does.
+    """Processes of this machine; all are gone when `run` ends, for whatever reason.
 
     Attributes:
-        n_workers: How many at most.
-        preload: Modules that they import before they begin, beside that of the work.
+        n_workers: The largest number of processes.
+        preload: Modules that they import before their first job, in addition to that of the work.
     """
 
     n_workers: int
@@ -168,7 +167,7 @@ class LocalProcesses:
     is_in_process: ClassVar[bool] = False
 
     def run(self, work: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
-        """As `Engine.run`.
+        """Run jobs as `Engine.run` does.
 
         Raises:
             PipelineError: A process was killed.
@@ -184,15 +183,15 @@ class LocalProcesses:
             except BrokenProcessPool:
                 raise PipelineError(_KILLED) from None
             except BaseException:
-                _end_workers()  # or they would do what is under way to its end first
+                _end_workers()  # otherwise they would first finish the jobs under way
                 raise
 
 
 def _begin_server(*preload: str) -> BaseContext:
-    """Where processes come from. Not from this one: they would have its locks, but not the threads that hold them.
+    """Return the context that starts processes. Not forks of this one: they would have its locks but not their holders.
 
-    A fork server imports once what they all need: torch takes seconds. Where there can be none (Windows, no place for
-    its socket), each process imports by itself.
+    A fork server imports once what all of them need: torch takes seconds. Where there can be none (Windows, no place
+    for its socket), each process imports by itself.
     """
     if "forkserver" in multiprocessing.get_all_start_methods():
         from multiprocessing import forkserver, resource_tracker
@@ -200,7 +199,7 @@ def _begin_server(*preload: str) -> BaseContext:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
         with begun_deaf():
-            resource_tracker.ensure_running()  # lets SIGINT in again as it ends
+            resource_tracker.ensure_running()  # unblocks SIGINT when it returns
         with suppress(OSError), begun_deaf():
             forkserver.ensure_running()
             return context
@@ -214,7 +213,7 @@ def _run(
     waiting = iter(jobs)
     try:
         while True:
-            with begun_deaf():  # the pool begins its processes with the first job
+            with begun_deaf():  # the pool starts its processes with the first job
                 for job in islice(waiting, n_ahead - len(under_way)):
                     under_way[pool.submit(work, job)] = job
             if not under_way:
@@ -233,12 +232,12 @@ def _end_workers() -> None:
 
 def _stop() -> None:
     _end_workers()
-    # Removes semaphores, which no process that a signal ends does.
+    # Removes semaphores, which a process that is ended by a signal would leave behind.
     multiprocessing.util._exit_function()  # type: ignore[attr-defined]
 
 
 def _begin_worker() -> None:
-    """End this worker as soon as its parent is gone; or it would work on, beside the next run."""
+    """Prepare a worker, which ends as soon as its parent is gone: else it would work on beside the next run."""
     stop_on_signals()
     outlive_readers()
     keep_freed_memory()

@@ -4,7 +4,7 @@ import errno
 
 
 class PipelineError(Exception):
-    """A mistake in params, inputs or the environment that the user can mend.
+    """A mistake in params, inputs or the environment that the user can fix.
 
     The message stands alone: it names the key or file, the value found, and the way out. Stages print it
     without a traceback and exit with status 1.
@@ -16,12 +16,12 @@ class UnreachableError(PipelineError):
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the system has run out of something or cannot be reached: that says nothing against what is read."""
+    """Whether an error means exhausted or unreachable resources, and so says nothing about the data being read."""
     if isinstance(error, UnreachableError):
         return True
     return isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def printable(text: str) -> str:
-    """A text that may quote names and files of anybody's: no lone surrogates, no commands for the terminal."""
+    """Escape unprintable characters (lone surrogates, terminal commands) in a text that may quote untrusted input."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

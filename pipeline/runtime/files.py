@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, are written by one process at a time, and read within bounds."""
+"""File access: outputs appear whole or not at all, one process writes at a time, and reads are bounded in size."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error.
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
 
-    Nothing is forced onto the disk before: after a power cut a new file may be empty, as DVC's own may. Readers find
-    that, since they check digests or every row, and it can be made again.
+    Nothing is synced to disk first: after a power cut a new file may be empty, as DVC's own may. Readers notice that,
+    since they check digests or every row, and the file can be made again.
 
     Args:
         path: The file to write; missing parent folders are made.
@@ -35,7 +35,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
     staged = path.parent / f".{path.name}{PARTIAL_SUFFIX}"
     try:
         try:
-            remove(staged)  # of a run that was stopped; or a link to another file, or a pipe
+            remove(staged)  # left by a run that was stopped; or a link to another file, or a pipe
             yield staged
             staged.replace(path)
         finally:
@@ -46,7 +46,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends without an error.
+    """Yield a staging folder beside `path` that takes its place when the block ends without an error.
 
     Leftovers of earlier runs that were stopped or killed are removed first.
 
@@ -62,11 +62,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def resuming_folder(path: Path, key: str) -> Iterator[Path]:
-    """As `replacing_folder`, but a block that fails leaves the temporary folder, which the next one may go on with.
+    """Yield a staging folder as `replacing_folder` does, but keep it if the block fails: the next one may continue it.
 
     Args:
         path: The folder to write.
-        key: Says what decides its content; a folder that was left under another key is removed first.
+        key: Identifies what decides the content; a folder that was left under another key is removed first.
 
     Raises:
         OSError: As `replacing_folder`.
@@ -90,8 +90,8 @@ def _replacing_folder(path: Path, key: str | None) -> Iterator[Path]:
             remove(staged)
             remove(keyed)
         if os.path.lexists(previous):
-            # Out of the way in one step, so that nobody puts back one of which half is removed; or back, if nothing
-            # has taken its place.
+            # Moved away in one step, so that a half-removed folder is never put back; or put back, if nothing has
+            # taken its place.
             is_replaced = os.path.lexists(path)
             previous.rename(staged if is_replaced else path)
             if is_replaced:
@@ -120,36 +120,36 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write files that belong together (path → text, UTF-8): all are there in full before the first takes its place."""
+    """Write files that belong together (path → text, UTF-8): all are complete before the first takes its place."""
     with ExitStack() as stack:
         for path, text in texts.items():
             stack.enter_context(replacing_file(path)).write_text(text, encoding="utf-8", newline="\n")
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """The content of a file; the only way in which this package reads files that are not its own source.
+    """Return the content of a file; this package reads files other than its own source in no other way.
 
     Args:
         path: The file, or a link to it.
         max_bytes: The largest size that such a file can have.
 
     Raises:
-        FileNotFoundError: There is none.
-        PipelineError: It is no regular file (a folder, a pipe, a device), is larger than `max_bytes`, or cannot be
+        FileNotFoundError: There is no such file.
+        PipelineError: It is not a regular file (a folder, a pipe, a device), is larger than `max_bytes`, or cannot be
             read.
     """
     n_bytes = check_file(path, max_bytes)
     with _named_reading(path), path.open("rb") as file:
-        return file.read(n_bytes)  # Python takes as much memory as it is asked for, whatever there is to read
+        return file.read(n_bytes)  # Python allocates as much as it is asked for, however little there is to read
 
 
 @contextmanager
 def opened_zip(path: Path) -> Iterator["ZipFile"]:
-    """A zip archive of any size, whose members are to be read in parts.
+    """Open a zip archive of any size, whose members are to be read in parts.
 
     Raises:
         FileNotFoundError: As `read_file`.
-        PipelineError: It is no regular file, no zip archive, or damaged.
+        PipelineError: It is not a regular file, not a zip archive, or damaged.
     """
     from zipfile import ZipFile
 
@@ -166,7 +166,7 @@ def opened_zip(path: Path) -> Iterator["ZipFile"]:
 
 
 def check_file(path: Path, max_bytes: int) -> int:
-    """Refuse what `read_file` refuses, for those libraries that open files by themselves.
+    """Refuse what `read_file` refuses, for libraries that open files themselves.
 
     Returns:
         The size of the file.
@@ -201,19 +201,19 @@ def _named_reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Let one process at a time into the block; the others wait, and say for what.
+    """Let one process at a time into the block; the others wait, and say what for.
 
-    The kernel forgets the lock when its process ends, however it does. Where there are no locks (some network file
+    The kernel releases the lock when its process ends, for whatever reason. Where there are no locks (some network file
     systems, a folder that cannot be written) nobody waits.
 
     Args:
-        path: A file that is there for as long as the block runs.
-        what: What the block does, for the line on standard error that those who wait write.
+        path: The lock file, which exists as long as the block runs.
+        what: What the block does, for the line that waiting processes write to standard error.
 
     Raises:
-        PipelineError: Something else than a file has its place.
+        PipelineError: `path` is something other than a file.
     """
-    from filelock import FileLock, Timeout  # a twentieth of a second
+    from filelock import FileLock, Timeout  # importing takes a twentieth of a second
 
     if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
         raise PipelineError(f"{path}: not a file, as a lock is; remove it")
@@ -227,12 +227,12 @@ def locked(path: Path, what: str) -> Iterator[None]:
                 sys.stderr.write(f"{what}: another process is doing this; waiting for it to end\n")
                 lock.acquire()
             held.callback(lock.release)
-            held.callback(path.unlink, missing_ok=True)  # first: then it is nobody else's yet
+            held.callback(path.unlink, missing_ok=True)  # runs first, while the lock is still ours
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process is in a block of `locked` with this file, which is there."""
+    """Whether a process is in a block of `locked` with this file, which must exist."""
     from filelock import FileLock, Timeout
 
     try:
@@ -245,7 +245,7 @@ def is_locked(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder and all that is in it; nothing happens where there is none."""
+    """Remove a file, a link, or a folder with all that is in it; do nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,18 +1,18 @@
-"""Where everything lies: every path of the project as a function of its keys, relative to the repository root."""
+"""All paths of the project, relative to the repository root, as functions of data set, strategy, seed and so on."""
 
 from pathlib import Path
 from urllib.parse import quote
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("profiles")
-# What DVC records of every stage that it has run.
+# DVC's record of every stage that it has run.
 LOCK = Path("dvc.lock")
-# The folders of all that stages write.
+# The folders that contain all outputs of stages.
 WRITTEN = (Path("data/clean"), Path("data/perturbed"), Path("models"), Path("metrics"))
 
 
 def running(*words: str) -> Path:
-    """Lock of the command of these words, there as long as it runs; .dvcignore and .gitignore name its suffix too."""
+    """Lock file of the command with these words, there while it runs; .dvcignore and .gitignore name its suffix too."""
     return Path(f".{quote('-'.join(words), safe='')}.running")
 
 
@@ -27,7 +27,7 @@ def perturbed_store(dataset: str, perturbation: str) -> Path:
 
 
 def model(dataset: str, strategy: str, label: str, seed: int) -> Path:
-    """Weights of a model of a strategy, or of the natural model; the description lies beside them as `.json`."""
+    """Weights of a strategy's model, or of the natural model; their description lies beside them as `.json`."""
     folder = natural_models(dataset) if strategy == "natural" else strategy_models(dataset) / strategy
     return folder / f"{label}-seed{seed}.safetensors"
 
@@ -48,12 +48,12 @@ def ablation_models(dataset: str) -> Path:
 
 
 def external_model(name: str) -> Path:
-    """Folder of a model of the user's, as it was imported: the file itself and its description."""
+    """Folder of a user's own model, as it was imported: the file itself and its description."""
     return Path("models/external", name)
 
 
 def cached_models() -> Path:
-    """Folder of finished models by the digest of all that decides them: the model cache; no stage's output."""
+    """The model cache: finished models by the digest of all that decides them; no stage has it as its output."""
     return Path("models/.finished")
 
 
@@ -68,12 +68,12 @@ def strategy_curves(dataset: str) -> Path:
 
 
 def cells(stage: str, dataset: str) -> Path:
-    """CSV, a row for each measurement of stage `impact`, `evaluate` or `ablations`."""
+    """CSV, one row per measurement of stage `impact`, `evaluate` or `ablations`."""
     return Path("metrics", stage, "cells", f"{dataset}.csv")
 
 
 def summary(stage: str, dataset: str, *names: str) -> Path:
-    """JSON, the few numbers that `dvc metrics` shows; without `names` but for `impact`, the folder of all of them."""
+    """JSON, the few numbers that `dvc metrics` shows; without `names` (except for `impact`), the folder of them."""
     path = Path("metrics", stage, "summary", dataset, *names)
     return path.with_name(f"{path.name}.json") if names or stage == "impact" else path
 
@@ -89,5 +89,5 @@ def confusion(dataset: str) -> Path:
 
 
 def report() -> Path:
-    """Folder of the page, index.html."""
+    """Folder of the report page, index.html."""
     return Path("metrics/report")

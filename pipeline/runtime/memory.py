@@ -5,7 +5,7 @@ import sys
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next array instead of giving it back, to be faulted in anew every time.
+    """Have glibc keep freed memory for the next array instead of returning it to the system, which costs page faults.
 
     Measured: a training step of the fast recipe takes 0.46 instead of 0.55 s, one max pooling 6 instead of 33 ms, a
     block of noise 1.9 instead of 2.3 ms.

@@ -1,4 +1,4 @@
-"""Ends a process on a signal: it and all that it has begun are gone within moments."""
+"""Ends a process on a signal, within moments and with everything that it has started."""
 
 import os
 import signal
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     import subprocess
 
 _STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-# How to end what this process has begun.
+# Callbacks that end what this process has started.
 _ends: list[Callable[[], object]] = []
-# How many blocks delay signals, and those that came meanwhile: masks are of one thread, and another may get the signal.
+# An entry per block that delays signals, and the signals that came meanwhile. A mask would not do: it holds for one
+# thread, and another may get the signal.
 _delaying: list[None] = []
 _delayed: list[int] = []
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_delaying.clear)  # which never comes to the end of such a block
+    os.register_at_fork(after_in_child=_delaying.clear)  # the child never reaches the end of such a block
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def ended_when_stopped(end: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def begun_deaf() -> Iterator[None]:
-    """Processes begun in this block never see SIGINT and SIGHUP, which a terminal sends to all: their parent ends them.
+    """Block SIGINT and SIGHUP, which a terminal sends to all, in processes started here: their parent ends them.
 
     Signals that stop this process itself wait for the end of the block.
     """
@@ -52,21 +53,21 @@ def begun_deaf() -> Iterator[None]:
 
 
 def run_command(command: list[str], timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a program and wait for it; a signal that stops this process ends it, and all that it has begun.
+    """Run a program and wait for it; a signal that stops this process ends the program too, and all that it started.
 
     Args:
-        command: Program and arguments; it has nothing to read from.
+        command: Program and arguments; its standard input is empty.
         timeout: Seconds.
 
     Returns:
-        What it wrote.
+        The finished process with its output.
 
     Raises:
         OSError: It cannot be run.
         subprocess.CalledProcessError: It failed.
         subprocess.TimeoutExpired: It took longer, and was ended.
     """
-    import subprocess  # not before a command can be stopped: this module is the first of its process
+    import subprocess  # imported late: this module is a process's first, and signals should be handled early
 
     process = subprocess.Popen(
         command,
@@ -74,7 +75,7 @@ def run_command(command: list[str], timeout: float | None = None) -> "subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0,  # a terminal sends signals to its own group: neither half ends before the other
+        process_group=0,  # out of reach of the terminal's signals: neither process ends before the other
     )
     with ended_when_stopped(bind(_end, process.pid)), process:  # closes its pipes
         try:
@@ -88,9 +89,9 @@ def run_command(command: list[str], timeout: float | None = None) -> "subprocess
 
 
 def stop_on_signals(message: str = "") -> None:
-    """From now on SIGINT, SIGTERM and SIGHUP end the process, after `message` on standard error.
+    """Have SIGINT, SIGTERM and SIGHUP end the process from now on, after `message` on standard error.
 
-    An exception would do so too, but wait for all threads that still compute, and be lost in some libraries' imports.
+    An exception would end it too, but only after all threads that still compute, and some libraries' imports lose it.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -100,7 +101,7 @@ def stop_on_signals(message: str = "") -> None:
         for known in _STOPS:
             signal.signal(known, signal.SIG_DFL)  # a second one ends the process at once
         if message:
-            # Not through a buffer, which a thread may hold. Before it an end of line: there may be a progress bar.
+            # Not through a buffer, which a thread may hold. On a new line, since there may be a progress bar.
             text = f"{message.format(signal=signal.Signals(number).name)}\n"
             with suppress(OSError):
                 os.write(2, (f"\n{text}" if os.isatty(2) else text).encode())

@@ -1,4 +1,4 @@
-"""Output that perhaps nobody reads: what cannot be written is lost, and the work goes on."""
+"""Standard output and error that may lose their reader: failed writes are dropped, and the work goes on."""
 
 import errno
 import io
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class _Outlet(io.FileIO):
-    """A stream that leads to nowhere from the moment that writing to it fails."""
+    """A stream that leads to the null device once a write to it has failed."""
 
     def write(self, content: Any) -> int:
         try:
-            while (n_written := super().write(content)) is None:  # others have made it one that does not wait
+            while (n_written := super().write(content)) is None:  # someone has made it non-blocking
                 select.select([], [self], [])
         except OSError as error:
             number = self.fileno()
@@ -30,15 +30,15 @@ class _Outlet(io.FileIO):
 def outlive_readers() -> None:
     """Let no write to standard output or error fail from now on, in this process and in those that it forks.
 
-    Streams that are closed are opened to nowhere: or the next file to be opened would have their number, and what
-    libraries say would go into it. What the encoding of a stream does not have is written as an escape.
+    Closed streams are opened to the null device; otherwise the next file opened would get their number, and libraries'
+    messages would go into it. Characters that a stream's encoding lacks are written as escapes.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
-    if sys.platform != "win32":  # whose consoles are no files
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+    if sys.platform != "win32":  # where consoles are not files
         sys.stdout, sys.stderr = _open(1, sys.stdout), _open(2, sys.stderr)
 
 
@@ -47,5 +47,5 @@ def _open(number: int, old: Any) -> io.TextIOWrapper:
         io.BufferedWriter(_Outlet(number, "wb", closefd=False)),
         encoding=None if old is None else old.encoding,
         errors="backslashreplace",
-        line_buffering=True,  # and click, which has a wrapper of its own around some, does not overtake
+        line_buffering=True,  # also keeps the order with click, which puts its own wrapper around some
     )

@@ -1,4 +1,4 @@
-"""Stage ablations: the natural model of one data set trained by changed recipes, and how far each falls."""
+"""Stage ablations: train the natural model of one data set with changed recipes, and measure how far each falls."""
 
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ from pipeline.stages.options import (
 @params_option
 @workers_option
 def ablations(dataset: str, params_path: Path, workers: int) -> None:
-    """Train the natural model of DATASET once for every variant of every ablation and measure it as `impact` does.
+    """Train the natural model of DATASET once for every variant of every ablation, and measure it as `impact` does.
 
-    Writes the models to models/DATASET/ablations/, every cell to metrics/ablations/cells/DATASET.csv and what
+    Writes the models to models/DATASET/ablations/, every cell to metrics/ablations/cells/DATASET.csv, and what
     `dvc metrics` shows to metrics/ablations/summary/DATASET/. A variant that changes nothing is the natural model
     itself.
     """
@@ -38,7 +38,7 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     study = plan_study(params, dataset)
     jobs, data = study.jobs("ablations"), open_study(study, "ablations")
 
-    # torch takes seconds to import: only once params and data are right.
+    # Imported only once params and data are known to be valid: torch takes seconds.
     from pipeline.evaluation.measuring import extract_nothing, load_models, local_engine, measure
     from pipeline.evaluation.results import write_cells
     from pipeline.training import work

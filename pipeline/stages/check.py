@@ -1,4 +1,4 @@
-"""Stage check: params.yaml says something that can run."""
+"""Stage check: validate params.yaml before anything runs."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ from pipeline.stages.options import params_option
 def check(params_path: Path) -> None:
     """Validate all of params.yaml and say what it asks for.
 
-    A stage of its own, because DVC runs the others only when a key that they track has changed: a mistyped key would
-    otherwise go unnoticed. A dvc.lock that an interrupted `dvc repro` has left half written is an error too.
+    It is a stage of its own because DVC runs the others only when a key that they track has changed: a mistyped key
+    would otherwise go unnoticed. A dvc.lock that an interrupted `dvc repro` has left half written is an error too.
     """
     from contextlib import suppress
 
@@ -22,7 +22,7 @@ def check(params_path: Path) -> None:
     from pipeline.study.params import load
 
     params = load(params_path)
-    if "DVC_STAGE" not in os.environ:  # or DVC has read it itself, and may be writing it
+    if "DVC_STAGE" not in os.environ:  # otherwise DVC has read it itself, and may be writing it
         with suppress(FileNotFoundError):
             read_lock()
     click.echo(

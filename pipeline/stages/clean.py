@@ -1,4 +1,4 @@
-"""Command clean: remove what the model cache and killed runs hold and nobody uses."""
+"""Command clean: remove unused models from the model cache, and half-made files of killed runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import click
 
 from pipeline.stages.options import params_option
 
-# Where the compiler is killed.
+# Folder in which a killed compiler leaves files.
 _COMPILED = Path(__file__).parents[1] / "models/accelerated/__pycache__"
 
 
@@ -15,11 +15,11 @@ _COMPILED = Path(__file__).parents[1] / "models/accelerated/__pycache__"
 @params_option
 @click.option("--yes", "is_meant", is_flag=True, help="Remove it; without this, only say what would be removed.")
 def clean(params_path: Path, is_meant: bool) -> None:
-    """Show, and with --yes remove, what nobody uses: models in models/.finished, and half-made files of killed runs.
+    """Show, and with --yes remove, unused models in models/.finished and half-made files of killed runs.
 
     A model is used if the stages, with this params.yaml, code and machine, would take it from there instead of training
-    it: models of other params, such as those of experiments, are not. To tell, the stores and the natural models must
-    be there: run `dvc repro` first.
+    it; models of other params, such as those of experiments, are unused. To find out, the command needs the stores and
+    the natural models: run `dvc repro` first.
     """
     from pipeline.runtime import layout
     from pipeline.runtime.errors import PipelineError
@@ -32,7 +32,7 @@ def clean(params_path: Path, is_meant: bool) -> None:
         if is_locked(lock):
             raise PipelineError(f"{lock}: this stage is running; clean up when it has ended")
 
-    # torch takes seconds to import: only once params are right.
+    # Imported only once params are known to be valid: torch takes seconds.
     from pipeline.training.cache import cached_files, find_entry, name_entry
 
     stages = ("train", "strategies", "ablations")
@@ -63,7 +63,7 @@ def _size_of(path: Path) -> int:
 
 
 def _half_made(params_path: Path, downloads: Path) -> Iterator[Path]:
-    """What killed runs leave, by the names that this project gives it; files of the user may be called `.partial`."""
+    """Find what killed runs leave, by this project's own names; a user's files may be called `.partial` too."""
     from pipeline.runtime import layout
     from pipeline.runtime.files import PARTIAL_SUFFIX
 

@@ -1,4 +1,4 @@
-"""Command describe: what lies in a folder or file of images, and how params.yaml names it."""
+"""Command describe: inspect a folder or file of images, and print its block for params.yaml."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from pipeline.stages.options import progress_bar, workers_option
 def describe(
     context: click.Context, path: Path, name: str, test_share: float, dataset: str | None, workers: int
 ) -> None:
-    """Look at all images in PATH: a folder of pictures, an npz file, or a Zarr store.
+    """Inspect all images in PATH: a folder of pictures, an npz file, or a Zarr store.
 
-    Prints the classes with their counts, the sizes, what is odd (files that cannot be read, images that are in the
-    training and the test set), and the blocks for params.yaml: the data set, and
-    levels of damaged pixels for its size. The exit status is 1 if some images cannot be used.
+    Prints the classes with their counts, the sizes, what is odd (files that cannot be read, images that are both in the
+    training and in the test set), and the blocks for params.yaml: the data set, and levels for the perturbations that
+    damage single pixels, suited to its size. The exit status is 1 if some images cannot be used.
     """
     from pipeline.data.datasets import Canonical
     from pipeline.data.describing import describe, detect, open_detected

@@ -1,4 +1,4 @@
-"""Stage evaluate: the models of all strategies on clean images, on what they were trained on, and on all else."""
+"""Stage evaluate: measure all strategies' models on clean images, on what they were trained on, and on all else."""
 
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,9 @@ from pipeline.stages.options import Stage, dataset_argument, params_option, prog
 def evaluate(dataset: str, params_path: Path) -> None:
     """Evaluate the models of all strategies of DATASET, and the natural model, at the levels of `evaluate.levels`.
 
-    Writes summary/DATASET/ (what `dvc metrics` shows) and cells/DATASET.csv in metrics/evaluate/, and how often which
-    class is taken for which to metrics/confusion/DATASET.csv: of the natural model on clean images and at the hardest
-    level of each perturbation, and there of the best model that was trained on that family of perturbations.
+    Writes summary/DATASET/ (what `dvc metrics` shows) and cells/DATASET.csv in metrics/evaluate/, and confusion
+    matrices to metrics/confusion/DATASET.csv: of the natural model on clean images and at the hardest level of each
+    perturbation, and at that level also of the best model that was trained on that family of perturbations.
     """
     from pipeline.recipes.plan import CLEAN
     from pipeline.runtime.cluster import find_engine
@@ -29,7 +29,7 @@ def evaluate(dataset: str, params_path: Path) -> None:
     study = plan_study(params, dataset)
     data = open_study(study, "evaluate")
 
-    # torch takes seconds to import: only once params and data are right.
+    # Imported only once params and data are known to be valid: torch takes seconds.
     from pipeline.evaluation.measuring import count_confusions, list_confusions, load_models, local_engine, measure
     from pipeline.evaluation.metrics import to_frame
     from pipeline.evaluation.results import confused_models, write_cells

@@ -1,4 +1,4 @@
-"""Stage impact: how far the natural model of one data set falls."""
+"""Stage impact: measure how far the natural model of one data set falls."""
 
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ def impact(dataset: str, params_path: Path) -> None:
         click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
     data = open_study(study, "impact")
 
-    # torch takes seconds to import: only once params and data are right.
+    # Imported only once params and data are known to be valid: torch takes seconds.
     from pipeline.evaluation.measuring import describe_examples, load_models, local_engine, measure
     from pipeline.evaluation.results import write_cells
 

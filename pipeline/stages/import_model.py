@@ -1,4 +1,4 @@
-"""Stage import-model: check a model of the user's and copy it to where the other stages find it."""
+"""Stage import-model: check a user's own model, and copy it to where the other stages find it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipeline.stages.options import Stage, params_option
 def import_model(name: str, params_path: Path) -> None:
     """Check the model that params.yaml calls NAME under `models` on clean test images, and copy it to models/external.
 
-    A model that has other classes, takes other images or only guesses is refused, with what is probably the reason.
+    A model that has other classes, takes other images or only guesses is refused, and the probable reason is named.
     """
     from pipeline.runtime.errors import PipelineError
     from pipeline.study.opening import read_examples
@@ -26,7 +26,7 @@ def import_model(name: str, params_path: Path) -> None:
     study = plan_study(params, params.models[name].dataset)
     images, labels = read_examples(study, "test")
 
-    # torch takes seconds to import: only once params and data are right.
+    # Imported only once params and data are known to be valid: torch takes seconds.
     from pipeline.models import external
 
     model = next(model for model in study.external if model.key.strategy == name)

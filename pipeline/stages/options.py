@@ -1,4 +1,4 @@
-"""What the commands share: arguments, options, and progress bars."""
+"""Arguments, options and progress bars that the commands share."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ Entry = TypeVar("Entry")
 
 
 class Stage(click.Command):
-    """A command that waits where the same command with the same arguments is running already."""
+    """A command that waits while the same command is running with the same arguments."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, alone."""
+        """Run the command once no other process runs it with the same arguments."""
         words = [self.name or "", *(ctx.params[item.name] for item in self.params if isinstance(item, click.Argument))]
         with locked(layout.running(*words), " ".join(words)):
             return super().invoke(ctx)
@@ -33,7 +33,7 @@ dataset_argument = click.argument("dataset")
 params_option = click.option(
     "--params",
     "params_path",
-    type=click.Path(path_type=Path, readable=False),  # whoever reads it says what is wrong with it
+    type=click.Path(path_type=Path, readable=False),  # its reader reports what is wrong with it
     default=layout.PARAMS,
     show_default=True,
     metavar="FILE",
@@ -50,23 +50,23 @@ workers_option = click.option(
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str = " images") -> Iterator["tqdm[NoReturn]"]:
-    """A bar with rate and time left; nothing where standard error is no terminal."""
+    """Show a progress bar with rate and time left; nothing if standard error is not a terminal."""
     with tqdm(total=total, desc=description, unit=unit, unit_scale=True, leave=False, disable=None) as bar:
         yield bar
 
 
 def say(line: str) -> None:
-    """A line that is no result, for people."""
+    """Print a line for people, which is not a result, to standard error."""
     click.echo(line, err=True)
 
 
 def show_training(
     trained: Iterable[tuple["TrainingJob", Entry, bool]], jobs: Sequence["TrainingJob"], description: str
 ) -> list[tuple["TrainingJob", Entry]]:
-    """Go through models as they get finished (`training.work.train_all`), with a progress bar and a line for each.
+    """Show a progress bar and a line for each model as models are finished (`training.work.train_all`).
 
     Returns:
-        Every job and where the cache has its model, in the order of `jobs`.
+        Every job with the cache entry of its model, in the order of `jobs`.
     """
     entries = {}
     with progress_bar(description, len(jobs), unit=" models") as bar:

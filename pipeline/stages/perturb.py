@@ -1,4 +1,4 @@
-"""Stage perturb: one perturbation of one data set, all levels and trials, into a store."""
+"""Stage perturb: apply one perturbation to one data set, at all levels and trials, and write the store."""
 
 from pathlib import Path
 

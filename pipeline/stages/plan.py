@@ -1,4 +1,4 @@
-"""Command plan: what stages would do, before they do it."""
+"""Command plan: list what stages would do, before they do it."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ _STAGES = ("perturb", "train", "impact", "strategies", "evaluate", "ablations")
 def plan(stage: str | None, dataset: str | None, params_path: Path) -> None:
     """List the arrays, models and measurements that params.yaml asks for, of one STAGE and DATASET or of all.
 
-    Nothing is read but params.yaml and nothing is written. Bytes of arrays are those of their images, before
+    Reads only params.yaml, and the clean stores of your own images; writes nothing. Sizes of arrays are in bytes before
     compression.
     """
     from collections import Counter

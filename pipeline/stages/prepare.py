@@ -1,4 +1,4 @@
-"""Stage prepare: a data set from its source into a clean store."""
+"""Stage prepare: read a data set from its source, and write its clean store."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from pipeline.stages.options import Stage, dataset_argument, params_option, prog
 def prepare(dataset: str, params_path: Path, workers: int) -> None:
     """Read DATASET from its source and write data/clean/DATASET.zarr.
 
-    A published data set (`kind: canonical`) is fetched from the first of `prepare.sources` that answers, and written
-    only with the published SHA-256 digests. Images of yours are decoded side by side, resized, and written a shard at a
-    time; a run that was stopped goes on where it was.
+    A published data set (`kind: canonical`) is fetched from the first of `prepare.sources` that works, and written only
+    if it has the published SHA-256 digests. Your own images are decoded in parallel, resized, and written shard by
+    shard; a run that was stopped resumes where it was.
     """
     from pipeline.data import own, preparing, sources, store
     from pipeline.data.datasets import DATASETS, Canonical
@@ -33,7 +33,7 @@ def prepare(dataset: str, params_path: Path, workers: int) -> None:
         sources.write_clean(path, spec, sources.load(spec, params.prepare, lambda line: click.echo(line, err=True)))
         said = "digests verified"
     else:
-        keep_freed_memory()  # the next shard needs as much again
+        keep_freed_memory()  # the next shard needs as much memory again
         engine = LocalProcesses(workers)
         opened = own.open_source(source, engine)
         with progress_bar(f"prepare {dataset}", sum(len(split.labels) for split in opened.splits.values())) as bar:

@@ -1,4 +1,4 @@
-"""Command profile: put one of the complete params files of profiles/ in place."""
+"""Command profile: replace params.yaml with one of the complete params files in profiles/."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from pipeline.stages.options import params_option
 @click.argument("name")
 @params_option
 def profile(name: str, params_path: Path) -> None:
-    """Replace params.yaml by profiles/NAME.yaml, after validating it and showing what changes.
+    """Validate profiles/NAME.yaml, replace params.yaml with it, and show what has changed.
 
-    A params.yaml that is no profile is kept beside it, as params.yaml.bak.
+    A params.yaml that is not one of the profiles is kept beside it as params.yaml.bak.
     """
     from pipeline.runtime import layout
     from pipeline.runtime.errors import PipelineError
@@ -30,7 +30,7 @@ def profile(name: str, params_path: Path) -> None:
     validate(new, path)
     try:
         old = read(params_path)
-    except PipelineError:  # missing or damaged: all of the profile is news
+    except PipelineError:  # missing or damaged: everything in the profile counts as changed
         old = {}
     changes = changed_keys(old, new)
     if old and all(changed_keys(old, read(layout.PROFILES / f"{one}.yaml")) for one in known):

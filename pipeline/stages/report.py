@@ -1,4 +1,4 @@
-"""Stage report: the whole study on one page."""
+"""Stage report: write the whole study on one page."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pipeline.stages.options import Stage, params_option
 @click.command(cls=Stage, short_help="Put the whole study on one page.")
 @params_option
 def report(params_path: Path) -> None:
-    """Write metrics/report/index.html, one page with its figures that needs no network.
+    """Write metrics/report/index.html, a single page with its figures, which needs no network.
 
     Every number on it comes from the metric files of this run.
     """

@@ -1,4 +1,4 @@
-"""Stage strategies: the models of all strategies for one data set."""
+"""Stage strategies: train the models of all strategies for one data set."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from pipeline.stages.options import Stage, dataset_argument, params_option, say,
 def strategies(dataset: str, params_path: Path, workers: int) -> None:
     """Train a model of DATASET against every training level of every perturbation, by every strategy of params.yaml.
 
-    Writes models/DATASET/strategies/ and the learning curves to metrics/strategies/DATASET.csv. Finished models are
-    kept in models/.finished by all that decides them, so a run that was killed, or one with one level more, trains only
-    what is missing.
+    Writes models/DATASET/strategies/, and the learning curves to metrics/strategies/DATASET.csv. Finished models are
+    cached in models/.finished by a digest of all that decides them, so that the next run after a kill, or one with one
+    more level, trains only what is missing.
     """
     from pipeline.runtime import layout
     from pipeline.runtime.cluster import find_engine
@@ -34,7 +34,7 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
         if job.trained_on is not None:
             job.trained_on.opened()
 
-    # torch takes seconds to import: only once params and data are right.
+    # Imported only once params and data are known to be valid: torch takes seconds.
     from pipeline.training import work
 
     trained = work.train_all(jobs, find_engine(LocalProcesses(workers, work.PRELOAD), say))

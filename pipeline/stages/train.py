@@ -1,4 +1,4 @@
-"""Stage train: the natural models of one data set."""
+"""Stage train: train the natural models of one data set."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def train(dataset: str, params_path: Path) -> None:
     """Train the natural model of DATASET, once for each of `train.seeds`, and write models/DATASET/natural/.
 
-    The learning curves go to metrics/train/DATASET.csv. A run that was killed goes on from its last epoch, to the same
-    bytes.
+    The learning curves go to metrics/train/DATASET.csv. A run that was killed resumes from its last epoch, and yields
+    the same bytes.
     """
     from pipeline.runtime import layout
     from pipeline.runtime.cluster import find_cluster
@@ -33,7 +33,7 @@ def train(dataset: str, params_path: Path) -> None:
     for split in ("train", "test"):
         read_examples(study, split)
 
-    # torch takes seconds to import: only once params and data are right.
+    # Imported only once params and data are known to be valid: torch takes seconds.
     from pipeline.training import work
 
     cluster = find_cluster(say)
@@ -49,7 +49,7 @@ def train(dataset: str, params_path: Path) -> None:
 
 
 def _train(job: "TrainingJob") -> "CacheEntry":
-    """Train a model in this process, on all cores, with a bar of its images and a line for every epoch."""
+    """Train a model in this process, on all cores, with a progress bar and a line for every epoch."""
     from pipeline.training import work
     from pipeline.training.cache import find_entry
     from pipeline.training.loop import Epoch

@@ -1,4 +1,4 @@
-"""Command verify: everything that params ask for is there, whole, and what the code makes."""
+"""Command verify: check that all that params ask for is there, whole, and what the code makes."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import click
 
 from pipeline.stages.options import params_option, progress_bar
 
-# Found by damaging files on purpose (tests/test_repro.py): DVC remembers hashes by size and time, and believes what is
-# write-protected in its cache, whose files a hard link shares with the workspace.
+# Found by damaging files on purpose (tests/test_repro.py): DVC remembers hashes by size and modification time, and
+# trusts write-protected files in its cache, which may be hard links to those in the workspace.
 _ADVICE = (
     "Run the commands named above (nothing else helps with stores in object storage), or let DVC look at everything "
     "anew, its cache too, and mend what it finds:\n"
@@ -31,12 +31,12 @@ def verify(
     only_data: bool,
     params_path: Path,
 ) -> None:
-    """Check stores, models and metric files against params.yaml, of DATASET alone or of one PERTURBATION's store alone.
+    """Check stores, models and metric files against params.yaml: all, those of DATASET, or one PERTURBATION's store.
 
-    Every chunk of every store is read and its checksum and digest checked, some images are made again and compared
-    byte for byte, weights are compared with their digests, metric files with what their stages would write of the same
-    numbers, summaries with the cells that they sum up, and all metrics, figures and the report with dvc.lock. A line
-    for each problem says what mends it; the exit status is 1 if there are any. Nothing is changed.
+    All chunks of all stores are read, and checksums and digests are checked; some images are made again and compared
+    byte for byte. Weights are compared with their digests, metric files with what their stages would write for the same
+    numbers, summaries with the cells that they sum up, and all metrics and the report with dvc.lock. A line for each
+    problem says how to fix it; the exit status is 1 if there are any. Nothing is changed.
     """
     from functools import partial
 

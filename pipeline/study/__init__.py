@@ -1,1 +1,1 @@
-"""params.yaml as frozen values, and what they ask for."""
+"""params.yaml as frozen values, and the planned work."""

@@ -1,4 +1,4 @@
-"""Which data set a name stands for, and which arrays its perturbed stores must hold."""
+"""Looks up a data set by its name, and lists the arrays that its perturbed stores must hold."""
 
 from functools import partial
 
@@ -12,11 +12,11 @@ from pipeline.study.params import Params
 
 
 def find_dataset(params: Params, name: str) -> Dataset:
-    """The data set `name`; what params do not say of the user's own is read from its clean store.
+    """Return the data set `name`; facts about a user's own that params do not state are read from its clean store.
 
     Raises:
-        PipelineError: `datasets` does not have it; of an own one: it was not prepared, or with other settings, or has
-            fewer images than params use.
+        PipelineError: `datasets` does not have it; or it is the user's own, and was not prepared, was prepared with
+            other settings, or has fewer images than params use.
     """
     subset = params.subset(name)
     if isinstance(subset.source, Canonical):
@@ -33,7 +33,7 @@ def find_dataset(params: Params, name: str) -> Dataset:
 
 
 def plan_arrays(params: Params, dataset: Dataset, perturbation: str) -> list[PlannedArray]:
-    """The arrays of one perturbation's store: training levels, then test levels, each from the lowest to the highest.
+    """List the arrays of one perturbation's store: training levels, then test levels, each in ascending order.
 
     Raises:
         PipelineError: params.yaml has no such perturbation.

@@ -1,4 +1,4 @@
-"""Opening what a study has planned: its stores and models, checked against the plan, and removing what it has not."""
+"""Opens the stores that a study has planned, checked against the plan, and removes those that it has not."""
 
 import shutil
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from pipeline.runtime import layout
 from pipeline.runtime.files import PARTIAL_SUFFIX
 from pipeline.study.planning import Study
 
-# Of stores that are being removed; they end like half-made ones, which DVC and git do not look at.
+# Suffix of stores that are being removed; it ends like that of half-made ones, which DVC and git ignore.
 _STALE_SUFFIX = f".stale{PARTIAL_SUFFIX}"
 
 
 def read_examples(study: Study, split: str) -> tuple[Images, Labels]:
-    """The clean images of a split that the study uses, uint8 (N, H, W, C), and their labels, (N,).
+    """Read the clean images of a split that the study uses, uint8 (N, H, W, C), and their labels, (N,).
 
     Raises:
         PipelineError: The clean store is missing or damaged, or holds other data.
@@ -37,7 +37,7 @@ class StudyData:
         clean: Split → uint8 (N, H, W, C).
         labels: Split → class numbers (N,).
         perturbed: (perturbation, level) → the perturbed test images, (trials, N, H, W, C).
-        n_images: All of them, trials included.
+        n_images: Number of all these images, trials included.
     """
 
     clean: Mapping[str, Images]
@@ -47,7 +47,7 @@ class StudyData:
 
 
 def open_study(study: Study, stage: str) -> StudyData:
-    """The images that stage `impact`, `evaluate` or `ablations` measures models on; perturbed ones are not read yet.
+    """Open the images that stage `impact`, `evaluate` or `ablations` measures on; perturbed ones are not read yet.
 
     Raises:
         PipelineError: A store is missing, damaged, or made with other params.
@@ -62,18 +62,18 @@ def open_study(study: Study, stage: str) -> StudyData:
 
 
 def remove_stale_stores(study: Study) -> list[Path]:
-    """Remove the perturbed stores of a data set that params.yaml no longer names, and return where they were.
+    """Remove a data set's perturbed stores that params.yaml no longer names, and return where they were.
 
-    The stages that read all stores depend on their folder: with a stale one in it, its hash would depend on history.
-    Several stages may do so at the same time: a store is moved out of the way in one step, by one of them, and what a
-    killed one left of it is removed by the next.
+    The stages that read all stores depend on the folder of stores: a stale one in it would make its hash depend on
+    history. Several stages may call this at the same time: only one of them moves a store away, in one step, and if it
+    is killed before it has removed the store, the next one does.
     """
     folder = layout.perturbed_store(study.dataset.name, "any").parent
     named = {layout.perturbed_store(study.dataset.name, name) for name in study.arrays}
     stale = []
     for path in sorted(folder.glob("*.zarr")):
         if path not in named:
-            with suppress(FileNotFoundError):  # another one was faster
+            with suppress(FileNotFoundError):  # another stage was faster
                 path.rename(path.with_name(f".{path.name}.{uuid4().hex}{_STALE_SUFFIX}"))
                 stale.append(path)
     for path in folder.glob(f".*{_STALE_SUFFIX}"):

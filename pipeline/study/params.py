@@ -22,13 +22,13 @@ from pipeline.study.reading import read
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**256)]
-TrainSeed = Annotated[int, Field(ge=0, lt=2**63)]  # a column of tables
-# Names that a person gives; files are called by them.
+TrainSeed = Annotated[int, Field(ge=0, lt=2**63)]  # must fit into a column of tables
+# Names that users choose; they become file names.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
 Shape = tuple[int, int, int]
 
 _PUBLISHED: Mapping[str, Shape] = {name: dataset.shape for name, dataset in DATASETS.items()}
-# What pydantic puts between a name and its keys: which of several kinds of block it is.
+# Tags that pydantic puts between a name and its keys, to say which of several kinds of block it is.
 _NETS = ("layers", "library")
 _KINDS = ("paper", "fast", "canonical", "folder", "npz", "zarr", "torchvision")
 
@@ -56,7 +56,7 @@ class PerturbationLevels(BaseModel):
 
 
 class Perturb(Values):
-    """What all perturbations share."""
+    """Settings that all perturbations share."""
 
     seed: Seed
     trials: Annotated[int, Field(ge=1, le=1000)]
@@ -110,7 +110,7 @@ class Params(_Datasets):
     ablations: Mapping[Name, Mapping[Name, Mapping[str, Any]]]
 
     def subset(self, name: str) -> Subset:
-        """What is said of the data set `name`.
+        """Return the block of the data set `name`.
 
         Raises:
             PipelineError: `datasets` does not have it.
@@ -119,7 +119,7 @@ class Params(_Datasets):
             raise PipelineError(f"data set: unknown '{name}'; params.yaml has {', '.join(self.datasets)}")
         return self.datasets[name]
 
-    # Per field, so that what is wrong in one block does not hide what is wrong in another.
+    # One validator per field, so that a problem in one block does not hide those in another.
     @field_validator("prepare")
     @classmethod
     def _check_prepare(cls, prepare: Prepare) -> Prepare:
@@ -172,7 +172,7 @@ class Params(_Datasets):
             if datasets is not None and model.dataset not in datasets:
                 problems.append(f"models.{name}.dataset: unknown {model.dataset!r}; choose from {', '.join(datasets)}")
             elif datasets is not None and isinstance(datasets[model.dataset].source, Canonical):
-                try:  # those of images of the user's are known once they are prepared
+                try:  # the classes of a user's own images are known only after they are prepared
                     model.find_answers(DATASETS[model.dataset].classes)
                 except ValueError as error:
                     problems.append(f"models.{name}.{error}")
@@ -198,7 +198,7 @@ class Params(_Datasets):
                     recipe = info.data["train"].recipes[dataset]
                     plan = STRATEGIES[name].plan(parsed[name], recipe, dataset)
                     planned = plan.recipe
-                    if plan.repairs is not None and "models" in info.data:  # or what is wrong with them is said
+                    if plan.repairs is not None and "models" in info.data:  # else their own problem is reported
                         key = f"strategies.{name}.recipes.{dataset}.model"
                         problems += _repair_problems(key, plan.repairs, dataset, info.data["models"])
                     if planned.batch_size != recipe.batch_size:
@@ -238,7 +238,7 @@ class Params(_Datasets):
             for name, variants in ablations.items()
             if not variants
         ]
-        # Rows of all models have one column for the way in which they were trained.
+        # In tables, one column says how a model was trained: by a strategy, by an ablation and so on.
         taken = (NATURAL, *STRATEGIES, *info.data.get("models", ()))
         problems += [
             f"ablations.{name}: the name of a way of training; choose another" for name in ablations if name in taken
@@ -258,10 +258,10 @@ class Params(_Datasets):
 
 
 def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """A recipe with some of its values replaced.
+    """Return a recipe with some of its values replaced.
 
     Args:
-        recipe: Stays as it is.
+        recipe: Is not modified.
         changes: Nested like a recipe, with only the keys that change.
 
     Raises:
@@ -282,12 +282,12 @@ def _raise(problems: list[str]) -> None:
 
 
 def _shape(name: str, subset: Subset) -> Shape:
-    """H, W, C of the images of a data set."""
+    """Return H, W, C of the images of a data set."""
     return DATASETS[name].shape if isinstance(subset.source, Canonical) else subset.source.shape
 
 
 def _shapes(info: ValidationInfo) -> Mapping[str, Shape]:
-    """Shapes of the data sets of params.yaml; where these are wrong, of the published ones."""
+    """Return the shapes of the data sets of params.yaml or, if that block is invalid, of the published ones."""
     datasets = info.data.get("datasets")
     return _PUBLISHED if datasets is None else {name: _shape(name, subset) for name, subset in datasets.items()}
 
@@ -394,24 +394,24 @@ def _choices(values: tuple[str | bool, ...]) -> str:
 
 
 def load(path: Path = layout.PARAMS) -> Params:
-    """The validated content of a params file.
+    """Read and validate a params file.
 
     Args:
         path: A YAML file with every key of `Params`.
 
     Raises:
-        PipelineError: The file is missing, no YAML, or has an unknown key, a wrong type or a value out of range;
+        PipelineError: The file is missing, is not YAML, or has an unknown key, a wrong type or a value out of range;
             the message lists every problem with its dotted key.
     """
     return validate(read(path), path)
 
 
 def validate(values: dict[str, Any], path: Path) -> Params:
-    """`values` as `Params`.
+    """Validate the content of a params file.
 
     Args:
-        values: Content of a params file.
-        path: Where they come from, for the message.
+        values: The content.
+        path: Path of the file, for the message.
 
     Raises:
         PipelineError: As `load`.
@@ -425,10 +425,10 @@ def validate(values: dict[str, Any], path: Path) -> Params:
 
 
 def check_source(name: str, source: Mapping[str, Any]) -> Source:
-    """The source of a data set, as params.yaml would name it.
+    """Validate the source of a data set, given as params.yaml would name it.
 
     Raises:
-        PipelineError: `load` would refuse it, or the name.
+        PipelineError: `load` would refuse the source, or the name.
     """
     values = {"datasets": {name: {"source": source, "n_train": 1, "n_test": 1}}}
     try:
@@ -439,7 +439,7 @@ def check_source(name: str, source: Mapping[str, Any]) -> Source:
 
 
 def _explain(detail: Any) -> list[str]:
-    # "[key]": the name itself is wrong.
+    # "[key]" marks that the name itself is wrong.
     parts = [str(part) if str(part).isprintable() else repr(part) for part in detail["loc"] if part != "[key]"]
     kinds = {*product((0, 3), _KINDS), *product((2, 5), _NETS)}
     key = ".".join(part for i, part in enumerate(parts) if (i, part) not in kinds)

@@ -1,4 +1,4 @@
-"""What a study asks for, before any of it is done: the arrays of its stores, its models, and what is measured of them.
+"""Plans a study before any of it is done: the arrays of its stores, its models, and the measurements of the models.
 
 The same lists serve the stages that do the work, the readers of metric files, `verify`, `plan` and the report.
 """
@@ -56,12 +56,12 @@ class PlannedCell:
 
     @property
     def model(self) -> ModelKey:
-        """Which model is measured."""
+        """The model that is measured."""
         return ModelKey(self.strategy, self.label, self.seed)
 
     @property
     def images(self) -> tuple[str, str, float, int]:
-        """On which images: (split, perturbation, level, trial)."""
+        """The images that it is measured on: (split, perturbation, level, trial)."""
         return self.split, self.perturbation, self.level, self.trial
 
 
@@ -70,16 +70,16 @@ class Study:
     """All that params.yaml asks for of one data set.
 
     Attributes:
-        dataset: Which data set.
-        n_examples: Images used of each split, the first of it.
+        dataset: The data set.
+        n_examples: Split → how many of its images are used, the first ones.
         device: `device` of params.yaml.
-        precision: Of the natural model's recipe: `auto`, `float32` or `bfloat16`.
+        precision: Precision in the natural model's recipe: `auto`, `float32` or `bfloat16`.
         arrays: Perturbation → the arrays of its store.
         natural: The natural models, one for each seed.
         strategies: Strategy → its models.
         ablations: Ablation → its models. A variant that changes nothing is a natural model under another key.
-        external: Models of the user's.
-        levels: Stage → perturbation → the levels at which it tests.
+        external: The user's own models.
+        levels: Stage → perturbation → the levels that it tests.
         batch_sizes: Stage → images per evaluation step.
         cross_trials: Trials on which `evaluate` tests a model on perturbations that it was not trained on.
         n_pictured: Test images shown with their predictions.
@@ -100,7 +100,7 @@ class Study:
     n_pictured: int
 
     def arrays_of(self, perturbation: str) -> Sequence[PlannedArray]:
-        """The arrays of one perturbation's store.
+        """Return the arrays of one perturbation's store.
 
         Raises:
             PipelineError: params.yaml has no such perturbation.
@@ -110,7 +110,7 @@ class Study:
         return self.arrays[perturbation]
 
     def jobs(self, stage: str) -> list[TrainingJob]:
-        """The models that stage `train`, `strategies` or `ablations` makes."""
+        """Return the models that stage `train`, `strategies` or `ablations` makes."""
         if stage == "train":
             return list(self.natural)
         groups = self.strategies if stage == "strategies" else self.ablations
@@ -118,14 +118,14 @@ class Study:
         return [job for jobs in groups.values() for job in jobs if job.path not in given]
 
     def models(self, stage: str) -> list[TrainingJob | ExternalModel]:
-        """The models that stage `impact`, `evaluate` or `ablations` measures."""
+        """Return the models that stage `impact`, `evaluate` or `ablations` measures."""
         if stage == "ablations":
             return [job for jobs in self.ablations.values() for job in jobs]
         trained = self.strategies.values() if stage == "evaluate" else ()
         return [*self.natural, *(job for jobs in trained for job in jobs), *self.external]
 
     def cells(self, stage: str) -> list[PlannedCell]:
-        """What stage `impact`, `evaluate` or `ablations` measures, in that order."""
+        """Return the measurements of stage `impact`, `evaluate` or `ablations`, in the order of their rows."""
         return self._cells[stage]
 
     @cached_property
@@ -163,11 +163,11 @@ class Study:
                         )
 
     def splits(self, stage: str) -> tuple[str, ...]:
-        """Of which splits a stage that measures models takes the clean images."""
+        """Return the splits whose clean images a stage measures models on."""
         return ("train", "test") if stage == "ablations" else ("test",)
 
     def tested(self, stage: str) -> list[PlannedArray]:
-        """The perturbed test images of a stage that measures models."""
+        """Return the perturbed test images that a stage measures models on."""
         levels = self.levels[stage]
         return [
             array
@@ -178,7 +178,7 @@ class Study:
 
     @property
     def baselines(self) -> dict[str, str]:
-        """Strategy → the model that it is compared with: the natural one, or the one of the user's that it repairs."""
+        """Strategy → its baseline model: the natural model, or the user's own model that the strategy repairs."""
         repaired = {name: jobs[0].plan.repairs for name, jobs in self.strategies.items() if jobs}
         return {name: repaired.get(name) or NATURAL for name in self.strategies}
 
@@ -190,12 +190,12 @@ class Study:
 
 
 def plan_studies(params: Params) -> dict[str, Study]:
-    """Data set → all that params.yaml asks for of it."""
+    """Plan the studies of all data sets: name → study."""
     return {name: plan_study(params, name) for name in params.datasets}
 
 
 def plan_study(params: Params, name: str) -> Study:
-    """All that params.yaml asks for of one data set.
+    """Plan all that params.yaml asks for of one data set.
 
     Raises:
         PipelineError: As `find_dataset`.
@@ -320,7 +320,7 @@ def _describe_model(
     trained_on: PlannedArray | None,
     repairs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """All of params that decides a model and its learning curve, as JSON values."""
+    """Return everything in params that decides a model and its learning curve, as JSON values."""
     return {
         "dataset": dataset.name,
         "source_sha256": {f"{split}_{kind}": digest for (split, kind), digest in dataset.digests.items()},

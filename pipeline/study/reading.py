@@ -1,4 +1,4 @@
-"""Params files as plain values: read within bounds, compared, not validated."""
+"""Reads params files as plain values, within bounds but without validation, and compares them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from ruamel.yaml.composer import Composer
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
 
-# Hundreds of times what a study needs.
+# Limits, hundreds of times what a study needs.
 MAX_BYTES, _MAX_VALUES, _MAX_VALUE_LENGTH = 2**18, 100_000, 1000
 
 
 class _BoundedComposer(Composer):
-    """Refuses files that a few aliases (`*name`) make too large for memory, and values that are no params."""
+    """Refuses files that a few aliases (`*name`) expand beyond memory, and values too long for params."""
 
     def get_single_node(self) -> Any:
         root = super().get_single_node()
@@ -32,10 +32,10 @@ class _BoundedComposer(Composer):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a params file as plain values, not validated.
+    """Return the content of a params file as plain values, not validated.
 
     Raises:
-        PipelineError: The file is missing, unreadable, or no YAML mapping.
+        PipelineError: The file is missing, unreadable, or not a YAML mapping.
     """
     # The parser that DVC uses (YAML 1.2): both must see the same values.
     yaml = YAML(typ="safe", pure=True)
@@ -54,9 +54,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def changed_keys(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) of every value that differs; None stands for a missing one.
+    """List (dotted key, old value, new value) for every value that differs; None stands for a missing one.
 
-    Of a block that is there on one side only, every value in it is named.
+    If only one side has a block, every value in it is listed.
 
     Args:
         old: Content of a params file, or a part of it.

@@ -1,21 +1,21 @@
-"""What params.yaml would say of damage for images of some size."""
+"""Suggests perturbation levels for params.yaml, given the size of images."""
 
 from typing import Any
 
 from pipeline.perturbations import PERTURBATIONS
 
-# Shares of an image's pixels that are damaged; models are trained, and then tested, on the last.
+# Shares of an image's pixels to damage; models are trained on the last one, and then evaluated on it.
 _SHARES = (0.025, 0.05, 0.1)
 
 
 def suggest_pixel_levels(size: tuple[int, int]) -> dict[str, Any]:
-    """Levels of the perturbations that count pixels, as blocks of params.yaml: whole numbers, one pixel at least.
+    """Suggest levels for the perturbations that count pixels, as blocks of params.yaml: whole numbers, at least 1.
 
     Args:
         size: Height and width of the images.
 
-    Source: our choice: 2.5, 5 and 10 % of the pixels, which is what profile `own` has, rounded, for 64x64: less is
-    hard to see among so many, and more hides what is pictured.
+    Source: our choice: 2.5, 5 and 10 % of the pixels, which for 64x64, rounded, are the levels of profile `own`. Less
+    is hard to see among so many pixels, and more hides what is pictured.
     """
     n_pixels = size[0] * size[1]
     levels = list(dict.fromkeys(max(1, round(share * n_pixels)) for share in _SHARES))
