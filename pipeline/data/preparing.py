@@ -13,14 +13,11 @@ import numpy as np
 from pipeline.data import own, store
 from pipeline.data.arrays import Images
 from pipeline.data.datasets import SPLITS, Own
-from pipeline.runtime.engine import Engine
 
 Region = tuple[slice, ...]
 
 
-def write_own(
-    path: Path, name: str, source: Own, opened: own.Opened, engine: Engine, progress: Callable[[int], object]
-) -> None:
+def write_own(path: Path, name: str, source: Own, opened: own.Opened, progress: Callable[[int], object]) -> None:
     """Write the clean store of a data set: groups `train` and `test`, each with `images` and `labels`.
 
     Images are decoded and written shard by shard. A run that is stopped, for whatever reason, leaves its finished
@@ -31,7 +28,6 @@ def write_own(
         name: Name of the data set.
         source: Where the images come from.
         opened: From `own.open_source`.
-        engine: As given to `own.open_source`.
         progress: Called with the number of images written since the last call.
 
     Raises:

@@ -16,7 +16,7 @@ from pipeline.stages.options import (
 )
 
 
-@click.command(cls=Stage, short_help="Train the natural model by changed recipes and measure it.")
+@click.command(cls=Stage, short_help="Train variants of the natural model and measure them.")
 @dataset_argument
 @params_option
 @workers_option

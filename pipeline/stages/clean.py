@@ -11,7 +11,7 @@ from pipeline.stages.options import params_option
 _COMPILED = Path(__file__).parents[1] / "models/accelerated/__pycache__"
 
 
-@click.command(short_help="Remove models from the cache that nobody uses.")
+@click.command(short_help="Remove unused models from the model cache.")
 @params_option
 @click.option("--yes", "is_meant", is_flag=True, help="Remove it; without this, only say what would be removed.")
 def clean(params_path: Path, is_meant: bool) -> None:

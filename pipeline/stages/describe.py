@@ -7,7 +7,7 @@ import click
 from pipeline.stages.options import progress_bar, workers_option
 
 
-@click.command(short_help="Look at images of yours and print their blocks for params.yaml.")
+@click.command(short_help="Inspect your own images and print blocks for params.yaml.")
 @click.argument("path", type=click.Path(path_type=Path, readable=False))
 @click.option("--name", default="photos", show_default=True, help="Name of the data set in params.yaml.")
 @click.option(

@@ -8,7 +8,7 @@ import click
 from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, say
 
 
-@click.command(cls=Stage, short_help="Measure how far the natural model falls.")
+@click.command(cls=Stage, short_help="Measure the natural model under all damage.")
 @dataset_argument
 @params_option
 def impact(dataset: str, params_path: Path) -> None:

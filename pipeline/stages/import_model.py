@@ -7,7 +7,7 @@ import click
 from pipeline.stages.options import Stage, params_option
 
 
-@click.command(cls=Stage, short_help="Check a model of yours and take it in.")
+@click.command(cls=Stage, short_help="Check a model of your own and copy it in.")
 @click.argument("name")
 @params_option
 def import_model(name: str, params_path: Path) -> None:

@@ -9,7 +9,7 @@ from pipeline.stages.options import params_option
 _STAGES = ("perturb", "train", "impact", "strategies", "evaluate", "ablations")
 
 
-@click.command(short_help="Say what stages would do.")
+@click.command(short_help="Print what a stage would do.")
 @click.argument("stage", type=click.Choice(_STAGES), required=False)
 @click.argument("dataset", required=False)
 @params_option

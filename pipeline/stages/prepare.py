@@ -37,7 +37,7 @@ def prepare(dataset: str, params_path: Path, workers: int) -> None:
         engine = LocalProcesses(workers)
         opened = own.open_source(source, engine)
         with progress_bar(f"prepare {dataset}", sum(len(split.labels) for split in opened.splits.values())) as bar:
-            preparing.write_own(path, dataset, source, opened, engine, bar.update)
+            preparing.write_own(path, dataset, source, opened, bar.update)
         for remark in opened.remarks:
             click.echo(printable(f"{dataset}: {remark}"), err=True)
         spec = store.read_facts(dataset)

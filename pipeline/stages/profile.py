@@ -7,7 +7,7 @@ import click
 from pipeline.stages.options import params_option
 
 
-@click.command(short_help="Put another params file in place.")
+@click.command(short_help="Replace params.yaml by a profile.")
 @click.argument("name")
 @params_option
 def profile(name: str, params_path: Path) -> None:

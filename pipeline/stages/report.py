@@ -7,7 +7,7 @@ import click
 from pipeline.stages.options import Stage, params_option
 
 
-@click.command(cls=Stage, short_help="Put the whole study on one page.")
+@click.command(cls=Stage, short_help="Write the report: the whole study on one page.")
 @params_option
 def report(params_path: Path) -> None:
     """Write metrics/report/index.html, a single page with its figures, which needs no network.

@@ -7,7 +7,7 @@ import click
 from pipeline.stages.options import Stage, dataset_argument, params_option, say, show_training, workers_option
 
 
-@click.command(cls=Stage, short_help="Train against every perturbation by every strategy.")
+@click.command(cls=Stage, short_help="Train against every perturbation with every strategy.")
 @dataset_argument
 @params_option
 @workers_option

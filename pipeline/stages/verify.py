@@ -16,7 +16,7 @@ _ADVICE = (
 )
 
 
-@click.command(short_help="Check all that has been made.")
+@click.command(short_help="Check that every output is there and intact.")
 @click.argument("dataset", required=False)
 @click.argument("perturbation", required=False)
 @click.option("--full", "is_full", is_flag=True, help="Make every image again, not a block of 500 per array.")

@@ -22,7 +22,7 @@ from pipeline.study.reading import read
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**256)]
-TrainSeed = Annotated[int, Field(ge=0, lt=2**63)]  # must fit into a column of tables
+TrainSeed = Annotated[int, Field(ge=0, lt=2**63)]  # must fit into an int64 column
 # Names that users choose; they become file names.
 Name = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
 Shape = tuple[int, int, int]
