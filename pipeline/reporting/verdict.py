@@ -138,7 +138,7 @@ def describe_weakness(clean: float, n_examples: int, n_classes: int, key: str, e
 def describe_ablations(
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]], natural: float, n_examples: int
 ) -> list[str]:
-    """Name each ablation's best variant under damage, untrained on it as it is, if clearly better than `natural`.
+    """Name each ablation's best variant under damage that it was not trained on, if clearly better than `natural`.
 
     Args:
         ablations: Ablation → variant → summary of its cells.
