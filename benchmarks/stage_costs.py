@@ -47,7 +47,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of running one stage. `dataset` is empty for a stage that does not belong to one."""
+    """The cost of running one stage. `dataset` is empty for a stage that is not about a data set."""
 
     name: str
     stage: str

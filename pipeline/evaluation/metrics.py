@@ -146,7 +146,7 @@ def summarize_ablation(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def find_best(cells: pd.DataFrame, perturbation: str, level: float) -> ModelKey | None:
-    """Return the model of any strategy with the highest accuracy at one level, the first in a tie; None without one.
+    """Return the model of any strategy with the highest accuracy at one level, the first in a tie; None if none.
 
     Args:
         cells: Columns as the fields of `Cell`; models that were trained on another family do not count.
@@ -351,7 +351,7 @@ def needed_accuracy(n_classes: int) -> float:
     """The clean accuracy below which a model is weak, in [0, 1].
 
     It is two thirds of the way from guessing to no error at all, 0.7 for ten classes. A less accurate model has not
-    learned its task: what another way of training gains or costs may come from the learning that was left to do.
+    learned its task: what another way of training gains or costs may be learning that was still to be done.
 
     Source: our choice.
     """

@@ -214,7 +214,7 @@ def import_model(
 
     Raises:
         PipelineError: The file is missing or damaged, or not a model for these images and classes; params name other
-            classes; it does no better than guessing, as it does after a mistake in its preprocessing or in the order of
+            classes; it does no better than guessing, which points to a mistake in its preprocessing or in the order of
             classes.
     """
     try:

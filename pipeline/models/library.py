@@ -162,7 +162,7 @@ def explained(architecture: str, size: tuple[int, ...]) -> Iterator[None]:
 
 
 def _keep_resolution(model: nn.Module) -> None:
-    """Give the first convolution stride 1, and remove the pooling after it, as is usual for small images.
+    """Give the first convolution stride 1 instead of 2, and remove the pooling after it, as is usual for small images.
 
     Source: He et al., "Deep Residual Learning" (arXiv 1512.03385), section 4.2, which has no pooling for CIFAR-10.
     """

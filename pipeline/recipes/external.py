@@ -15,11 +15,11 @@ _MAX_LISTED = 5
 
 
 class External(Values):
-    """A model that the user supplies: measured like the natural model, never trained.
+    """A model that the user supplies: measured like the natural model, not trained itself.
 
     Attributes:
         dataset: Name of the data set that it classifies.
-        kind: `onnx`: a graph with one input, the images, and one output (N, n_classes). `torchvision`, `timm`: weights
+        kind: `onnx`: a graph with one input, the images, and an output (N, n_classes). `torchvision`, `timm`: weights
             for one of their architectures, as safetensors or as a state_dict written by torch.save.
         path: The file, absolute or relative to the repository.
         architecture: Its name in the library; None for `onnx`.

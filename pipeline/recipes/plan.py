@@ -51,5 +51,5 @@ class Plan:
 
 
 def plan_natural(recipe: Recipe) -> Plan:
-    """Plan training on clean images only: the natural model, the baseline of the strategies."""
+    """Plan training on clean images only: the natural model, baseline of all strategies but `repair`."""
     return Plan(recipe, (0.0,) * recipe.epochs, fits_on_perturbed=False)

@@ -86,7 +86,7 @@ class CacheEntry:
         return layout.cached_models() / f"{self.key}.running"
 
     def is_finished(self) -> bool:
-        """Whether the complete model is in the cache, after fetching it from object storage if PIPELINE_STORES is set.
+        """Whether the complete model is in the cache; if not, fetch it from object storage if PIPELINE_STORES is set.
 
         Removes the checkpoint and lock file left behind by a run that was killed while finishing.
         """

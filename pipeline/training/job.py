@@ -13,7 +13,7 @@ from pipeline.recipes.plan import ModelKey, Plan
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """A model that the user supplies: measured like the natural model, never trained.
+    """A model that the user supplies: measured like the natural model, not trained itself.
 
     Attributes:
         key: Its name in place of a strategy, label `clean`, seed 0.

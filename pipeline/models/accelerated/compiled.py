@@ -60,7 +60,7 @@ def load_library(name: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL 
 
 
 def digest_of(library: ctypes.CDLL) -> str:
-    """Return the digest of a library from `load_library`: its file name has it, against which it was checked."""
+    """Return the digest of a library from `load_library`; it is in the file name, and was checked when loading."""
     return Path(library._name).name.split(".")[-2]
 
 
