@@ -1,1 +1,1 @@
-"""Measurements that are not tests: run by hand, in the root of a checkout."""
+"""Benchmarks, run by hand in the root of a checkout; they are not tests."""

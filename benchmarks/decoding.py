@@ -1,8 +1,8 @@
-"""Decodes and resizes a folder of JPEGs side by side, and forgets them: what `prepare` is compared with.
+"""Decodes and resizes a folder of JPEGs in parallel and discards them: what `prepare` is compared with.
 
     python -m benchmarks.decoding FOLDER SIDE N_WORKERS
 
-Workers import this module, so it imports little: torch would take them seconds.
+Workers import this module, so it imports little: importing torch would take them seconds.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ from pipeline.data import pictures
 
 
 def main(folder: str, side: int, n_workers: int) -> None:
-    """Decode all JPEGs below a folder and bring them to side x side pixels."""
+    """Decode all JPEGs below a folder and resize them to side x side pixels."""
     paths = sorted(map(str, Path(folder).rglob("*.jpg")))
     with ProcessPoolExecutor(n_workers, multiprocessing.get_context("forkserver")) as pool:
         list(pool.map(partial(decode, side), paths, chunksize=64))

@@ -1,12 +1,12 @@
-"""How fast stores are written to and read from object storage, beside bare client libraries: one command, a table.
+"""Compares the speed of stores on object storage with that of bare client libraries; prints a table.
 
     pip install -c constraints.txt -e '.[dev,s3]'
     python -m benchmarks.object_storage                 # a store of 1 GB; two minutes on two cores
 
 The server is moto's, in a process of its own on this machine, so that it takes cores from all contenders alike. Every
 number is the median over rounds, in each of which every contender runs once. Contenders move the same bytes, those of
-the store's shards, as objects of the same sizes, as many at a time; this project also makes shards of the images and
-images of the shards: zstd, checksums and the digest of everything.
+the store's shards, as objects of the same sizes, and equally many at a time. This project also encodes images to shards
+and decodes shards to images: zstd, checksums and the digest of everything.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from pipeline.runtime.bucket import STORES_VARIABLE
 from pipeline.runtime.memory import keep_freed_memory
 
 _PATH = Path("data/perturbed/cifar10/noise.zarr")
-# Of images of 32x32 pixels in colour: trials of 10,000, 30.7 MB each.
+# Shape of a trial: 10,000 images of 32x32 pixels in colour, 30.7 MB.
 _SHAPE = (10_000, 32, 32, 3)
 Contender = tuple[Callable[[list[bytes]], object], Callable[[int], object]]
 
@@ -123,7 +123,7 @@ def main(gigabytes: float, rounds: int) -> None:
         }
         with chdir(folder):
             os.environ.pop(STORES_VARIABLE, None)
-            _this_project(images)[0]([])  # in a folder first: its shards are what all others move
+            _this_project(images)[0]([])  # to a folder first: all others move its shards
             shards = [path.read_bytes() for path in sorted(_PATH.rglob("c.*"))]
             os.environ[STORES_VARIABLE] = "s3://bucket/study"
             seconds: dict[tuple[str, str], list[float]] = {}

@@ -1,8 +1,8 @@
-"""What a user would damage images with instead: the same perturbations by the usual libraries, as each is used.
+"""The same perturbations by other libraries, used as their users would: what this project's kernels are compared with.
 
 Every contender takes uint8 (N, H, W, C) and gives uint8 of that shape. Libraries that take batches get the whole batch;
-libraries that take images get them one by one. None has exactly `n_pixels` defective pixels; PixelDropout drops each
-with that probability.
+libraries that take images get them one by one. No library sets exactly `n_pixels` defective pixels; PixelDropout drops
+each pixel with a probability that gives as many on average.
 """
 
 import os
@@ -16,11 +16,11 @@ import torch
 
 from pipeline.data.arrays import Images
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or it asks the network for its version
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise it looks for its latest version online
 
 
 def of(perturbation: str, level: float) -> dict[str, Callable[[], Callable[[Images], Images]]]:
-    """Name → function that imports and builds the contender: images → damaged images.
+    """Return name → function that imports and builds the contender, which maps images to damaged images.
 
     Args:
         perturbation: Its name.
@@ -38,7 +38,7 @@ def _one_by_one(damage: Callable[[Images], Images]) -> Callable[[Images], Images
 
 
 def _as_batch(damage: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Images], Images]:
-    """Of float images (N, C, H, W) in 0..1, which is what libraries on torch want; rounded as a camera does."""
+    """Run a function of float images (N, C, H, W) in 0..1, as torch libraries take them; round as a camera does."""
 
     def run(images: Images) -> Images:
         batch = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255

@@ -1,4 +1,4 @@
-"""The tables of docs/reproduction.md, made from the cells under results/.
+"""Makes the tables of docs/reproduction.md from the cells under results/.
 
 python -m benchmarks.reproduction collect NAME DATASET   # after dvc repro: keep its cells as results/NAME-DATASET/
 python -m benchmarks.reproduction collect NAME DATASET --stage impact   # only those of `dvc repro impact@DATASET`
@@ -73,7 +73,7 @@ def collect(name: str, dataset: str, stages: tuple[str, ...], seconds: tuple[str
 
 
 def describe_machine(study: Study) -> dict[str, Any]:
-    """What decides the numbers of a study beside params.yaml: the machine, versions, and the commit of this project."""
+    """Describe what determines a study's numbers besides params.yaml: machine, versions, this project's commit."""
     device = select_device(study.device)
     git = ["git", "rev-parse", "--short", "HEAD"]
     return {
@@ -95,7 +95,7 @@ def write() -> None:
 
 
 def render(page: str) -> str:
-    """The page with every table made anew from results/."""
+    """Return the page with every table made again from results/."""
     return _BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]](found[3])}{found[4]}", page)
 
 
@@ -170,7 +170,7 @@ def _ablation(name: str, ablation: str) -> str:
 
 
 def distances(name: str) -> str:
-    """How far the strategies' models are from the authors': mean of ours minus theirs, mean distance, in points."""
+    """How far the strategies' models are from the authors', in points: mean of ours minus theirs, mean distance."""
     joined = pd.concat(_beside_authors(name))
     rows = []
     for trained_on in joined["trained"].unique():
@@ -188,7 +188,7 @@ def distances(name: str) -> str:
 
 
 def agreement(name: str) -> str:
-    """How many of the authors' cells we meet, in words."""
+    """How closely our cells agree with the authors', in words."""
     difference = pd.concat(_beside_authors(name))["difference"].abs()
     return (
         f"{len(difference)} cells: {100 * (difference <= 0.5).mean():.0f} % within half a point of accuracy, "
@@ -198,7 +198,7 @@ def agreement(name: str) -> str:
 
 
 def far(name: str) -> str:
-    """The strategies' cells that are further than two points from the authors'."""
+    """The strategies' cells that are more than two points away from the authors'."""
     joined = pd.concat(_beside_authors(name))
     rows = [
         [
@@ -252,7 +252,7 @@ def repair(name: str) -> str:
 
 
 def strategies(name: str) -> str:
-    """What every strategy reaches, beside the natural model on the same images."""
+    """Accuracies of every strategy, beside those of the natural model on the same images."""
     cells, rows = _cells(name, "evaluate"), []
     for strategy in cells.loc[cells["strategy"] != NATURAL, "strategy"].unique():
         numbers = summarize_strategy(of_strategy(cells, strategy))
@@ -265,7 +265,7 @@ _SHOWN = {"clean": "clean images", "robust": "damage trained on", "worst": "lowe
 
 
 def cross(name: str) -> str:
-    """Damage of every kind by what models were trained on, mean over training and test levels."""
+    """Accuracy on every perturbation by the one trained on, mean over training and test levels."""
     cells = _cells(name, "evaluate")
     cells = cells.assign(
         accuracy=cells["n_correct"] / cells["n_examples"],

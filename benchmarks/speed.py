@@ -1,13 +1,13 @@
-"""How fast this project is beside what a user would pick instead: one command, a table, a JSON file.
+"""Compares the speed of this project with what a user would pick instead; gives a table and a JSON file.
 
     pip install -c constraints.txt -e '.[dev,benchmarks]'
     python -m benchmarks.speed --json speed.json            # a quarter of an hour on two cores
     python -m benchmarks.speed accuracy                     # time to 86.92 %: 3 seeds of the fast recipe
     python -m benchmarks.speed accuracy --profile paper --seeds 1   # and of the paper's: 40 minutes or more
 
-Every number is the median over rounds; in a round every contender runs once, so that a busy machine hits all alike.
-Ratios are to this project: 0.25 is a quarter of its speed. Contenders get the same images and give the same type, and
-those that compute with torch have a process of their own, so that no setting of one reaches another. Peers that cannot
+Every number is the median over rounds; in a round every contender runs once, so that a busy machine affects all alike.
+Ratios are to this project: 0.25 is a quarter of its speed. Contenders get the same images and return the same type, and
+those that compute with torch have a process of their own, so that no setting of one affects another. Peers that cannot
 be imported are named with their error. Needs the clean stores (`python -m pipeline prepare cifar10`, and mnist).
 """
 
@@ -61,21 +61,21 @@ from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 US = "this project"
 # Perturbation → level.
 LEVELS = {"stuck": 3, "hot": 3, "dead": 3, "noise": 0.05, "blur": 1.0}
-# Best clean accuracy of the paper's CIFAR-10 network, in percent, which the time to reach is compared for.
+# Best clean accuracy of the paper's CIFAR-10 network, in percent; the time to reach it is measured.
 PAPER_ACCURACY = 86.92
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one contender took for one task.
+    """The speed of one contender at one task.
 
     Attributes:
         task: What was done, such as `generation, noise 0.05`.
-        contender: By whom.
-        per_second: Images, or bytes where `unit` says so, a second; the median.
+        contender: Its name.
+        per_second: Images per second, or bytes if `unit` says so; the median.
         unit: What is counted.
         ratio: `per_second` over this project's.
-        seconds: Of every round.
+        seconds: Seconds of every round.
     """
 
     task: str
@@ -92,7 +92,7 @@ def compare(
     """Run all contenders in turn, once to warm up and then `rounds` times.
 
     Args:
-        task: For the table.
+        task: Its name in the table.
         contenders: Name → function that does the work and returns the seconds it took.
         n: Units of work.
         rounds: Timed runs of each.
@@ -114,14 +114,14 @@ def compare(
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that `work` took."""
+    """Return the seconds that `work` took."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def compare_generation(images: Images, rounds: int) -> tuple[list[Measurement], dict[str, str]]:
-    """Every kernel beside its peers, and the peers that do not run with their errors."""
+    """Compare every kernel with its peers; also return the peers that do not run, with their errors."""
     n_cores = torch.get_num_threads()
     found: list[Measurement] = []
     failed: dict[str, str] = {}
@@ -145,7 +145,7 @@ def compare_generation(images: Images, rounds: int) -> tuple[list[Measurement], 
 
 
 def generate(images: Images, variant: Variant, n_threads: int) -> None:
-    """The perturbed versions of all images, in memory, block by block as the stage does it."""
+    """Perturb all images in memory, block by block as the stage does."""
     cv2.setNumThreads(1)
     keep_freed_memory()
     with ThreadPoolExecutor(n_threads) as pool:
@@ -155,7 +155,7 @@ def generate(images: Images, variant: Variant, n_threads: int) -> None:
 
 
 def compare_stores(images: Images, rounds: int) -> list[Measurement]:
-    """Perturbing into a store beside writing the finished arrays with zarr alone, and beside copying them in memory."""
+    """Compare perturbing into a store with writing the finished arrays by zarr alone and copying them in memory."""
     found = []
     n_trials = 4
     for name, level in LEVELS.items():
@@ -186,10 +186,10 @@ def compare_stores(images: Images, rounds: int) -> list[Measurement]:
 
 
 def compare_preparing(images: Images, n: int, rounds: int) -> list[Measurement]:
-    """The command `prepare` on a folder of JPEGs as cameras write them, beside a script that only decodes them.
+    """Compare the command `prepare`, on a folder of JPEGs as cameras write them, with a script that only decodes them.
 
-    The pictures are enlarged images of CIFAR-10 of 480x360 pixels, brought to 64x64 and, larger, to 224x224. Both have
-    as many worker processes, and are run as a user would: workers of this process would import torch first.
+    The pictures are images of CIFAR-10, enlarged to 480x360 pixels; they are resized to 64x64 and to 224x224. Both
+    commands have equally many workers and are run as a user would: workers of this process would import torch first.
     """
     found, n_workers = [], str(torch.get_num_threads())
     with tempfile.TemporaryDirectory() as folder:
@@ -225,7 +225,7 @@ def copy_all(targets: list[Any], arrays: list[Any]) -> None:
 
 
 def write_plainly(path: Path, arrays: list[Any], layouts: list[tuple[Any, Any]]) -> None:
-    """Finished arrays into a store of the same chunks, shards and codecs, as zarr's documentation does it."""
+    """Write finished arrays to a store with the same chunks, shards and codecs, as zarr's documentation does."""
     group = zarr.create_group(path, overwrite=True)
     for number, (array, (chunks, shards)) in enumerate(zip(arrays, layouts, strict=True)):
         target = group.create_array(
@@ -240,7 +240,7 @@ def write_plainly(path: Path, arrays: list[Any], layouts: list[tuple[Any, Any]])
 
 
 class PlainDataset(VisionDataset):  # type: ignore[misc]  # torchvision has no types
-    """Images one by one through PIL and transforms, as torchvision's own MNIST and CIFAR10."""
+    """Images one by one through PIL and transforms, like torchvision's own MNIST and CIFAR10."""
 
     def __init__(self, images: Images, labels: Images) -> None:
         mean, std = (images / 255).mean((0, 1, 2)), (images / 255).std((0, 1, 2))
@@ -256,7 +256,7 @@ class PlainDataset(VisionDataset):  # type: ignore[misc]  # torchvision has no t
 
 
 def plain_network(network: Network, shape: tuple[int, int, int]) -> nn.Sequential:
-    """The paper's network of torch's own layers, in the authors' order."""
+    """Build the paper's network from torch's own layers, in the authors' order."""
     layers: list[nn.Module] = []
     channels = shape[2]
     for layer in network.convolutions:
@@ -280,7 +280,7 @@ def load_study(dataset: str, n: int) -> tuple[Recipe, Examples]:
 
 
 def train_ours(dataset: str, n: int) -> float:
-    """One epoch on n images, with all that `train_model` does besides."""
+    """Train for one epoch on n images, with all that `train_model` does besides; return the seconds."""
     recipe, examples = load_study(dataset, n)
     plan = plan_natural(recipe.model_copy(update={"epochs": 1}))
     few = Examples(examples.images[:10], examples.labels[:10], 10)
@@ -288,7 +288,7 @@ def train_ours(dataset: str, n: int) -> float:
 
 
 def train_plainly(dataset: str, n: int, n_workers: int) -> float:
-    """The same epoch by a plain loop in float32."""
+    """Train for the same epoch by a plain loop in float32; return the seconds."""
     recipe, examples = load_study(dataset, n)
     assert isinstance(recipe.network, Network)
     loader: DataLoader[Any] = DataLoader(
@@ -307,7 +307,7 @@ def train_plainly(dataset: str, n: int, n_workers: int) -> float:
 
 
 def evaluate_ours(dataset: str, n: int) -> float:
-    """Accuracy of one model on n images, by the function that the stages call."""
+    """Evaluate one model on n images, by the function that the stages call; return the seconds."""
     recipe, examples = load_study(dataset, n)
     shape = DATASETS[dataset].shape
     standardize = Standardize(*fit_standardization(examples.images, recipe.standardize))
@@ -327,7 +327,7 @@ def evaluate_ours(dataset: str, n: int) -> float:
 
 
 def evaluate_plainly(dataset: str, n: int, n_workers: int) -> float:
-    """The same accuracy by a plain loop in float32."""
+    """Evaluate the same network by a plain loop in float32; return the seconds."""
     recipe, examples = load_study(dataset, n)
     assert isinstance(recipe.network, Network)
     loader: DataLoader[Any] = DataLoader(PlainDataset(examples.images, examples.labels), 1000, num_workers=n_workers)
@@ -341,12 +341,12 @@ def evaluate_plainly(dataset: str, n: int, n_workers: int) -> float:
 
 
 def run_in(pool: ProcessPoolExecutor, work: Callable[[], float]) -> float:
-    """What `work` returns, run in the process of `pool`."""
+    """Run `work` in the process of `pool` and return its result."""
     return pool.submit(work).result()
 
 
 def compare_networks(rounds: int) -> list[Measurement]:
-    """Training and evaluation with the paper's networks beside plain loops."""
+    """Compare training and evaluation of the paper's networks with plain loops."""
     found = []
     spawn = multiprocessing.get_context("spawn")
     for dataset, n in (("mnist", 50_000), ("cifar10", 2_000)):
@@ -372,12 +372,12 @@ class Training:
     """One CIFAR-10 model trained on all cores.
 
     Attributes:
-        profile: Whose recipe it was trained by.
-        epochs: How many.
-        seed: Of weights, order and dropout.
+        profile: The profile whose recipe it was trained by.
+        epochs: Number of epochs.
+        seed: Seed of weights, image order and dropout.
         accuracy: On the clean test images, after the last epoch.
-        seconds: Training took, with a test after every epoch.
-        seconds_to_paper: Until a test first gave `PAPER_ACCURACY`; None if none did.
+        seconds: Training time, with a test after every epoch.
+        seconds_to_paper: Time until a test first reached `PAPER_ACCURACY`; None if none did.
     """
 
     profile: str
@@ -389,7 +389,7 @@ class Training:
 
 
 def measure_accuracy(profile: str, n_seeds: int, epochs: int | None) -> list[Training]:
-    """Train the natural CIFAR-10 model of a profile, one after the other; other epochs than the profile's if given."""
+    """Train a profile's natural CIFAR-10 models, one per seed, one after the other; for `epochs` if given."""
     study = params.load(layout.PROFILES / f"{profile}.yaml")
     plan, subset = plan_natural(study.train.recipes["cifar10"]), study.datasets["cifar10"]
     if epochs is not None:
@@ -422,7 +422,7 @@ def measure_accuracy(profile: str, n_seeds: int, epochs: int | None) -> list[Tra
 
 
 def format_table(measured: list[Measurement]) -> str:
-    """Markdown, a row per task and contender."""
+    """Format measurements as Markdown, a row per task and contender."""
     lines = ["| task | contender | per second | relative to ours |", "|---|---|--:|--:|"]
     for one in measured:
         speed = f"{one.per_second / 1e6:,.0f} MB" if one.unit == "bytes" else f"{one.per_second:,.0f} images"

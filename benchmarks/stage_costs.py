@@ -1,19 +1,19 @@
-"""What every stage costs: seconds, memory and disk, from running the graph one stage at a time.
+"""Measures what every stage costs in seconds, memory and disk, by running the graph one stage at a time.
 
-Every command runs in the order of `dvc repro`, but without DVC and whether it is up to date or not: dvc.lock stays as
-it is, the outputs in the working folder are made anew. Nothing is subtracted and nothing left out of the numbers below:
+Commands run in the order of `dvc repro`, but without DVC and even if they are up to date: dvc.lock stays as it is, and
+the outputs in the working folder are made again. Nothing is subtracted from these numbers, and nothing is left out:
 
 - Seconds are wall time from the start of the command to its end, with the start of Python and all imports. What DVC
   adds in `dvc repro` (its own start, hashing, linking into its cache) is not part of a command and not measured.
 - Memory is the largest resident set of any one process of the stage, as the kernel counted it; no sampling that could
-  miss a peak. Stages with workers run several such processes at once, together up to as many times that number.
+  miss a peak. A stage with n workers runs n such processes at once, which together take up to n times that number.
   Memory of a GPU is not measured.
-- Disk is the length of all files in the stage's outputs. What lies beside the outputs is listed apart: downloads, and
-  models/.finished, where finished models are kept.
+- Disk is the length of all files in the stage's outputs. What lies outside the outputs is listed separately: downloads,
+  and models/.finished, the cache of finished models.
 
-A model that is kept is not trained again, and a strategy would look free: with anything in models/.finished this
-refuses to run unless told `--keep`. Downloads that are there are not fetched again either; the header says what was
-there before. Needs Linux or macOS.
+A cached model is not trained again, and its strategy would look free: if there is anything in models/.finished, this
+refuses to run without `--keep`. Downloads that exist are not fetched again either; the header says what was there
+before. Needs Linux or macOS.
 """
 
 import json
@@ -47,7 +47,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Cost:
-    """What running one stage took. `dataset` is empty for a stage that is not about one."""
+    """The cost of running one stage. `dataset` is empty for a stage that is not about a data set."""
 
     name: str
     stage: str
@@ -60,7 +60,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it ran. `device` is where the networks ran."""
+    """The machine it ran on. `device` is the one that the networks ran on."""
 
     processor: str
     n_cores: int
@@ -71,7 +71,7 @@ class Machine:
 
 
 def read_stages(targets: tuple[str, ...]) -> list[Stage]:
-    """The stages that `dvc repro TARGETS` goes through, in its order.
+    """Return the stages that `dvc repro TARGETS` goes through, in its order.
 
     Raises:
         PipelineError: There is no such target, or DVC cannot read the graph.
@@ -91,10 +91,10 @@ def read_stages(targets: tuple[str, ...]) -> list[Stage]:
 
 
 def describe_machine() -> Machine:
-    """Where this runs.
+    """Describe the machine that this runs on.
 
     Raises:
-        PipelineError: params.yaml is wrong, or names a device that is not there.
+        PipelineError: params.yaml is wrong, or names a device that does not exist.
     """
     import torch
 
@@ -116,7 +116,7 @@ def describe_machine() -> Machine:
 
 
 def find_cached() -> dict[str, float]:
-    """MiB of each folder that makes later runs cheaper and is no stage's output."""
+    """Return the MiB of each folder that makes later runs cheaper and is not a stage's output."""
     from pipeline.study.params import load
 
     folders = (Path(load(layout.PARAMS).prepare.download_folder), layout.cached_models())
@@ -124,7 +124,7 @@ def find_cached() -> dict[str, float]:
 
 
 def measure_disk(path: Path) -> float:
-    """Length of a file, or of all files in a folder, in MiB; 0 for what is not there."""
+    """Return the length of a file, or of all files in a folder, in MiB; 0 if it does not exist."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file()) / _MIB
 
@@ -135,7 +135,7 @@ def measure_stage(stage: Stage) -> Cost:
     Raises:
         PipelineError: The command failed.
     """
-    # The Python that was asked for, also where its environment is not the active one.
+    # So that commands find this Python, even if its environment is not the active one.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     start = time.perf_counter()
     with subprocess.Popen(stage.command, shell=True, env={**os.environ, "PATH": path}, stdout=sys.stderr) as process:
@@ -158,7 +158,7 @@ def measure_stage(stage: Stage) -> Cost:
 
 
 def format_table(costs: list[Cost]) -> str:
-    """Markdown, a row per stage and data set: seconds and disk summed, memory the maximum; and a row for all."""
+    """Format as Markdown, a row per stage and data set: seconds and disk summed, memory the maximum; and a total."""
     groups: dict[tuple[str, str], list[Cost]] = {}
     for cost in costs:
         groups.setdefault((cost.stage, cost.dataset), []).append(cost)
@@ -190,7 +190,7 @@ def main(targets: tuple[str, ...], json_file: TextIO | None, keep: bool) -> None
             "stages look free; remove that folder, or measure with --keep"
         )
     try:
-        # The kernel starts the count of a command's memory at what its parent had: DVC and torch stay out of this one.
+        # The kernel counts a command's peak memory from its parent's on, so this process imports neither DVC nor torch.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             stages = pool.submit(read_stages, targets).result()
             machine = pool.submit(describe_machine).result()

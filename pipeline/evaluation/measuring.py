@@ -1,4 +1,4 @@
-"""Models on clean and perturbed images; every store is read once for all of them."""
+"""Measures models on clean and perturbed images; every store is read once for all models."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -27,34 +27,34 @@ from pipeline.training.job import ExternalModel, TrainingJob
 
 Extra = TypeVar("Extra")
 Classes = Mapping[ModelKey, NDArray[np.int64]]
-# (model, perturbation, level) → (class, class that it was taken for) → images; pairs that do not occur are left out.
+# (model, perturbation, level) → (class, predicted class) → number of images; pairs that do not occur are left out.
 Confusions = Mapping[tuple[ModelKey, str, float], Counter[tuple[int, int]]]
 
 
 class Predictor:
-    """A trained classifier, ready to be asked what it sees.
+    """A trained classifier, ready for inference.
 
     Attributes:
-        device: Where it computes.
+        device: Device that it computes on.
     """
 
     def __init__(self, classifier: Classifier | ExternalClassifier, device: torch.device, precision: str) -> None:
-        """The classifier in evaluation mode.
+        """Put a classifier into evaluation mode.
 
         Args:
             classifier: Is moved to `device`.
-            device: Where to compute.
-            precision: Of its recipe: `float32`, `bfloat16` or `auto`.
+            device: Device to compute on.
+            precision: Precision of its recipe: `float32`, `bfloat16` or `auto`.
         """
         self.device = device
         self._classifier = classifier.eval().to(device)
         self._precision = select_precision(precision, device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, C) → float32 logits (N, n_classes), on the device of both.
+        """uint8 (N, H, W, C) → float32 logits (N, n_classes); images and model are on the same device.
 
         Raises:
-            PipelineError: The shape of the images is not what the network takes; a logit is not a finite number.
+            PipelineError: The network does not take images of this shape; a logit is not a finite number.
         """
         if images.shape[1:] != self._classifier.shape:
             raise PipelineError(
@@ -90,17 +90,17 @@ class Predictions:
     classes: Classes
 
 
-# How many models a job of a cluster measures on an array; on this machine, all. Our choice, by replaying profile paper
-# (docs/cluster.md): with all of them in one job, of which there are ten, more than five workers would not help.
+# Models that one job measures on an array on a cluster; on one machine, all. Our choice, by replaying profile paper
+# (docs/cluster.md): with all models in each job there are ten jobs, and more than five workers do not help.
 MODELS_PER_JOB = 4
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What is measured on clean images, or on a stored array, by trial; all of it, or of some models.
+    """The cells measured on one set of images (clean images or a stored array), of all models or of some.
 
     Attributes:
-        images: Which, by their place among those of the stage.
+        images: Which set of images of the stage, as its index.
         trials: The cells of each trial; empty where these models are not measured on it.
     """
 
@@ -109,7 +109,7 @@ class _Part:
 
     @property
     def first(self) -> PlannedCell:
-        """One of its cells."""
+        """Its first cell."""
         return next(cell for cells in self.trials for cell in cells)
 
     @property
@@ -119,20 +119,20 @@ class _Part:
 
     @property
     def n_images(self) -> int:
-        """How many images there are, all trials together."""
+        """Number of images, all trials together."""
         return len(self.trials) * self.first.n_examples
 
     @property
     def work(self) -> int:
-        """How many images are classified."""
+        """Number of images to classify, over all models."""
         return sum(cell.n_examples for cells in self.trials for cell in cells)
 
 
 @dataclass(frozen=True)
 class _Job(Generic[Extra]):
-    """A part of the plan, by its place there, and what else is taken from its predictions.
+    """A job that measures one part of the plan, given by its index, and extracts more from its predictions.
 
-    It is small, whatever the study: a cluster gets one for every part.
+    It is small, whatever the study: a cluster is sent one for every part.
     """
 
     place: int
@@ -145,15 +145,15 @@ class _Job(Generic[Extra]):
 
 
 def load_models(study: Study, stage: str, wanted: Collection[ModelKey] | None = None) -> dict[ModelKey, Predictor]:
-    """The models that stage `impact`, `evaluate` or `ablations` measures, on the device of the study.
+    """Load the models that stage `impact`, `evaluate` or `ablations` measures, on the device of the study.
 
     Args:
-        study: Whose.
-        stage: Which.
-        wanted: Only these of them; None: all.
+        study: The study of a data set.
+        stage: Name of the stage.
+        wanted: The models to load; None: all.
 
     Raises:
-        PipelineError: One is missing, damaged, or made with other params.
+        PipelineError: A model is missing, damaged, or made with other params.
     """
     device = select_device(study.device)
 
@@ -168,7 +168,7 @@ def load_models(study: Study, stage: str, wanted: Collection[ModelKey] | None = 
 
 
 def local_engine(device: str) -> LocalThreads:
-    """What measures on this machine: a thread on every core, or one that feeds a GPU.
+    """Return the engine for this machine: a thread for every core, or a single thread that feeds a GPU.
 
     Args:
         device: `device` of params.yaml.
@@ -177,7 +177,7 @@ def local_engine(device: str) -> LocalThreads:
 
 
 def extract_nothing(predictions: Predictions) -> None:
-    """Nothing: for a stage that needs no more than the cells."""
+    """Extract nothing: for a stage that needs only the cells."""
 
 
 def measure(
@@ -189,25 +189,25 @@ def measure(
     engine: Engine,
     progress: Callable[[int], object] = lambda n_images: None,
 ) -> tuple[list[Cell], list[Extra]]:
-    """How often models are right on clean images and on every level and trial.
+    """Count how many images models classify correctly: on clean images, and at every level and trial.
 
-    Every stored array is read once, for all models, by one thread; several are measured side by side.
+    Every stored array is read once, for all models, by one thread; several arrays are measured in parallel.
 
     Args:
         study: The study of a data set, and how another process plans it.
-        stage: Whose cells to measure.
+        stage: The stage whose cells to measure.
         models: From `load_models`.
         data: From `open_study`.
-        extract: Called with the predictions for every set of images, in any thread; returns what a stage needs beside
-            the cells. On a cluster it is called several times, each time with some of the models. Picklable.
-        engine: Measures; results do not depend on it.
+        extract: Called with the predictions for every set of images, in any thread; returns what a stage needs besides
+            the cells. On a cluster it is called several times per set, each time with some of the models. Picklable.
+        engine: Runs the jobs; results do not depend on it.
         progress: Called with the number of images finished since the last call.
 
     Returns:
         The cells, in planned order, and what `extract` returned, in the order of the cells.
 
     Raises:
-        PipelineError: A store is damaged; an answer of a model is not a finite number.
+        PipelineError: A store is damaged; a logit is not a finite number.
 
     Source: paper sections V and VI.
     """
@@ -227,7 +227,7 @@ def measure(
     ]
     found: dict[int, list[tuple[list[Cell], list[Extra]]]] = {}
     n_left = Counter(part.images for part in plan)
-    # The largest first: begun last, one of them would keep a core waiting.
+    # The largest first: started last, one of them would keep the other cores waiting.
     for job, measured in engine.run(_measure, sorted(jobs, key=lambda job: -plan[job.place].work)):
         found[job.place], part = measured, plan[job.place]
         n_left[part.images] -= 1
@@ -242,7 +242,7 @@ def measure(
 
 
 def _plan_parts(study: Held[Study], stage: str, n_models: int | None) -> list[_Part]:
-    """All that a stage measures, in planned order; of so many models in each part, or of all."""
+    """Split what a stage measures into parts, in planned order, of `n_models` models each; None: of all models."""
     parts = []
     n_trials = {
         (array.variant.perturbation, array.variant.level): array.leading[0] for array in study.get().tested(stage)
@@ -268,8 +268,8 @@ def _open_study(study: Held[Study], stage: str) -> StudyData:
 
 
 def _measure(job: _Job[Extra]) -> list[tuple[list[Cell], list[Extra]]]:
-    """The cells of every trial, and what `extract` returns for it, if there are any."""
-    torch.set_num_threads(1)  # of this thread: results do not depend on the number of cores
+    """Measure a part: for every trial, its cells and what `extract` returns; both empty for a trial without cells."""
+    torch.set_num_threads(1)  # in this thread: results do not depend on the number of cores
     part, models, data = job.plan.get()[job.place], job.models.get(), job.data.get()
     first = part.first
     labels = data.labels[first.split]
@@ -292,9 +292,9 @@ def _measure(job: _Job[Extra]) -> list[tuple[list[Cell], list[Extra]]]:
 
 
 def describe_examples(model: ModelKey, n: int, predictions: Predictions) -> list[Example]:
-    """What a model predicts for the first n of these images; nothing for other trials than the first.
+    """Return what a model predicts for the first n images; nothing for trials other than the first.
 
-    Nothing where the model is not among those that were asked.
+    Nothing either if these predictions are not of that model.
 
     Source: paper figures 3, 5 and 7. The first images of the test set are shown; none is chosen.
     """
@@ -310,7 +310,7 @@ def describe_examples(model: ModelKey, n: int, predictions: Predictions) -> list
 
 
 def count_confusions(levels: Collection[tuple[str, float]], predictions: Predictions) -> Confusions:
-    """How often every model takes each class for each other one, in one set of images; nothing of other levels.
+    """Count each pair of class and predicted class, for every model on one set of images; nothing at other levels.
 
     Source: the paper's section IX names this as future work.
     """
@@ -326,10 +326,10 @@ def count_confusions(levels: Collection[tuple[str, float]], predictions: Predict
 
 
 def list_confusions(counted: Iterable[Confusions], wanted: Iterable[tuple[ModelKey, str, float]]) -> list[Confusion]:
-    """The counts of some models at some levels, all trials together, a row for every pair of classes that occurs.
+    """List the counts of some models at some levels, over all trials, with a row for every pair of classes that occurs.
 
     Args:
-        counted: Of every set of images, from `count_confusions`.
+        counted: From `count_confusions`, for every set of images.
         wanted: (model, perturbation, level).
     """
     total: defaultdict[tuple[ModelKey, str, float], Counter[tuple[int, int]]] = defaultdict(Counter)

@@ -1,4 +1,4 @@
-"""Measurements and what follows from them: accuracies in [0, 1], aggregates, comparisons."""
+"""Metrics computed from measurements: accuracies in [0, 1], their aggregates, and comparisons of models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,14 +11,14 @@ from pipeline.data.seeding import level_name
 from pipeline.recipes.plan import CLEAN, NATURAL, ModelKey
 from pipeline.study.planning import PlannedCell
 
-# Columns that name a model, and those that name the images that it was shown.
+# Columns that name a model, and those that name the images that it was measured on.
 _MODEL = ["strategy", "label", "seed"]
 _IMAGES = ["seed", "split", "perturbation", "level", "trial"]
 
 
 @dataclass(frozen=True)
 class Cell(PlannedCell):
-    """A measurement that was made.
+    """A measurement with its result.
 
     Attributes:
         n_correct: Images classified correctly.
@@ -29,14 +29,14 @@ class Cell(PlannedCell):
 
 @dataclass(frozen=True)
 class Example:
-    """What a model says of one pictured test image.
+    """A model's prediction for one of the test images that the report shows.
 
     Attributes:
         perturbation: Name of the perturbation, or `clean`.
         level: Its physical value; 0 for `clean`.
         index: Index of the image in the test split; the perturbed version is that of trial 0.
-        actual: The right class.
-        predicted: The model's class.
+        actual: The true class.
+        predicted: The predicted class.
         confidence: Its softmax probability, in [0, 1].
     """
 
@@ -58,9 +58,9 @@ class Confusion:
         seed: Likewise.
         perturbation: Name of the perturbation, or `clean`.
         level: Its physical value; 0 for `clean`.
-        actual: The right class.
-        predicted: The model's class.
-        n_examples: Images of the one that were taken for the other.
+        actual: The true class.
+        predicted: The predicted class.
+        n_examples: Images of class `actual` that were classified as `predicted`.
     """
 
     strategy: str
@@ -85,14 +85,14 @@ def to_csv(table: pd.DataFrame) -> str:
 
 
 def aggregate_trials(cells: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over trials, and over seeds where there are several.
+    """Compute mean and standard deviation of accuracy over trials, and over seeds where there are several.
 
     Args:
         cells: Columns as the fields of `Cell`.
 
     Returns:
-        Columns perturbation, level, mean, std, trials, in the order in which the cells come. `std` has divisor n
-        (ddof 0), as the authors' has, and is 0 for a single trial.
+        Columns perturbation, level, mean, std, trials, in the order of the cells. `std` has divisor n (ddof 0), as the
+        authors' has, and is 0 for a single trial.
     """
     accuracy = cells.assign(accuracy=cells["n_correct"] / cells["n_examples"])
     groups = accuracy.groupby(["perturbation", "level"], sort=False)["accuracy"]
@@ -101,15 +101,15 @@ def aggregate_trials(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize(cells: pd.DataFrame) -> dict[str, Any]:
-    """The few numbers that tell two experiments apart.
+    """Summarize cells in the few numbers by which experiments are compared.
 
     Args:
-        cells: Columns as the fields of `Cell`, of one model or one for each seed, on test images.
+        cells: Columns as the fields of `Cell`, of one model or of one per seed, on test images.
 
     Returns:
         clean_accuracy: On the clean test images.
         robust_accuracy: Unweighted mean over all perturbed (perturbation, level), each the mean of its trials.
-        worst_accuracy: The least of them.
+        worst_accuracy: The lowest of them.
         <perturbation>_accuracy: Their mean for one perturbation.
         All rounded to 6 decimals, finer than one image in the largest test set with 25 trials.
         robust_accuracy and worst_accuracy are absent where nothing was perturbed.
@@ -127,7 +127,7 @@ def summarize(cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def summarize_ablation(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """What tells the variants of an ablation apart: variant → its numbers.
+    """Summarize the variants of an ablation: variant → its numbers.
 
     Args:
         cells: Columns as the fields of `Cell`, of one ablation.
@@ -146,7 +146,7 @@ def summarize_ablation(cells: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def find_best(cells: pd.DataFrame, perturbation: str, level: float) -> ModelKey | None:
-    """The model of any strategy that is most accurate at one level, the first of several; None if there is none.
+    """Return the model of any strategy with the highest accuracy at one level, the first in a tie; None if none.
 
     Args:
         cells: Columns as the fields of `Cell`; models that were trained on another family do not count.
@@ -162,7 +162,7 @@ def find_best(cells: pd.DataFrame, perturbation: str, level: float) -> ModelKey 
 
 
 def recall_by_class(confusions: pd.DataFrame) -> pd.Series:
-    """Share of the images of each class that are classified correctly, index the class.
+    """Compute the recall of each class: the share of its images classified correctly, indexed by class.
 
     Args:
         confusions: Columns as the fields of `Confusion`, of one model and level.
@@ -173,7 +173,7 @@ def recall_by_class(confusions: pd.DataFrame) -> pd.Series:
 
 
 def pair_with_natural(cells: pd.DataFrame) -> pd.DataFrame:
-    """Every model of a strategy beside the natural model of the same seed, on the same images.
+    """Pair every model of a strategy with the natural model of the same seed, on the same images.
 
     Args:
         cells: Columns as the fields of `Cell`: models of strategies, and the natural ones.
@@ -192,28 +192,28 @@ def pair_with_natural(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize_strategy(cells: pd.DataFrame, baseline: str = NATURAL) -> dict[str, Any]:
-    """The few numbers that tell two ways of training apart.
+    """Summarize a strategy in the few numbers by which ways of training are compared.
 
     Args:
         cells: From `of_strategy`.
-        baseline: As there.
+        baseline: As in `of_strategy`.
 
     Returns:
         clean_accuracy: On clean test images, mean over models.
         robust_accuracy: Unweighted mean over (model, test perturbation, level) where the test perturbation is of the
             family that the model was trained on.
-        worst_accuracy: The least of them.
+        worst_accuracy: The lowest of them.
         cross_accuracy: The mean where it is of another family.
         relative_error: Mean over test perturbations of the error of the models trained on their family, relative to
-            that of the baseline on the same images; perturbations on which the baseline makes none are left out.
+            that of the baseline on the same images; perturbations without errors of the baseline are left out.
         baseline: The model that `relative_error` is relative to.
-        baseline_clean_accuracy: The same of the baseline.
+        baseline_clean_accuracy: Clean accuracy of the baseline.
         baseline_robust_accuracy, baseline_worst_accuracy, baseline_cross_accuracy: The same of the baseline, over the
             same images with the same weights: a level on which three models were measured counts three times.
         All rounded to 6 decimals. Absent where there is nothing to average.
 
-    Source: `relative_error` is the mCE of Hendrycks and Dietterich (arXiv 1903.12261) with our natural model for their
-    AlexNet.
+    Source: `relative_error` is the mCE (mean corruption error) of Hendrycks and Dietterich (arXiv 1903.12261), with our
+    natural model in place of their AlexNet.
     """
     table = pair_with_natural(cells)
     is_clean = table["perturbation"] == CLEAN
@@ -236,12 +236,12 @@ def summarize_strategy(cells: pd.DataFrame, baseline: str = NATURAL) -> dict[str
 
 
 def of_strategy(cells: pd.DataFrame, strategy: str, baseline: str = NATURAL) -> pd.DataFrame:
-    """The cells of the models of a strategy, and those of its baseline under the name of the natural models.
+    """Select the cells of a strategy's models, and those of its baseline under the name of the natural models.
 
     Args:
         cells: Columns as the fields of `Cell`.
-        strategy: Which one.
-        baseline: `natural`, or a model of the user's, which then stands beside the models of every seed.
+        strategy: Name of the strategy.
+        baseline: `natural`, or a model of the user, whose cells are then repeated for every seed.
     """
     if baseline == NATURAL:
         return cells[cells["strategy"].isin([NATURAL, strategy])]
@@ -252,7 +252,7 @@ def of_strategy(cells: pd.DataFrame, strategy: str, baseline: str = NATURAL) -> 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model beside another, its baseline, on the same images; accuracies in [0, 1].
+    """A comparison of a model with its baseline on the same images; accuracies in [0, 1].
 
     Attributes:
         strategy: Its name.
@@ -286,12 +286,12 @@ class Comparison:
 
     @property
     def chance(self) -> float:
-        """The largest gain or loss that the choice of the test images explains, as `two_errors` says."""
+        """The largest gain or loss that the choice of test images explains, from `two_errors`."""
         return two_errors(self.robust_accuracy, self.baseline_robust_accuracy, self.n_examples)
 
     @property
     def clean_chance(self) -> float:
-        """The same of the gain on clean images."""
+        """The same for the gain on clean images."""
         return two_errors(self.clean_accuracy, self.baseline_clean_accuracy, self.n_examples)
 
     @property
@@ -301,14 +301,14 @@ class Comparison:
 
 
 def two_errors(accuracy: float, other: float, n_examples: int) -> float:
-    """Two standard errors of the difference of two accuracies, in [0, 1].
+    """Return two standard errors of the difference of two accuracies, in [0, 1].
 
-    An upper bound. All levels, trials and models are shown the same `n_examples` images, so these count once, and that
-    both accuracies are of the same images, which makes their difference more certain, is left out. That another
-    training seed gives another model is not in it.
+    This is an upper bound: both accuracies are measured on the same images, which makes their difference more certain,
+    and that is left out. All levels, trials and models share the same `n_examples` images, so these count only once.
+    Variation between training seeds is not included.
 
-    Source: Agresti and Caffo, The American Statistician 54 (2000), 280: two images more for either accuracy, one right
-    and one wrong, so that it holds for few images and for accuracies of 0 and 1 too.
+    Source: Agresti and Caffo, The American Statistician 54 (2000), 280: two images are added to each accuracy, one
+    right and one wrong, so that the error holds for few images and for accuracies of 0 and 1 too.
     """
     n = n_examples
     shares = [(n * share + 1) / (n + 2) for share in (accuracy, other)]
@@ -316,11 +316,11 @@ def two_errors(accuracy: float, other: float, n_examples: int) -> float:
 
 
 def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None = None) -> list[Comparison]:
-    """What every strategy gains over doing nothing, the largest gain first, the first named of equal ones.
+    """Compare every strategy with its baseline, the largest gain first; ties keep the order of the cells.
 
     Args:
-        cells: Columns as the fields of `Cell`: models of all strategies, and the natural ones. Strategies of which no
-            model was tested on damage of the family that it was trained on are left out.
+        cells: Columns as the fields of `Cell`: models of all strategies, and the natural ones. A strategy is left out
+            if none of its models was tested on the family of perturbations that it was trained on.
         baselines: Strategy → its baseline, where that is not the natural model.
     """
     compared = []
@@ -350,8 +350,8 @@ def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None 
 def needed_accuracy(n_classes: int) -> float:
     """The clean accuracy below which a model is weak, in [0, 1].
 
-    Two thirds of the way from guessing to no error at all, 0.7 for ten classes: a model that errs more has not learned
-    its task, and what another way of training gains or costs may be its share of the learning still to be done.
+    It is two thirds of the way from guessing to no error at all, 0.7 for ten classes. A less accurate model has not
+    learned its task: what another way of training gains or costs may be learning that was still to be done.
 
     Source: our choice.
     """
@@ -360,12 +360,12 @@ def needed_accuracy(n_classes: int) -> float:
 
 
 def is_weak(clean_accuracy: float, n_examples: int, n_classes: int) -> bool:
-    """Whether a model is weak however the test images were chosen.
+    """Whether a model is weak, beyond the uncertainty from the choice of test images.
 
-    That is, the needed accuracy lies more than two standard errors above that of the model.
+    That is, its accuracy is more than two standard errors below the needed one.
 
     Source: our choice; the interval is that of Agresti and Coull, The American Statistician 52 (1998), 119: four images
-    more, two right and two wrong, so that it holds for few images and for accuracies of 0 and 1 too.
+    are added, two right and two wrong, so that it holds for few images and for accuracies of 0 and 1 too.
     """
     n = n_examples + 4
     share = (n_examples * clean_accuracy + 2) / n
@@ -373,9 +373,9 @@ def is_weak(clean_accuracy: float, n_examples: int, n_classes: int) -> bool:
 
 
 def find_guessing(levels: pd.DataFrame, n_examples: int, n_classes: int) -> dict[str, float]:
-    """Perturbation → the mildest level from which on a model is not clearly better than guessing, where there is one.
+    """Find the lowest level of each perturbation from which on a model is not clearly better than guessing, if any.
 
-    Guessing is right on one image in `n_classes`; clearly better is more than two standard errors above it.
+    Guessing is right on one image in `n_classes`; clearly better means more than two standard errors above that.
 
     Args:
         levels: From `aggregate_trials`, of one model.

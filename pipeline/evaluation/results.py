@@ -1,4 +1,4 @@
-"""Metric files as tables, checked against what the study plans."""
+"""Metric files: writing them, and reading them as tables checked against the study's plan."""
 
 import io
 import json
@@ -29,12 +29,12 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_folder, write_text, write_texts
 from pipeline.study.planning import PlannedCell, Study
 
-# Ten times the largest table of profile paper.
+# Size limit of a metric file: ten times the largest table of profile paper.
 _MAX_BYTES = 64 * 2**20
 
 
 def read_cells(study: Study, stage: str) -> pd.DataFrame:
-    """What stage `impact`, `evaluate` or `ablations` has measured, columns as the fields of `Cell`.
+    """Read what stage `impact`, `evaluate` or `ablations` has measured, with the fields of `Cell` as columns.
 
     Raises:
         PipelineError: The file is missing, damaged, or made with other params.
@@ -51,7 +51,7 @@ def read_cells(study: Study, stage: str) -> pd.DataFrame:
 
 
 def read_examples(study: Study) -> pd.DataFrame:
-    """What the natural model says of the pictured images, columns as the fields of `Example`.
+    """Read the natural model's predictions for the pictured images, with the fields of `Example` as columns.
 
     Raises:
         PipelineError: As `read_cells`.
@@ -70,16 +70,16 @@ def read_examples(study: Study) -> pd.DataFrame:
 
 
 def confused_models(study: Study, cells: pd.DataFrame) -> list[tuple[ModelKey, str, float]]:
-    """Of which models at which levels confusions are counted.
+    """Return the models whose confusions are counted, and at which levels.
 
     Args:
         study: The study of a data set.
         cells: From `read_cells`, of `evaluate`.
 
     Returns:
-        (model, perturbation, level): the natural model of the first seed and those of the user's on clean images and at
-        the hardest level of every perturbation, and beside them the best model that was trained on that family, where
-        there is one.
+        (model, perturbation, level): the natural model of the first seed and the user's models, on clean images and at
+        the hardest level of every perturbation; at each of these levels, also the best model that was trained on that
+        family, if there is one.
     """
     given = [study.natural[0].key, *(model.key for model in study.external)]
     confused = [(model, CLEAN, 0.0) for model in given]
@@ -90,7 +90,7 @@ def confused_models(study: Study, cells: pd.DataFrame) -> list[tuple[ModelKey, s
 
 
 def read_confusions(study: Study, cells: pd.DataFrame) -> pd.DataFrame:
-    """Confusions of the natural model and of the best ones, columns as the fields of `Confusion`.
+    """Read the confusions of the models in `confused_models`, with the fields of `Confusion` as columns.
 
     Args:
         study: The study of a data set.
@@ -121,7 +121,7 @@ def read_confusions(study: Study, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_curves(study: Study, stage: str) -> pd.DataFrame:
-    """Learning curves of the models that stage `train` or `strategies` makes.
+    """Read the learning curves of the models that stage `train` or `strategies` makes.
 
     Returns:
         Columns strategy, label, seed, epoch, train_loss, train_accuracy, test_accuracy.
@@ -147,7 +147,7 @@ def curves_path(study: Study, stage: str) -> Path:
 
 
 def summarize_stage(study: Study, stage: str, cells: pd.DataFrame) -> dict[Path, dict[str, Any]]:
-    """The files that `dvc metrics` shows of stage `impact`, `evaluate` or `ablations`, with their numbers.
+    """Return the files that `dvc metrics` shows for stage `impact`, `evaluate` or `ablations`: path → numbers.
 
     Args:
         study: The study of a data set.
@@ -182,7 +182,7 @@ def write_cells(
     examples: Sequence[Example] | None = None,
     confusions: Sequence[Confusion] | None = None,
 ) -> list[str]:
-    """Write what a stage has measured, and its summaries, and return these in words."""
+    """Write what a stage has measured and its summaries; return the summaries as lines of text."""
     name, table = study.dataset.name, to_frame(cells)
     texts = {layout.cells(stage, name): to_csv(table)}
     if examples is not None:
@@ -192,7 +192,7 @@ def write_cells(
     summaries, folder = summarize_stage(study, stage, table), layout.summary(stage, name)
     if folder in summaries:
         texts[folder] = summary_to_json(summaries[folder])
-    else:  # out of a folder, what is no longer asked for must go
+    else:  # replaced whole: summaries no longer asked for must go
         with replacing_folder(folder) as staged:
             for path, summary in summaries.items():
                 write_text(staged / path.relative_to(folder), summary_to_json(summary))
@@ -214,19 +214,19 @@ def _made_by(stage: str, study: Study) -> str:
 
 
 def _read(path: Path, row: type, made_by: str) -> pd.DataFrame:
-    """A table of rows that were written as `row`."""
+    """Read a table with the fields of `row` as columns."""
     return _read_columns(path, {field.name: field.type for field in fields(row)}, made_by)
 
 
 def _read_columns(path: Path, types: Mapping[str, Any], made_by: str) -> pd.DataFrame:
-    """A table of these columns, without gaps, to the byte as it was written."""
+    """Read a table with these columns; refuse missing values, and any byte that differs from what was written."""
     content = _content(path, made_by)
     try:
-        # As text first: pandas' own parser does not read every float to the last bit, and takes some names for gaps.
+        # As text first: pandas' parser does not read every float to the last bit, and takes some names for missing.
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
         kinds = {name: getattr(kind, "__name__", kind) for name, kind in types.items()}
         if "seen" in table:
-            table["seen"] = table["seen"] == "True"  # anything else than `False` shows below
+            table["seen"] = table["seen"] == "True"  # anything but `True` or `False` is found below
         table = table.astype({name: kind for name, kind in kinds.items() if name in table})
     except (ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
         raise PipelineError(f"{path}: damaged ({error}); make it again with `{made_by}`") from None
@@ -246,7 +246,7 @@ def _content(path: Path, made_by: str) -> bytes:
 
 
 def check_text(path: Path, expected: str, made_by: str) -> None:
-    """That a file is to the byte what its stage would write.
+    """Check that a file is, byte for byte, what its stage would write.
 
     Args:
         path: The file.
@@ -254,7 +254,7 @@ def check_text(path: Path, expected: str, made_by: str) -> None:
         made_by: Command that makes it, for the error message.
 
     Raises:
-        PipelineError: It is missing, or something else.
+        PipelineError: It is missing, or differs.
     """
     _check_text(path, _content(path, made_by), expected, made_by)
 

@@ -1,6 +1,6 @@
-"""Convolutional networks from their description, with input standardization inside, and their files.
+"""Classifiers built from a network's description, with input standardization inside.
 
-A network takes raw uint8 images (N, H, W, C) and gives logits (N, n_classes), so whoever loads one needs to know
+A classifier takes raw uint8 images (N, H, W, C) and gives logits (N, n_classes), so whoever loads one needs to know
 nothing about how it was trained.
 """
 
@@ -31,16 +31,16 @@ from pipeline.recipes.recipe import FastNetwork, LibraryNetwork, Network
 from pipeline.runtime.errors import PipelineError
 
 AnyNetwork = Network | FastNetwork | LibraryNetwork
-# The child of a network that gives the logits, which transfer to another task replaces.
+# Name of the child module that gives the logits, which transfer to another task replaces.
 HEAD = "output"
 
 
 def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of the training images.
+    """Compute mean and standard deviation of the training images.
 
     Args:
         images: uint8 (N, H, W, C), the training set actually used.
-        mode: `pixel`: of every position and channel, shapes (H, W, C), as the authors. `channel`: of every
+        mode: `pixel`: for every position and channel, shapes (H, W, C), as the authors do. `channel`: for every
             channel, (1, 1, C). `none`: 0 and 255, (1, 1, 1), so that inputs are in [0, 1].
 
     Returns:
@@ -68,12 +68,12 @@ def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64],
 
 
 def build_network(network: AnyNetwork, shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
-    """Untrained layers from float32 (N, C, H, W) to logits (N, n_classes).
+    """Build untrained layers from float32 (N, C, H, W) to logits (N, n_classes).
 
     Args:
         network: Its description; `Params` has checked that it fits the images.
         shape: (H, W, C) of the images.
-        n_classes: How many classes there are.
+        n_classes: Number of classes.
 
     Source: paper section IV and Table I; for `FastNetwork` see `layers`.
     """
@@ -112,14 +112,14 @@ def check_step(
     """Refuse a library's network that cannot take the images, or whose training step does not fit into free memory.
 
     Args:
-        network: Its description; for networks of our own layers, which are small, `Params` has checked all.
+        network: Its description; networks of our own layers are small, and `Params` has checked them.
         shape: (H, W, C) of the images.
-        n_classes: How many classes there are.
+        n_classes: Number of classes.
         batch_size: Images per step.
         device: Where it is trained.
 
     Raises:
-        PipelineError: As said.
+        PipelineError: The network is refused.
     """
     if not isinstance(network, LibraryNetwork):
         return
@@ -133,7 +133,7 @@ def check_step(
 
 
 def native_code(network: AnyNetwork, shape: tuple[int, int, int], device: torch.device) -> str | None:
-    """Digest of the compiled code of ours that computes a network on a device; None where torch's alone does.
+    """Return the digest of our compiled code that computes a network on a device; None if only torch's code does.
 
     Args:
         network: Its description.
@@ -145,7 +145,7 @@ def native_code(network: AnyNetwork, shape: tuple[int, int, int], device: torch.
 
 
 def first_layer(network: nn.Sequential) -> FirstLayer:
-    """The layer of a network that raw images go to."""
+    """Return the layer of a network that takes the raw images."""
     first = network[0]
     assert isinstance(first, FirstLayer)
     return first
@@ -156,7 +156,7 @@ class Classifier(nn.Module):
 
     Attributes:
         shape: (H, W, C) of the images it takes.
-        path: Where it was loaded from; None for one that was not.
+        path: File that it was loaded from; None if it was not loaded.
     """
 
     path: Path | None = None
@@ -178,11 +178,11 @@ class Classifier(nn.Module):
                 fit(self.standardize(images))
 
     def load_start(self) -> None:
-        """Load the weights that training starts from, where the network's description names a file of them."""
+        """Load the weights that training starts from, if the network's description names a file of them."""
         first_layer(self.network).load_start(self.network[1])
 
     def forward(self, images: Tensor, side: int | None = None) -> Tensor:
-        """Logits of raw images; scaled to `side` pixels after standardization, if that is given."""
+        """Compute the logits of raw images; these are scaled to `side` pixels after standardization, if it is given."""
         values = first_layer(self.network).of_raw(images, self.standardize, side)
         for layer in list(self.network)[1:]:
             values = layer(values)

@@ -1,4 +1,4 @@
-"""On which device and in which number format a network computes; deterministic on each."""
+"""Selects the device and the number format in which networks compute, deterministically on each device."""
 
 import os
 
@@ -7,23 +7,23 @@ import torch
 
 from pipeline.runtime.errors import PipelineError
 
-# Of the image in whose terms batch sizes of evaluation are given: 32x32 pixels in colour.
+# Values of the image that batch sizes of evaluation are given for: 32x32 pixels in colour.
 _VALUES = 32 * 32 * 3
 
 
 def select_device(name: str) -> torch.device:
-    """The device that `device` in params.yaml names, with deterministic algorithms switched on.
+    """Return the device that `device` in params.yaml names, and switch on deterministic algorithms.
 
     Args:
         name: `auto` (CUDA if there is one, else CPU), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        PipelineError: A CUDA device is asked for that is not there.
+        PipelineError: There is no such CUDA device.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     # Tensors in pages of 2 MiB where the kernel gives them: MNIST training takes 7 % less time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms, which imports a compiler, 1.3 s
+    torch.set_deterministic_debug_mode("error")  # like use_deterministic_algorithms, which imports a compiler, 1.3 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a pass over all memory
     torch.backends.cudnn.benchmark = False
     if name == "auto":
@@ -37,14 +37,14 @@ def select_device(name: str) -> torch.device:
 
 
 def select_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type in which convolutions and matrix products are computed.
+    """Return the dtype in which convolutions and matrix products are computed.
+
+    Which processors are faster in bfloat16 was measured: AMD's Zen 4 multiplies twice as fast as in float32; Intel's
+    with AVX-512 instructions for it, but without AMX, half as fast.
 
     Args:
         name: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor is faster with it.
         device: Where the network runs.
-
-    Which processors are: measured. AMD's Zen 4 multiplies twice as fast in bfloat16 as in float32; Intel's with AVX-512
-    instructions for it, but without AMX, half as fast.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -58,17 +58,17 @@ def select_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a device has left."""
+    """Return the free memory of a device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
 
 
 def images_per_pass(n_small: int, image_values: int) -> int:
-    """How many images a network takes at a time, so that memory does not grow with their size; at least 1.
+    """Return the number of images per forward pass, at least 1, such that memory does not grow with their size.
 
     Args:
-        n_small: How many of 32x32 pixels in colour.
+        n_small: Number of images of 32x32 pixels in colour per pass.
         image_values: Values of an image, H·W·C.
     """
     return max(1, n_small * _VALUES // image_values)

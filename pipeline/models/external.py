@@ -1,4 +1,4 @@
-"""Models of the user's: imported once, checked on clean images, and asked like our own."""
+"""Models that the user supplies: imported once, checked on clean images, then used like our own."""
 
 import hashlib
 import itertools
@@ -26,14 +26,14 @@ from pipeline.runtime.values import to_yaml
 
 SCHEMA_VERSION = 1
 _MAX_MODEL, _MAX_DESCRIPTION = 16 * 2**30, 2**22
-# Clean test images that a model is tried on before it is measured.
+# Number of clean test images that a model is checked on when it is imported.
 N_TRIED = 500
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MODEL, _DESCRIPTION = "model", "description.json"
 
 
 class Preprocess(nn.Module):
-    """uint8 (N, H, W, C), 0-255 → float32 (N, C, H, W), as a model of the user's expects them."""
+    """uint8 (N, H, W, C), 0-255 → float32 (N, C, H, W), as the user's model expects them."""
 
     mean: Tensor
     std: Tensor
@@ -45,7 +45,7 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images of the size, order and range that the description names."""
+        """Convert images to the size, channel order and range that the description names."""
         values = images.permute(0, 3, 1, 2).float()
         if self.spec.channels == "grey":
             if values.shape[1] == 3:  # ITU-R 601, as Pillow and OpenCV compute it
@@ -59,17 +59,18 @@ class Preprocess(nn.Module):
 
 
 class OnnxModel(nn.Module):
-    """A graph in onnxruntime on one thread of the CPU, whatever the device: float32 (N, C, H, W) → (N, n_classes)."""
+    """An ONNX graph, run on one CPU thread whatever the device: float32 (N, C, H, W) → (N, n_classes)."""
 
     def __init__(self, content: bytes, where: str) -> None:
-        """The graph; nothing of it runs but the operators that onnxruntime has itself.
+        """Load the graph, which can only run onnxruntime's built-in operators.
 
         Args:
-            content: Of an ONNX file, weights included.
+            content: Content of an ONNX file, weights included.
             where: Its path, for messages.
 
         Raises:
-            PipelineError: onnxruntime is not installed, or cannot read it; it has several inputs.
+            PipelineError: onnxruntime is not installed, or cannot read the graph; the graph does not have exactly one
+                input, floats of four axes, or has no output of floats.
         """
         super().__init__()
         try:
@@ -77,9 +78,9 @@ class OnnxModel(nn.Module):
         except ImportError:
             raise PipelineError(f"{where}: needs onnxruntime: `pip install -c constraints.txt -e '.[onnx]'`") from None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the caller is the parallelism
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # the caller provides the parallelism
         options.log_severity_level = 4
-        # Weights in a file of their own would not be part of the copy: nothing can lie in this place.
+        # Weights in a separate file would not be part of the copy. This path cannot contain one, so they are an error.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -99,7 +100,7 @@ class OnnxModel(nn.Module):
             takes = "; ".join(f"{given.name}: {given.type} {given.shape}" for given in inputs)
             raise PipelineError(f"{where}: takes {takes}; a classifier takes one float32 array of images, of four axes")
         self.name, self.shape = inputs[0].name, inputs[0].shape
-        # Exporters of other libraries give class numbers first, and then what they were chosen by.
+        # Exporters of other libraries output class numbers first, and then the scores that decided them.
         answers = [given.name for given in self.session.get_outputs() if "float" in given.type]
         if not answers:
             raise PipelineError(f"{where}: gives no logits or probabilities, only class numbers; export it with them")
@@ -108,7 +109,7 @@ class OnnxModel(nn.Module):
         self.is_channels_last = self.shape[3] in (1, 3) and self.shape[1] not in (1, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Its first answer of floating point numbers."""
+        """Return the graph's first floating-point output."""
         values = images.permute(0, 2, 3, 1) if self.is_channels_last else images
         _, *given = values.shape
         wanted = [own if isinstance(own, int) else other for own, other in zip(self.shape[1:], given, strict=True)]
@@ -141,9 +142,9 @@ class ExternalClassifier(nn.Module):
 
     Attributes:
         shape: (H, W, C) of the images it takes.
-        path: Where the user has it.
-        is_probability: Whether the model gives probabilities, of which logits are the logarithms.
-        answers: Which of the model's answers stands for each class; None: they have the order of the classes.
+        path: The user's file.
+        is_probability: Whether the model outputs probabilities, whose logarithms are the logits.
+        answers: Index of the model's output for each class; None: outputs are in the order of the classes.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class ExternalClassifier(nn.Module):
         self.is_probability, self.answers = is_probability, answers
 
     def to_train(self) -> Classifier:
-        """The same as a network of ours, which can be trained."""
+        """Return the same model as a `Classifier`, which can be trained."""
         spec, network = self.spec, self.spec.network
         if max(len(spec.mean), len(spec.std)) > self.shape[2]:
             raise PipelineError(f"{self.path}: mean and std of three channels for grey images; give one number each")
@@ -176,20 +177,20 @@ class ExternalClassifier(nn.Module):
         return Classifier(self.shape, Standardize(mean, std), built)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of raw images."""
+        """Compute the logits of raw images."""
         answer = _in_order(self.model(self.preprocess(images)).float(), self.answers)
         return answer.clamp(min=1e-30).log() if self.is_probability else answer
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was found of a model on clean images.
+    """What checking a model on clean images has found.
 
     Attributes:
-        accuracy: Share of them that it has right, in [0, 1].
-        n_tried: How many.
-        is_probability: Whether its answers are probabilities.
-        remarks: What its user should look at.
+        accuracy: Share of the images classified correctly, in [0, 1].
+        n_tried: Number of images.
+        is_probability: Whether its outputs are probabilities.
+        remarks: What the user should look at.
     """
 
     accuracy: float
@@ -205,16 +206,16 @@ def import_model(
 
     Args:
         name: Its name in params.yaml.
-        spec: Where it lies and what it expects.
+        spec: Where its file is and what input it expects.
         images: uint8 (N, H, W, C), from `tried`.
         labels: Class numbers (N,).
         classes: Names of the data set's classes, in order.
-        folder: Of the copy; it appears whole or not at all.
+        folder: Folder of the copy; written whole or not at all.
 
     Raises:
         PipelineError: The file is missing or damaged, or not a model for these images and classes; params name other
-            classes; it does no better than guessing, which a mistake in its preprocessing or in the order of classes
-            explains.
+            classes; it does no better than guessing, which points to a mistake in its preprocessing or in the order of
+            classes.
     """
     try:
         of_class = spec.find_answers(classes)
@@ -253,22 +254,22 @@ def import_model(
 
 
 def tried(n_images: int) -> NDArray[np.int64]:
-    """Which of the clean test images a model is tried on: at most `N_TRIED`, spread over all of them."""
+    """Return indices of the clean test images that a model is checked on: at most `N_TRIED`, spread over all images."""
     return np.unique(np.linspace(0, n_images - 1, N_TRIED, dtype=np.int64))
 
 
 def load(folder: Path, spec: External, shape: tuple[int, int, int], n_classes: int, made_by: str) -> ExternalClassifier:
-    """A model that was imported, in evaluation mode.
+    """Load an imported model, in evaluation mode.
 
     Args:
-        folder: Where its copy lies.
-        spec: What params say of it.
+        folder: Folder of its copy.
+        spec: Its description in params.
         shape: (H, W, C) of the images.
-        n_classes: Classes of the data set.
-        made_by: Command that takes it in, for messages.
+        n_classes: Number of classes in the data set.
+        made_by: Command that imports it, for messages.
 
     Raises:
-        PipelineError: It is not there, is damaged, or was imported with other params.
+        PipelineError: It is missing, is damaged, or was imported with other params.
     """
     description = read_description(folder, made_by)
     expected = {"spec": spec.decides, "shape": list(shape), "n_classes": n_classes}
@@ -291,7 +292,7 @@ def _is_order(answers: Any, n_classes: int) -> bool:
 
 
 def read_description(folder: Path, made_by: str) -> dict[str, Any]:
-    """What is written beside the copy of a model.
+    """Read the description beside the copy of a model.
 
     Raises:
         PipelineError: It is missing or damaged.
@@ -352,7 +353,7 @@ def _check_answers(
     classes: Sequence[str],
     of_class: list[int] | None,
 ) -> tuple[str, ...]:
-    """What to look at in preprocessing and order of classes; an error where the model only guesses."""
+    """Return remarks on preprocessing and the order of classes; raise an error if the model only guesses."""
     n, accuracy = len(labels), float((answers == labels).mean())
     better, found = "", accuracy + 3 * (0.5 / n) ** 0.5  # three standard deviations of the difference of two shares
     for changes in _other_ways(spec):
@@ -362,8 +363,8 @@ def _check_answers(
                 f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in changes.items()
             )
             better, found = f"with {said} it has {100 * right:.0f} % right", right
-    # What every answer stands for most often: where that is another order of the same classes, it explains more than
-    # preprocessing does.
+    # The class that each output stands for most often: if these are the same classes in another order, that explains
+    # more than preprocessing does.
     order = np.array([np.bincount(labels[answers == i], minlength=len(classes)).argmax() for i in range(len(classes))])
     if len(np.unique(order)) == len(order) and (right := float((order[answers] == labels).mean())) > found:
         meant = dict(zip(range(len(classes)) if of_class is None else of_class, order, strict=True))
@@ -378,25 +379,25 @@ def _check_answers(
 
 
 def _is_guessing(answers: NDArray[np.int64], labels: Labels) -> bool:
-    """Whether answers and labels agree no more than by chance: Cohen's kappa within three standard errors of none.
+    """Whether answers and labels agree no more than by chance: Cohen's kappa is below three standard errors.
 
-    However unlike in number the classes are: a model that always gives the most frequent one is guessing, too.
+    This holds for unbalanced classes too: a model that always gives the most frequent one is guessing.
 
-    Source: Fleiss, Cohen and Everitt, Psychological Bulletin 72 (1969), 323: the error of kappa where there is none.
+    Source: Fleiss, Cohen and Everitt, Psychological Bulletin 72 (1969), 323: the error of kappa where it is zero.
     """
     n = len(labels)
     given, wanted = (
         np.bincount(values, minlength=int(max(answers.max(), labels.max())) + 1) / n for values in (answers, labels)
     )
     by_chance = float(given @ wanted)
-    if wanted.max() == 1:  # nothing to tell apart
+    if wanted.max() == 1:  # one class only: nothing to tell apart
         return False
     variance = by_chance + by_chance**2 - float(given @ wanted**2 + given**2 @ wanted)
     return bool((answers == labels).mean() - by_chance <= 3 * (max(variance, 0.0) / n) ** 0.5)
 
 
 def _other_ways(spec: External) -> Iterator[Mapping[str, Any]]:
-    """Preprocessings that a user may have mistaken for the right one."""
+    """Yield changes that lead to other common kinds of preprocessing, in case the user's is mistaken."""
     orders = ["rgb", "bgr"] if spec.channels != "grey" else ["grey"]
     ranges = [(spec.mean, spec.std), ((0.0,), (1.0,)), ((0.5,), (0.5,))]
     ranges += [_IMAGENET] if spec.channels != "grey" else []

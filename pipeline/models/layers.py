@@ -1,4 +1,4 @@
-"""The layers that networks are built of, where torch's own would be slow or do not exist."""
+"""Layers that networks are built of, where torch's own are slow or do not exist."""
 
 from typing import Literal
 
@@ -32,20 +32,20 @@ class Standardize(nn.Module):
         self.register_buffer("inverse_std", torch.from_numpy(inverse.astype(np.float32)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Standardized images; the channels-last memory order of the input is kept."""
+        """Standardize images; the channels-last memory layout of the input is kept."""
         return images.float().sub_(self.mean).mul_(self.inverse_std).permute(0, 3, 1, 2)
 
 
 class FirstLayer(nn.Module):
-    """A layer that raw images go to: standardized, and scaled where that is asked for."""
+    """A layer that can take raw images: it has them standardized, and scaled if that is asked for."""
 
     def of_raw(self, images: Tensor, standardize: Standardize, side: int | None = None) -> Tensor:
-        """The layer applied to standardized images.
+        """Apply the layer to raw images after standardizing them.
 
         Args:
             images: uint8 (N, H, W, C).
-            standardize: What is done to them first.
-            side: Height and width that they are scaled to then; None: as they are.
+            standardize: Standardization, done first.
+            side: Height and width that images are scaled to next; None: not scaled.
         """
         values = standardize(images)
         if side is not None:
@@ -56,29 +56,29 @@ class FirstLayer(nn.Module):
         """Load the weights that its description names, if it names any.
 
         Args:
-            following: The layer behind it.
+            following: The next layer.
         """
 
     def native_code(self, device: torch.device) -> str | None:
-        """Digest of the compiled code of ours that `of_raw` runs on a device; None where torch's alone does it."""
+        """Return the digest of our compiled code that `of_raw` runs on a device; None if it only runs torch's code."""
         return None
 
 
 class Block(FirstLayer):
-    """A convolution and what follows it: BatchNorm, activation, max pooling and, after a pool only, dropout.
+    """A convolution and what follows it: BatchNorm, activation, max pooling and, only after pooling, dropout.
 
-    Pooling comes before the activation, which is monotone: the values are the same, and fewer.
+    Pooling is computed before the activation, which is monotone: results are the same, from fewer values.
 
     Source: paper section IV and Table I; the order follows the authors' code.
     """
 
     def __init__(self, network: Network, convolution: Convolution, channels: int) -> None:
-        """Untrained layers.
+        """Build untrained layers.
 
         Args:
-            network: Activation, BatchNorm and dropout.
+            network: Names activation, BatchNorm and dropout.
             convolution: This convolution.
-            channels: Of its input.
+            channels: Channels of its input.
         """
         super().__init__()
         filters, stride, padding = convolution.filters, convolution.stride, convolution.padding
@@ -105,7 +105,7 @@ class Block(FirstLayer):
 
 
 class Flatten(FirstLayer, nn.Flatten):
-    """Maps as vectors; the first layer of a network without convolutions."""
+    """Flattens feature maps to vectors; the first layer of a network without convolutions."""
 
 
 class Patches(FirstLayer, nn.Conv2d):
@@ -116,17 +116,17 @@ class Patches(FirstLayer, nn.Conv2d):
 
     @property
     def learns_fast(self) -> tuple[Tensor | None, ...]:
-        """Weights that take larger steps than the rest."""
+        """Weights that have a higher learning rate than the rest."""
         return (self.bias,)
 
 
 class Whitening(Patches):
-    """2×2 patches as uncorrelated values of equal variance, each twice, with either sign; not trained.
+    """Whitens 2×2 patches: uncorrelated values of equal variance, each with both signs. The filters are not trained.
 
     Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds" (arXiv 2404.00498); its bias is trained.
     """
 
-    # Keeps directions that hardly vary from being blown up.
+    # Keeps directions with little variance from being amplified.
     EPSILON = 5e-4
 
     def __init__(self, channels: int) -> None:
@@ -151,8 +151,8 @@ class Whitening(Patches):
 class Group(nn.Module):
     """Two 3×3 convolutions with BatchNorm and activation, the first pooled to half the side.
 
-    Convolutions start as the identity where they can, BatchNorm has no scale of its own and forgets fast: what makes
-    few epochs enough.
+    Three choices make few epochs enough: convolutions start as the identity where they can, BatchNorm has no learned
+    scale, and its running statistics adapt fast.
 
     Source: as `Whitening`.
     """
@@ -165,7 +165,7 @@ class Group(nn.Module):
 
     @property
     def learns_fast(self) -> tuple[Tensor | None, ...]:
-        """Weights that take larger steps than the rest."""
+        """Weights that have a higher learning rate than the rest."""
         return self.norm1.bias, self.norm2.bias
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -188,12 +188,12 @@ class Group(nn.Module):
 
 
 class Scale(nn.Module):
-    """Values times a constant."""
+    """Multiplies values by a constant."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
         self.factor = factor
 
     def forward(self, values: Tensor) -> Tensor:
-        """Values of any shape."""
+        """Scale values of any shape."""
         return values * self.factor

@@ -20,26 +20,26 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
 
 _MAX_WEIGHTS = 16 * 2**30
-# A number of classes that no layer has as its width by chance.
+# A number of classes by which the last layer is recognized: no layer has that width by chance.
 _MARKED = 997
 
 
 class Body(FirstLayer):
-    """All of a library's network but its last layer: float32 (N, C, H, W) → features (N, n).
+    """A library's network without its last layer: float32 (N, C, H, W) → features (N, n).
 
-    Grey images are given to all three of its input channels.
+    Grey images are fed to all three of its input channels.
 
     Attributes:
         model: The library's own module.
-        head: Name of the layer that was taken out of it.
-        n_features: Values that it leaves of an image.
+        head: Name of the layer that was removed from it.
+        n_features: Number of features of an image.
     """
 
     def __init__(self, network: LibraryNetwork, shape: tuple[int, int, int]) -> None:
-        """Weights as the library draws them.
+        """Build the network, with weights as the library draws them.
 
         Args:
-            network: Which one.
+            network: Its description.
             shape: (H, W, C) of the images.
 
         Raises:
@@ -53,13 +53,13 @@ class Body(FirstLayer):
         self.head, self.n_features = _take_out_head(self.model, network)
 
     def load_start(self, following: nn.Module) -> None:
-        """Load the weights of the file that params name.
+        """Load the weights of the file that params name, if they name one.
 
-        Those of the last layer are taken too where they fit the layer that follows: then the file is of a model for
+        The next layer gets the weights of the file's last layer if they fit it, that is, if the file is of a model for
         as many classes.
 
         Args:
-            following: The layer behind this one.
+            following: The next layer.
 
         Raises:
             PipelineError: The file is missing or damaged, is not the one that params name, or is of another
@@ -70,11 +70,11 @@ class Body(FirstLayer):
         self.take(read_tensors(Path(self._weights.path), self._weights.sha256), following, self._weights.path)
 
     def take(self, tensors: Mapping[str, Tensor], following: nn.Module, where: str) -> None:
-        """Take the weights of a whole model of this architecture.
+        """Load the weights of a complete model of this architecture.
 
         Args:
             tensors: Its state_dict.
-            following: The layer behind this one, which takes those of the last layer where they fit.
+            following: The next layer, which gets the weights of the last layer if they fit.
             where: Path of the model, for messages.
 
         Raises:
@@ -89,18 +89,18 @@ class Body(FirstLayer):
             following.load_state_dict(given)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of standardized images."""
+        """Compute the features of standardized images."""
         features: Tensor = self.model(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
         return features
 
 
 def build_model(network: LibraryNetwork, size: tuple[int, int], n_classes: int) -> nn.Module:
-    """A library's network for three channels, whole, with new weights.
+    """Build a library's complete network for three channels, with newly drawn weights.
 
     Args:
-        network: Which one.
+        network: Its description.
         size: Height and width of the images, which some architectures have to know.
-        n_classes: How many classes it tells apart.
+        n_classes: Number of classes.
 
     Raises:
         PipelineError: As `Body`.
@@ -115,13 +115,13 @@ def build_model(network: LibraryNetwork, size: tuple[int, int], n_classes: int) 
             make = models.get_model_builder(name)
             takes = {**inspect.signature(_class_of(make)).parameters, **inspect.signature(make).parameters}
             options: dict[str, Any] = {"num_classes": n_classes}
-            # What would give a second answer while training, or waste time on weights that are replaced.
+            # These would add a second output in training, or waste time on weights that are replaced.
             options |= {option: False for option in ("aux_logits", "init_weights") if option in takes}
             if "image_size" in takes:
                 options["image_size"] = size[0]
             try:
                 model: nn.Module = make(weights=None, **options)
-            except NotImplementedError:  # computes with its own weights, of which torch's `meta` has no values
+            except NotImplementedError:  # computes with its weights, which have no values on device `meta`
                 with torch.device("cpu"):
                     model = make(weights=None, **options)
                 model = model.to(torch.get_default_device())
@@ -140,13 +140,13 @@ def build_model(network: LibraryNetwork, size: tuple[int, int], n_classes: int) 
 
 
 def _class_of(builder: Any) -> Any:
-    # The options of a builder are those of the class that it names as what it returns.
+    # A builder's options are those of the class in its return annotation.
     return inspect.signature(builder).return_annotation
 
 
 @contextmanager
 def explained(architecture: str, size: tuple[int, ...]) -> Iterator[None]:
-    """What a network's own layers say against images of a size is an error that names both."""
+    """Turn an error of a network's layers on images of some size into a PipelineError that names both."""
     try:
         yield
     except PipelineError:
@@ -162,7 +162,7 @@ def explained(architecture: str, size: tuple[int, ...]) -> Iterator[None]:
 
 
 def _keep_resolution(model: nn.Module) -> None:
-    """Have the first convolution keep every pixel, and leave out the pooling behind it, as is usual for small images.
+    """Give the first convolution stride 1 instead of 2, and remove the pooling after it, as is usual for small images.
 
     Source: He et al., "Deep Residual Learning" (arXiv 1512.03385), section 4.2, which has no pooling for CIFAR-10.
     """
@@ -176,7 +176,7 @@ def _keep_resolution(model: nn.Module) -> None:
 
 
 def _take_out_head(model: nn.Module, network: LibraryNetwork) -> tuple[str, int]:
-    """Replace the layer that gives the answers by one that passes its input on."""
+    """Replace the output layer by the identity; return its name and the number of features that it took."""
     for name, layer in reversed(list(model.named_modules())):
         if isinstance(layer, nn.Linear) and layer.out_features == _MARKED:
             n_features = layer.in_features
@@ -191,12 +191,12 @@ def _take_out_head(model: nn.Module, network: LibraryNetwork) -> tuple[str, int]
 
 
 def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: int, batch_size: int) -> int:
-    """Try a network on images that are not there, and return the bytes that a training step will need.
+    """Try a network on images without data, and return the bytes that a training step will need.
 
     Args:
-        network: Which one.
+        network: Its description.
         shape: (H, W, C) of the images.
-        n_classes: How many classes there are.
+        n_classes: Number of classes.
         batch_size: Images per step.
 
     Raises:
@@ -223,18 +223,18 @@ def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: in
                 f"{height}x{width}, not features (N, {body.n_features}); take larger images or another architecture"
             )
     n_weights = sum(weight.numel() for weight in body.parameters()) + body.n_features * n_classes
-    # Weights, gradients, and what an optimizer keeps: two values for each.
+    # Weights, gradients, and optimizer state of two values for each weight.
     return sum(held.values()) + 4 * 4 * n_weights
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> None:
-    """Give a network weights.
+    """Load weights into a network.
 
     Raises:
         PipelineError: They are of another network.
     """
     own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    # Heads that only train, such as those of googlenet, are left out here.
+    # Auxiliary heads that are only used in training, such as those of googlenet, are left out here.
     given = {name: tensor for name, tensor in tensors.items() if not name.lower().startswith("aux")}
     wrong = [name for name in own if name not in given] + [name for name in given if name not in own]
     wrong += [name for name in own if name in given and own[name] != given[name].shape]
@@ -251,14 +251,14 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> 
 
 
 def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a file: safetensors, or a state_dict that torch.save has written. Nothing is unpickled but those.
+    """Read the tensors of a file: safetensors, or a state_dict written by torch.save. Only tensors are unpickled.
 
     Args:
         path: The file.
-        sha256: Of its bytes.
+        sha256: Expected SHA-256 of its bytes.
 
     Raises:
-        PipelineError: It is missing, damaged, holds something else or what is not finite, or has another
+        PipelineError: It is missing or damaged, holds anything else or values that are not finite, or has another
             digest.
     """
     try:
@@ -272,17 +272,17 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
 
 
 def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
-    """The tensors of safetensors, or of a state_dict that torch.save has written.
+    """Read the tensors of safetensors, or of a state_dict written by torch.save.
 
     Args:
-        content: Of the file.
+        content: Content of the file.
         where: Its path, for messages.
 
     Raises:
         PipelineError: As `read_tensors`.
     """
     try:
-        if content[8:9] != b"{":  # where safetensors begin; their length before it may look like anything
+        if content[8:9] != b"{":  # the header of safetensors; the length before it can be anything
             with warnings.catch_warnings(action="ignore"):  # what matters of them is checked below
                 loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             loaded = loaded.get("state_dict", loaded.get("model", loaded)) if isinstance(loaded, dict) else loaded
@@ -304,7 +304,7 @@ def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
 
 
 def version(network: object) -> str | None:
-    """The library that a network comes from, with its version; None for layers of our own."""
+    """Return the library that a network comes from, with its version; None for our own layers."""
     if not isinstance(network, LibraryNetwork):
         return None
     return f"{network.kind} {metadata.version(network.kind)}"

@@ -1,4 +1,4 @@
-"""Files of trained classifiers: weights as safetensors, and beside them a JSON description of how they came about."""
+"""Files of trained classifiers: weights as safetensors, and beside them a JSON description of how they were made."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_file, write_text
 
 SCHEMA_VERSION = 4
-# Far more than any model or description has; a damaged or hostile file cannot take more memory.
+# Size limits, far above any model or description: a damaged or hostile file cannot take more memory.
 _MAX_WEIGHTS, _MAX_DESCRIPTION = 4 * 2**30, 64 * 2**20
 
 
@@ -27,8 +27,8 @@ def save(classifier: Classifier, path: Path, description: Mapping[str, Any]) -> 
 
     Args:
         classifier: What to save.
-        path: Of the weights; ends in `.safetensors`.
-        description: JSON values that say how it came about: at least `network`, `shape`, `n_classes` and `recipe`.
+        path: File of the weights; ends in `.safetensors`.
+        description: JSON values that say how it was made: at least `network`, `shape`, `n_classes` and `recipe`.
 
     Raises:
         PipelineError: A weight is not finite.
@@ -43,7 +43,7 @@ def write(path: Path, weights: bytes, description: Mapping[str, Any]) -> None:
     """Write the two files of a model, the description last.
 
     Args:
-        path: Of the weights; ends in `.safetensors`.
+        path: File of the weights; ends in `.safetensors`.
         weights: Content of that file.
         description: As `save`; the digests and the version of an earlier file are replaced.
     """
@@ -55,7 +55,7 @@ def write(path: Path, weights: bytes, description: Mapping[str, Any]) -> None:
 
 
 def to_json(description: Mapping[str, Any]) -> str:
-    """The text of a description's file, which ends with a digest of the rest.
+    """Return the text of a description file, which ends with a digest of the rest.
 
     Args:
         description: As `save`, with schema version and digest of the weights.
@@ -66,10 +66,10 @@ def to_json(description: Mapping[str, Any]) -> str:
 
 
 def read_description(path: Path, made_by: str) -> dict[str, Any]:
-    """What the file beside a model's weights says, checked against the digest in it.
+    """Read the description beside a model's weights, checked against the digest in it.
 
     Args:
-        path: Of the weights.
+        path: File of the weights.
         made_by: Command that makes the model, for the error message.
 
     Raises:
@@ -98,10 +98,10 @@ def read_description(path: Path, made_by: str) -> dict[str, Any]:
 
 
 def read_checked(path: Path, made_by: str, expected: Mapping[str, Any]) -> dict[str, Any]:
-    """As `read_description`, and what it says is what was expected.
+    """Read a description as `read_description` does, and check it against the expected entries.
 
     Raises:
-        PipelineError: As `read_description`; an entry of `expected` is another.
+        PipelineError: As `read_description`; an entry differs from `expected`.
     """
     description = read_description(path, made_by)
     _check_expected(path, description, expected, made_by)
@@ -118,10 +118,10 @@ def _check_expected(path: Path, description: Mapping[str, Any], expected: Mappin
 
 
 def read_weights(path: Path, description: Mapping[str, Any], made_by: str = "") -> bytes:
-    """The content of a model's weights file, checked against the digest in its description.
+    """Read the content of a model's weights file, checked against the digest in its description.
 
     Args:
-        path: Of the weights.
+        path: File of the weights.
         description: From `read_description`.
         made_by: As `read_description`.
 
@@ -140,10 +140,10 @@ def read_weights(path: Path, description: Mapping[str, Any], made_by: str = "") 
 
 
 def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) -> Classifier:
-    """A saved classifier in evaluation mode.
+    """Load a saved classifier, in evaluation mode.
 
     Args:
-        path: Of the weights; the description lies beside it as `.json`.
+        path: File of the weights; the description lies beside it as `.json`.
         made_by: Command that makes it, for the error message.
         expected: Entries that the description must have.
 

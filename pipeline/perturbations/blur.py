@@ -6,17 +6,17 @@ import numpy as np
 from pipeline.data.arrays import Images
 from pipeline.perturbations.contract import kernel
 
-# Images per OpenCV call: large enough to make the call's overhead vanish, small enough to stay in the cache; of large
-# images fewer, which bounds memory. Results do not depend on it.
+# Images per OpenCV call: enough to make the call's overhead vanish, few enough to stay in the cache; fewer of large
+# images, which bounds memory. Results do not depend on it.
 _STRIP_IMAGES, _STRIP_BYTES = 100, 2**20
-_MAX_CHANNELS = 128  # of OpenCV 5
+_MAX_CHANNELS = 128  # the limit of OpenCV 5
 
 
 @kernel
 def gaussian_blur(
     images: Images, sigma: float, rng: np.random.Generator | None = None, *, mix_channels: bool = False
 ) -> Images:
-    """Images convolved with a Gaussian of standard deviation `sigma`, edges mirrored (dcba|abcd|dcba).
+    """Convolve images with a Gaussian of standard deviation `sigma`, edges mirrored (dcba|abcd|dcba).
 
     OpenCV's 8-bit GaussianBlur defines the result. Its integer coefficients make it the same on every machine, and
     different from the exact convolution: by 1.3 grey levels at most at σ = 1, 4.1 at σ = 2 (docs/reproducibility.md).
@@ -47,8 +47,8 @@ def gaussian_blur(
     blurred = np.empty_like(images, order="C")
     step = max(1, min(_STRIP_IMAGES, _STRIP_BYTES // (height * width * channels)))
     for start in range(0, n, step):
-        # One wide picture of images side by side: long rows are what OpenCV is fast at. Their left and right edges are
-        # mirrored here, so that no pixel of one image comes within a radius of another's; the others OpenCV mirrors.
+        # Images are joined side by side into one wide picture, because OpenCV is fast at long rows. Left and right
+        # edges are mirrored here, so that no image comes within a radius of another; OpenCV mirrors top and bottom.
         column = images[start : start + step].reshape(-1, width, channels)
         padded = cv2.copyMakeBorder(column, 0, 0, radius, radius, cv2.BORDER_REFLECT)
         strip = padded.reshape(-1, height, width + 2 * radius, channels).transpose(1, 0, 2, 3)

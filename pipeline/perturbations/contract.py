@@ -1,4 +1,4 @@
-"""What every kernel refuses, read from the kernel's own signature."""
+"""Argument checks of perturbation kernels, derived from each kernel's signature."""
 
 import inspect
 import math
@@ -19,20 +19,20 @@ _ARRAY = "give a numpy array of uint8, one image (H, W) or (H, W, C) or a batch 
 
 
 def kernel(function: Callable[P, Images]) -> Callable[P, Images]:
-    """The kernel, which now refuses what its signature does not allow, before it computes anything.
+    """Make a kernel refuse arguments that its signature does not allow, before it computes anything.
 
     Args:
         function: `(images, level, rng, *, options)`, pure. The level is annotated as `int` or `float`, the generator as
             `np.random.Generator`, or as that or None where it is not used, an option as `bool` or a `Literal`.
 
     Returns:
-        The same function. Its level arrives as Python's own int or float, its images as a batch (N, H, W, C). One
-        image, (H, W) or (H, W, C) with C = 1 or 3, is a batch of one to it, and comes back in its own shape. It raises
-        TypeError or ValueError, beginning with the argument's name, for:
-        images that are no numpy array of uint8 of these shapes with H, W, C of at least 1 (N may be 0);
-        a level that is no whole number, or no finite one;
-        a generator that is no `np.random.Generator`;
-        an option that is none of its choices.
+        The function with checks. It receives the level as Python's own int or float, and images as a batch
+        (N, H, W, C). A single image, (H, W) or (H, W, C) with C = 1 or 3, is passed as a batch of one, and the result
+        has the image's own shape. TypeError or ValueError, beginning with the argument's name, is raised for:
+        images that are not a uint8 numpy array of one of these shapes with H, W, C of at least 1 (N may be 0);
+        a level that is not a whole number (`int`), or not a finite one (`float`);
+        a generator that is not an `np.random.Generator`;
+        an option value that is not one of its choices.
     """
     hints, (images, level, rng, *_) = get_type_hints(function), inspect.signature(function).parameters
     checks: dict[str, Callable[[Any], Any]] = {

@@ -1,8 +1,8 @@
-"""Perturbed images and their stores: the determinism contract in code.
+"""Generates perturbed images and their stores: the determinism contract in code.
 
 The bytes of a perturbed image depend on the clean image, its index in the full split, perturbation, level, split,
-trial and seed, and on nothing else: every block of the full split, `block_size` images, has a generator of its own,
-seeded by those names.
+trial and seed, and on nothing else. To that end, every block of `block_size` images of the full split has its own
+generator, seeded by those names.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from pipeline.runtime.engine import Engine, Held, check_wanted, shown_here
 
 
 def perturb_images(split_images: Images, variant: Variant, trial: int, start: int, stop: int) -> Images:
-    """The perturbed versions of images `start` to `stop` of a split.
+    """Return the perturbed versions of images `start` to `stop` of a split.
 
     Args:
         split_images: uint8 (N, H, W, C), the full clean split from image 0 on, at least to the end of the
             block (`seeding.block_size`) that holds image `stop` - 1; not modified.
-        variant: What to do to them.
+        variant: The perturbation to apply.
         trial: 0-based repetition.
         start: First image, as an index into the full split.
         stop: One past the last image.
@@ -36,8 +36,8 @@ def perturb_images(split_images: Images, variant: Variant, trial: int, start: in
     Returns:
         uint8 (stop - start, H, W, C).
 
-    Source: our choice. Whole blocks are drawn and cut, so that an image does not depend on how
-    many others are wanted.
+    Source: our choice. Whole blocks are perturbed and then cut, so that an image does not depend on how many others
+    are wanted.
     """
     perturbed = np.empty((stop - start, *split_images.shape[1:]), np.uint8)
     shares_draws = variant.options.get("scope") == "sensor"
@@ -74,9 +74,9 @@ def write_perturbed(
 
     Args:
         path: The store.
-        arrays: All that it holds.
+        arrays: All of its arrays.
         clean: Full clean images of every split that occurs, uint8 (N, H, W, C).
-        engine: Fills arrays side by side; results do not depend on how many.
+        engine: Fills arrays in parallel; results do not depend on how many.
         progress: Called with the number of images finished since the last call.
     """
     dataset, perturbation = arrays[0].dataset, arrays[0].variant.perturbation
@@ -87,7 +87,7 @@ def write_perturbed(
             group, split = root.require_group(level_name(planned.variant.level)), planned.variant.split
             made[planned.name] = store.create_images(group, split, planned.shape, planned.attributes)
             jobs.append(_Job(store.location_of(root), planned, held[split], shown_here(progress)))
-        # The largest first: begun last, one of them would keep a core waiting.
+        # The largest first: started last, one of them would keep the other cores waiting.
         for job, digest in engine.run(_fill, sorted(jobs, key=lambda job: job.planned.n_images, reverse=True)):
             store.finish(made[job.planned.name], digest)
             if not engine.is_in_process:
@@ -96,7 +96,7 @@ def write_perturbed(
 
 def _fill(job: _Job) -> str:
     """Write an array shard by shard and return the digest of its bytes."""
-    cv2.setNumThreads(1)  # the engine is the parallelism
+    cv2.setNumThreads(1)  # the engine provides the parallelism
     array, variant, clean = store.open_partial(job.location, job.planned.name), job.planned.variant, job.clean.get()
     digest = hashlib.sha256()
     for region in store.shard_regions(array):

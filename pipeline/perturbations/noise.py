@@ -1,4 +1,4 @@
-"""Additive Gaussian noise of the sensor."""
+"""Additive Gaussian sensor noise."""
 
 from functools import lru_cache
 from math import erfc, sqrt
@@ -17,17 +17,17 @@ _STRETCH = 1 << 19
 
 @kernel
 def gaussian_noise(images: Images, sigma: float, rng: np.random.Generator) -> Images:
-    """Images with N(0, σ²) added to every value of every channel, clipped to 0..255 and rounded.
+    """Add N(0, σ²) to every value of every channel; the result is clipped to 0..255 and rounded.
 
-    Because a pixel is an integer, rounding the sum is adding a rounded normal variate. That variate is drawn
-    exactly, by inverting its distribution function at a 32-bit uniform number: 16 bits decide it by table
-    look-up for all but a few (one in 600 at σ = 0.05, one in 40 at σ = 1), which draw 16 more. Nothing but
-    integers depends on the draw, so the bytes are the same on every machine.
+    Because a pixel is an integer, rounding the sum equals adding a rounded normal variate. That variate is drawn
+    exactly, by inverting its distribution function at a 32-bit uniform number. The upper 16 bits decide it by table
+    look-up for all but a few values (one in 600 at σ = 0.05, one in 40 at σ = 1), which draw 16 more bits. Draws are
+    only used in integer arithmetic, so the bytes are the same on every machine.
 
     Args:
         images: uint8 (N, H, W, C), 0-255; not modified.
         sigma: Standard deviation as a fraction of full scale (255), above 0 and at most 1.
-        rng: Source of the draws, of any kind.
+        rng: Source of the draws, with any bit generator.
 
     Returns:
         uint8 (N, H, W, C).
@@ -47,7 +47,7 @@ def gaussian_noise(images: Images, sigma: float, rng: np.random.Generator) -> Im
     undecided, upper_bits = [np.empty(0, np.intp)], [np.empty(0, "<u2")]
     for start in range(0, clean.size, _STRETCH):
         part = clean[:, start : start + _STRETCH]
-        # Not `random_raw`: where a generator's words have 32 bits, those would be taken for 64.
+        # Not `random_raw`: it would return the words of a 32-bit generator as if they had 64 bits.
         words = rng.integers(0, 1 << 64, size=-(-part.size // 4), dtype=np.uint64)
         uniform = words.astype("<u8", copy=False).view("<u2")[: part.size]
         noise = cv2.LUT(uniform.reshape(1, -1), table)
@@ -65,12 +65,12 @@ def gaussian_noise(images: Images, sigma: float, rng: np.random.Generator) -> Im
 
 @lru_cache(maxsize=64)
 def _rounded_normal(sigma: float) -> tuple[NDArray[np.int16], NDArray[np.uint64], int]:
-    """The law of round(255·σ·Z) as a table on 16 bits and thresholds on 32.
+    """Return the distribution of round(255·σ·Z) as a table over 16 bits and thresholds over 32.
 
     Returns:
         table: int16 (1, 65536), the variate for the upper 16 bits, `_UNDECIDED` where they do not decide it.
-        thresholds: uint64, ascending; the variate of a 32-bit number u is `smallest` + how many are ≤ u.
-        smallest: The least variate.
+        thresholds: uint64, ascending; the variate of a 32-bit number u is `smallest` + the number of them ≤ u.
+        smallest: The smallest variate.
     """
     scale = 255 * sigma
     reach = int(6.5 * scale) + 1

@@ -12,13 +12,13 @@ Scope = Literal["image", "sensor"]
 
 @kernel
 def stuck_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, scope: Scope = "image") -> Images:
-    """Images in which `n_pixels` distinct pixels hold random values, each channel its own.
+    """Set `n_pixels` distinct pixels of every image to random values, one for each channel.
 
     Args:
         images: uint8 (N, H, W, C), 0-255; not modified.
         n_pixels: Pixels per image, 1 to H·W, uniform over the image.
         rng: Source of positions and values (uniform on 0..255).
-        scope: `image`: every image its own pixels. `sensor`: the same pixels and values in all of them.
+        scope: `image`: every image has its own pixels. `sensor`: all images have the same pixels and values.
 
     Returns:
         uint8 (N, H, W, C).
@@ -40,7 +40,7 @@ def stuck_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, sco
 
 @kernel
 def hot_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, scope: Scope = "image") -> Images:
-    """Images in which `n_pixels` distinct pixels are 255 in every channel; arguments as `stuck_pixels`.
+    """Set `n_pixels` distinct pixels of every image to 255 in every channel; arguments as `stuck_pixels`.
 
     Source: paper section III-A.
     """
@@ -49,7 +49,7 @@ def hot_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, scope
 
 @kernel
 def dead_pixels(images: Images, n_pixels: int, rng: np.random.Generator, *, scope: Scope = "image") -> Images:
-    """Images in which `n_pixels` distinct pixels are 0 in every channel; arguments as `stuck_pixels`.
+    """Set `n_pixels` distinct pixels of every image to 0 in every channel; arguments as `stuck_pixels`.
 
     Source: paper section III-A.
     """
@@ -65,7 +65,7 @@ def _set_pixels(images: Images, n_pixels: int, rng: np.random.Generator, scope: 
 
 
 def _choose_pixels(n: int, n_positions: int, n_pixels: int, rng: np.random.Generator) -> np.ndarray:
-    """Intp (n, n_pixels): distinct positions in 0..n_positions-1, every set of them equally likely.
+    """Draw distinct positions in 0..n_positions-1, every set of them equally likely: intp (n, n_pixels).
 
     Source: Floyd's sampling without replacement (Bentley & Floyd, CACM 30(9), 1987), for all rows at once:
     its cost grows with the pixels chosen, not with the size of the image.

@@ -1,4 +1,4 @@
-"""What an array of a perturbed store must hold, as frozen values, and opening it checked against that."""
+"""What each array of a perturbed store must hold, as frozen values, and opening arrays checked against that."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pipeline.runtime.errors import PipelineError
 
 @dataclass(frozen=True)
 class Variant:
-    """All that decides the bytes of a perturbed split, its clean images aside."""
+    """All that determines the bytes of a perturbed split, apart from its clean images."""
 
     perturbation: str
     level: float
@@ -27,7 +27,7 @@ class Variant:
 
     @property
     def kernel(self) -> Perturbation:
-        """Its line in the table."""
+        """Its entry in `PERTURBATIONS`."""
         return PERTURBATIONS[self.perturbation]
 
     @property
@@ -37,18 +37,18 @@ class Variant:
 
 
 def split_label(label: str) -> tuple[str, float]:
-    """Perturbation and level of a label."""
+    """Split a label into perturbation and level."""
     perturbation, _, level = label.rpartition("-")
     return perturbation, float(level)
 
 
 @dataclass(frozen=True)
 class PlannedArray:
-    """An array of a perturbed store, there or not.
+    """An array of a perturbed store, whether or not it exists yet.
 
     Attributes:
-        dataset: Which data set.
-        variant: What it holds.
+        dataset: Its data set.
+        variant: The perturbed split that it holds.
         leading: Its leading shape, (N,) for training or (trials, N) for testing.
     """
 
@@ -58,7 +58,7 @@ class PlannedArray:
 
     @property
     def path(self) -> Path:
-        """Its store."""
+        """Path of its store."""
         return layout.perturbed_store(self.dataset.name, self.variant.perturbation)
 
     @property
@@ -78,7 +78,7 @@ class PlannedArray:
 
     @property
     def n_images(self) -> int:
-        """How many images it holds, all trials together."""
+        """Number of images that it holds, all trials together."""
         return prod(self.leading)
 
     @property
@@ -98,7 +98,7 @@ class PlannedArray:
         }
 
     def opened(self) -> "StoredArray":
-        """The array for reading, shape and attributes checked.
+        """Open the array for reading, with shape and attributes checked.
 
         Raises:
             PipelineError: The store or the array is missing, damaged, or made with other params.
@@ -117,7 +117,7 @@ class PlannedArray:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array that was opened as planned.
+    """An array opened for reading, checked against its plan.
 
     Attributes:
         array: From `store.get_array`.
@@ -129,17 +129,17 @@ class StoredArray:
 
     @property
     def sha256(self) -> str:
-        """Digest of its decoded bytes, as its attributes say; `read` and `trials` check it."""
+        """Digest of its decoded bytes, from its attributes; `read` and `trials` check it."""
         return str(self.array.attrs["sha256"])
 
     def read(self) -> Images:
-        """All values, digest checked; errors as `store.read`."""
+        """Read all values and check their digest; errors as `store.read`."""
         return store.read(self.array, self.made_by)
 
     def trials(self) -> Iterator[Images]:
-        """One trial after the other, digest checked after the last; errors as `store.read_trials`."""
+        """Yield one trial after the other and check the digest after the last; errors as `store.read_trials`."""
         return store.read_trials(self.array, self.made_by)
 
     def first(self, n: int) -> Images:
-        """The first n images of trial 0, of an array with trials; errors as `store.read_part`."""
+        """Read the first n images of trial 0 of an array with trials; errors as `store.read_part`."""
         return store.read_part(self.array, (0, slice(0, n)), self.made_by)

@@ -1,4 +1,4 @@
-"""Models that others have trained: where they lie and what they expect, as frozen values."""
+"""Models that the user supplies: where their files are and what input they expect, as frozen values."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ _MAX_LISTED = 5
 
 
 class External(Values):
-    """A model of the user's, measured as the natural model is, never trained.
+    """A model that the user supplies: measured like the natural model, not trained itself.
 
     Attributes:
-        dataset: Whose images it classifies.
-        kind: `onnx`: a graph with one input, of images, and one answer (N, n_classes). `torchvision`, `timm`: weights
-            for an architecture of theirs, as safetensors or as a state_dict that torch.save has written.
+        dataset: Name of the data set that it classifies.
+        kind: `onnx`: a graph with one input, the images, and an output (N, n_classes). `torchvision`, `timm`: weights
+            for one of their architectures, as safetensors or as a state_dict written by torch.save.
         path: The file, absolute or relative to the repository.
         architecture: Its name in the library; None for `onnx`.
         channels: What it takes: `rgb`, `bgr` or `grey`.
-        size: Height and width that images are resized to for it, pixels; None: as they are.
+        size: Height and width, in pixels, that images are resized to for it; None: not resized.
         scale: Values, 0-255, are divided by this first: 255 for a model that takes values in [0, 1].
-        mean: Subtracted then, one number for each channel in the model's order, or one for all.
-        std: Divided by then, likewise.
-        classes: Names of the data set's classes in the order of its answers; None: in that of the data set.
+        mean: Subtracted next, one number for each channel in the model's order, or one for all.
+        std: The divisor after that, likewise.
+        classes: Names of the data set's classes in the order of the model's outputs; None: in the data set's order.
     """
 
     dataset: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,60}$")]
@@ -58,13 +58,13 @@ class External(Values):
         return self
 
     def find_answers(self, classes: Sequence[str]) -> list[int] | None:
-        """Which of its answers stands for each class of the data set; None where they have one order.
+        """Return the index of the model's output for each class of the data set; None if both have the same order.
 
         Args:
             classes: Names of the data set's classes, in order.
 
         Raises:
-            ValueError: `classes` names others; the message begins with the key.
+            ValueError: `classes` has other names; the message begins with the key.
         """
         if self.classes is None or self.classes == tuple(classes):
             return None
@@ -84,7 +84,7 @@ class External(Values):
         """The network that strategy `repair` trains.
 
         Raises:
-            ValueError: It cannot: a graph cannot be trained, and training takes images as they are, in RGB.
+            ValueError: The model cannot be trained: it is an ONNX graph, or does not take images as they are, in RGB.
         """
         if self.kind == "onnx" or self.architecture is None:
             raise ValueError("an ONNX graph cannot be trained; give its weights as kind torchvision or timm")
@@ -99,7 +99,7 @@ class External(Values):
 
     @property
     def decides(self) -> dict[str, Any]:
-        """All that decides its answers but the file, as JSON values."""
+        """All that determines its outputs apart from the file, as JSON values."""
         return self.model_dump(mode="json", exclude={"path"})
 
 

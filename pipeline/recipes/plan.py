@@ -1,4 +1,4 @@
-"""What the training loop is asked to do, and what a trained model is called, as frozen values."""
+"""Training plans, and the names of trained models, as frozen values."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,17 @@ from pipeline.recipes.recipe import Recipe
 
 # The strategy of the models trained on clean images only.
 NATURAL = "natural"
-# In the place of a perturbation: none.
+# Stands for a perturbation's name where there is none.
 CLEAN = "clean"
 
 
 @dataclass(frozen=True)
 class ModelKey:
-    """Which model of a data set.
+    """The name of a model, unique within its data set.
 
     Attributes:
         strategy: `natural`, a strategy of params.yaml, or an ablation.
-        label: What it was trained on, `clean` or such as `noise-0.05`; of an ablation, the variant's name.
+        label: What it was trained on, such as `clean` or `noise-0.05`; for an ablation, the variant's name.
         seed: One of `train.seeds`.
     """
 
@@ -30,15 +30,15 @@ class ModelKey:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that tells the training loop what to do.
+    """All that the training loop needs to know about how to train a model.
 
     Attributes:
         recipe: Network, optimizer, epochs, batches.
         perturbed_share: Share of every batch that is perturbed, in [0, 1], for each epoch.
         fits_on_perturbed: Whether input standardization is fitted on the perturbed images instead of the clean.
-        starts_from_natural: Whether the layers that the natural model has too start with its weights.
-        freezes_start: Whether those layers stay as they start.
-        repairs: Name of the model of the user's that is trained on, with its output layer and its standardization; None
+        starts_from_natural: Whether the layers shared with the natural model start with its weights.
+        freezes_start: Whether those layers are frozen.
+        repairs: Name of the user's model that training starts from, its output layer and standardization included; None
             for a model of our own.
     """
 
@@ -51,5 +51,5 @@ class Plan:
 
 
 def plan_natural(recipe: Recipe) -> Plan:
-    """Clean images only; the model that every strategy is compared with."""
+    """Plan training on clean images only: the natural model, baseline of all strategies but `repair`."""
     return Plan(recipe, (0.0,) * recipe.epochs, fits_on_perturbed=False)

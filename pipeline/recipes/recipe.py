@@ -8,7 +8,7 @@ from pipeline.runtime.values import Values
 
 
 class Convolution(Values):
-    """One convolution and what follows it; sizes in pixels."""
+    """One convolution and its pooling; sizes in pixels."""
 
     filters: Annotated[int, Field(ge=1, le=8192)]
     kernel: Annotated[int, Field(ge=1, le=64)]
@@ -25,7 +25,7 @@ Widths = Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(str
 
 
 class Network(Values):
-    """A network in the manner of the paper: convolutions, each with what follows it, then fully connected layers."""
+    """A network like the paper's: convolutions with pooling, then fully connected layers."""
 
     convolutions: Annotated[tuple[Convolution, ...], Field(strict=False)]
     fully_connected: Widths
@@ -43,10 +43,10 @@ class Network(Values):
         self.n_features(shape)
 
     def n_features(self, shape: tuple[int, int, int]) -> int:
-        """Values that the convolutions leave of an image of `shape` (H, W, C).
+        """Number of features that the convolutions compute from an image of `shape` (H, W, C).
 
         Raises:
-            ValueError: A kernel or pool is larger than what reaches it.
+            ValueError: A kernel or pool is larger than its input.
         """
         height, width, channels = shape
         for number, layer in enumerate(self.convolutions, start=1):
@@ -60,10 +60,10 @@ class Network(Values):
 class FastNetwork(Values):
     """A network that learns in few epochs: filters for 2×2 patches, then groups of two 3×3 convolutions.
 
-    The filters whiten what the training set shows, or, without `whiten`, are learned like all others.
+    The filters whiten the patches of the training set or, without `whiten`, are learned like all others.
 
-    Every group halves the side and ends with `widths` channels; the last is pooled over the whole image, so images of
-    any size that is large enough go through.
+    Every group halves the side and ends with its number of channels in `widths`; the last is pooled over the whole
+    image, so the network takes images of any size that is large enough.
     """
 
     widths: Annotated[tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(strict=False, min_length=1)]
@@ -83,10 +83,10 @@ class FastNetwork(Values):
         self.n_features(shape)
 
     def n_features(self, shape: tuple[int, int, int]) -> int:
-        """Values that the convolutions leave of an image of `shape` (H, W, C).
+        """Number of features that the convolutions compute from an image of `shape` (H, W, C).
 
         Raises:
-            ValueError: A group leaves nothing.
+            ValueError: The image is too small for the groups.
         """
         height, width, _ = shape
         if (min(height, width) - 1) >> len(self.widths) < 1:
@@ -102,14 +102,14 @@ class Weights(Values):
 
 
 class LibraryNetwork(Values):
-    """A network of torchvision.models or timm, its last layer replaced for the classes at hand.
+    """A network of torchvision.models or timm, with its last layer replaced to fit the data set's classes.
 
     Attributes:
         kind: `torchvision`, or `timm` where it is installed.
         architecture: Its name there, such as `resnet18`.
-        weights: What to start from; None: weights as the library draws them.
-        stem: `full`: as it is. `small`: the first convolution keeps every pixel and no pooling follows it, for images
-            of few pixels.
+        weights: Weights to start from; None: weights as the library draws them.
+        stem: `full`: unchanged. `small`: the first convolution keeps the resolution and no pooling follows it, for
+            small images.
         fully_connected: Widths of layers between it and the output layer, with ReLU.
     """
 
@@ -119,9 +119,9 @@ class LibraryNetwork(Values):
     stem: Literal["full", "small"]
     fully_connected: Widths
 
-    # As the networks above; what their classes say by a value.
+    # Attributes that the networks above have too; constants here.
     activation: ClassVar[Literal["relu"]] = "relu"
-    batch_norm: ClassVar[bool] = True  # for all that params know: most have it
+    batch_norm: ClassVar[bool] = True  # most have it; params cannot tell
 
     @property
     def summary(self) -> str:
@@ -129,7 +129,7 @@ class LibraryNetwork(Values):
         return f"{self.kind} {self.architecture}"
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Nothing: what takes images of which size only the library knows, which `train` asks before it begins."""
+        """Check nothing: only the library knows which image sizes fit, and `train` asks it before training."""
 
 
 def _network_tag(value: object) -> str:
@@ -146,7 +146,7 @@ class Adam(Values):
 
 
 class Sgd(Values):
-    """Stochastic gradient descent with Nesterov momentum, its rate rising and then falling linearly."""
+    """Stochastic gradient descent with Nesterov momentum, its learning rate rising and then falling linearly."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(gt=0, lt=1)]
@@ -163,7 +163,7 @@ class SmallImages(Values):
 
 
 class Recipe(Values):
-    """How a model of one data set is trained: what all recipes have."""
+    """How a model of one data set is trained: the fields that all recipes share."""
 
     recipe: str
     network: Network | FastNetwork | LibraryNetwork
@@ -184,7 +184,7 @@ class Recipe(Values):
         return rate
 
     def fine_tuned(self, fully_connected: tuple[int, ...], learning_rate: float, batch_size: int, epochs: int) -> Self:
-        """This recipe for a second training, with more fully connected layers."""
+        """Return this recipe adapted to fine-tuning, with additional fully connected layers."""
         head = (*self.network.fully_connected, *fully_connected)
         optimizer = getattr(self, self.OPTIMIZER).model_copy(update={"learning_rate": learning_rate})
         network = self.network.model_copy(update={"fully_connected": head})
@@ -193,7 +193,7 @@ class Recipe(Values):
 
 
 class PaperRecipe(Recipe):
-    """As the paper trains: Adam at one learning rate, images as they are."""
+    """Training as in the paper: Adam at a constant learning rate, without augmentation."""
 
     recipe: Literal["paper"]
     network: Annotated[
@@ -205,7 +205,7 @@ class PaperRecipe(Recipe):
 
 
 class FastRecipe(Recipe):
-    """As networks are trained for speed: few epochs, large steps, augmented images, small ones first."""
+    """Training for speed: few epochs, a high learning rate, augmented images, small ones first."""
 
     recipe: Literal["fast"]
     network: Annotated[

@@ -1,4 +1,4 @@
-"""Ways of training against a perturbation, as data: each a pure function from its settings to a plan.
+"""Strategies: ways of training against a perturbation, each a pure function from its settings to a training plan.
 
 To add one: write its function `(settings, recipe, dataset) -> Plan`, its settings, a line in `STRATEGIES`, and give it
 a block under `strategies` in params.yaml. The training loop knows plans, not names.
@@ -29,7 +29,7 @@ class Ramp(Values):
 
 
 class _SecondTraining(Values):
-    """How a model that is trained already is trained again."""
+    """How a trained model is fine-tuned."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     batch_size: Annotated[int, Field(ge=2)]
@@ -37,7 +37,7 @@ class _SecondTraining(Values):
 
 
 class FineTuning(_SecondTraining):
-    """The second training of one data set's natural model, with a new head of these widths."""
+    """Fine-tuning of one data set's natural model, with a new head of these widths."""
 
     fully_connected: Widths
 
@@ -50,7 +50,7 @@ class Transfer(Values):
 
 
 def plan_constant(settings: NoSettings, recipe: Recipe, dataset: str) -> Plan:
-    """Perturbed images only, drawn once, at one level.
+    """Plan training on perturbed images only, drawn once, at one level.
 
     Source: paper section VI-A.
     """
@@ -58,10 +58,10 @@ def plan_constant(settings: NoSettings, recipe: Recipe, dataset: str) -> Plan:
 
 
 def plan_incremental(settings: Ramp, recipe: Recipe, dataset: str) -> Plan:
-    """A share of perturbed images that rises linearly from epoch to epoch.
+    """Plan training on a share of perturbed images that rises linearly from epoch to epoch.
 
     Source: paper section VI-B; the authors' code takes ⌊e/E · batch⌋ images in epoch e = 0..E-1, a ramp from 0 to 1.
-    Which images the standardization is fitted on, they do not say; fitted on the clean ones it gives their numbers.
+    They do not say which images the standardization is fitted on; fitted on the clean ones it gives their numbers.
     """
     rise = settings.end - settings.start
     shares = tuple(settings.start + rise * (epoch / recipe.epochs) for epoch in range(recipe.epochs))
@@ -69,7 +69,7 @@ def plan_incremental(settings: Ramp, recipe: Recipe, dataset: str) -> Plan:
 
 
 def plan_transfer(settings: Transfer, recipe: Recipe, dataset: str) -> Plan:
-    """The natural model with a new head, fine-tuned on perturbed images.
+    """Plan fine-tuning of the natural model, with a new head, on perturbed images.
 
     Source: paper section VI-C.
     """
@@ -84,22 +84,22 @@ def plan_transfer(settings: Transfer, recipe: Recipe, dataset: str) -> Plan:
 
 
 class Repairing(_SecondTraining):
-    """The second training of one of the user's models."""
+    """Fine-tuning of one of the user's models."""
 
     model: str
 
 
 class Repair(Values):
-    """Fine-tuning of a model of the user's; `share` of every batch is perturbed."""
+    """Fine-tuning of the user's models; `share` of every batch is perturbed."""
 
     share: Share
     recipes: Mapping[str, Repairing]
 
 
 def plan_repair(settings: Repair, recipe: Recipe, dataset: str) -> Plan:
-    """A model of the user's, whole, fine-tuned on clean and perturbed images.
+    """Plan fine-tuning of a user's model, with all its layers, on clean and perturbed images.
 
-    Source: our choice; clean images among the others keep what the model knows.
+    Source: our choice; the clean images preserve what the model knows.
     """
     tuning = settings.recipes[dataset]
     return Plan(
@@ -112,10 +112,10 @@ def plan_repair(settings: Repair, recipe: Recipe, dataset: str) -> Plan:
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way of training, as params know it.
+    """A strategy of params.yaml.
 
     Attributes:
-        settings: What its block in params.yaml holds.
+        settings: Type of its block in params.yaml.
         plan: `(settings, recipe of the natural model, data set) -> Plan`.
     """
 

@@ -1,1 +1,1 @@
-"""Figures, the page, and the paper's published numbers."""
+"""Report page, figures, and the paper's published numbers."""

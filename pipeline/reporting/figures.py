@@ -1,4 +1,4 @@
-"""Charts as SVG and images as PNG, to stand inside the page; the same numbers give the same bytes."""
+"""Draws charts as SVG and encodes images as PNG, for use inside the page; the same numbers give the same bytes."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from pipeline.data.seeding import level_name
 from pipeline.perturbations import PERTURBATIONS
 from pipeline.recipes.plan import CLEAN
 
-# Size of a chart, and of its margins, in units of about a pixel; the page scales it to the width that there is.
+# Size of a chart, and of its margins, in units of about a pixel; the page scales charts to the available width.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 400, 250, 38, 10, 12, 44
-# Closer to each other than this, labels of the x axis would overlap.
+# Labels of the x axis that are closer to each other than this would overlap.
 _LABEL_WIDTH = 34
-# Pixels of the longer side of a picture: twice what the page shows it at, for fine screens.
+# Longer side of a picture, in pixels: twice its size on the page, for high-resolution screens.
 _PICTURE = 104
 # Colours of the page's style sheet: s0 to s11.
 N_COLORS = 12
@@ -52,7 +52,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and what stands below it.
+    """A chart with its title and legend.
 
     Attributes:
         title: What it shows.
@@ -81,13 +81,13 @@ def explain_level(perturbation: str, level: float) -> str:
 
 
 def draw_lines(title: str, x_label: str, series: Sequence[Series], reference: float | None = None) -> Chart:
-    """Accuracy against a number, from 0 to 100 %, bars of one standard deviation.
+    """Draw accuracy, from 0 to 100 %, against a number, with error bars of one standard deviation.
 
     Args:
         title: What the chart shows.
         x_label: What the number is.
         series: The lines; all points together have at least one x.
-        reference: An accuracy in [0, 1] to draw a dotted line at: that on clean images.
+        reference: Accuracy on clean images, in [0, 1], to draw as a dotted line.
     """
     xs = sorted({point.x for one in series for point in one.points})
     low, high = (xs[0], xs[-1]) if len(xs) > 1 else (xs[0] - 1, xs[0] + 1)
@@ -123,12 +123,12 @@ def draw_lines(title: str, x_label: str, series: Sequence[Series], reference: fl
 
 
 def assign_colors(names: Sequence[str]) -> dict[str, int]:
-    """Name → its colour: the first is grey, and no other is."""
+    """Assign every name the number of a colour; only the first is grey."""
     return {name: 1 + (number - 1) % (N_COLORS - 1) if number else 0 for number, name in enumerate(names)}
 
 
 def draw_bars(title: str, groups: Mapping[str, Sequence[float | None]], colors: Mapping[str, int]) -> Chart:
-    """Accuracies as groups of bars, from 0 to 100 %.
+    """Draw accuracies as groups of bars, from 0 to 100 %.
 
     Args:
         title: What the chart shows.
@@ -164,7 +164,7 @@ def draw_bars(title: str, groups: Mapping[str, Sequence[float | None]], colors: 
 
 
 def encode_image(image: Images) -> str:
-    """An image as the address of a PNG in the page, made smaller where it has more pixels than are shown.
+    """Encode an image as the data URL of a PNG, made smaller if it has more pixels than are shown.
 
     Args:
         image: uint8 (H, W, C), grey or RGB.

@@ -1,4 +1,4 @@
-"""The study on one page: every number from a metric file of this run, every figure inside the page."""
+"""Writes the report: one page with every number from a metric file of this run, and every figure inside the page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,16 +58,16 @@ from pipeline.study.params import Params
 from pipeline.study.planning import Study, plan_studies
 from pipeline.study.reading import changed_keys, read
 
-# Classes shown for each level.
+# Number of classes shown for each level.
 _N_LOSSES = 3
-# The letters of the paper's figures in its appendix.
+# Letters of the figures in the paper's appendix.
 _LETTERS = {"constant": "A", "incremental": "B", "transfer": "C"}
 _FAMILIES = tuple(dict.fromkeys(perturbation.family for perturbation in PERTURBATIONS.values()))
-# Classes of which a confusion matrix is drawn at most, and pairs that are listed of more.
+# The most classes that a confusion matrix is drawn for, and the number of pairs that are listed if there are more.
 _MAX_MATRIX, _N_PAIRS = 25, 10
 # Values that do not change what is measured.
 _NO_SETTINGS = ("device", "prepare", "impact.n_examples", "impact.batch_size", "evaluate.batch_size")
-# And those that change nothing of what the authors measured.
+# Further values that do not change what the authors measured.
 _NOT_THEIRS = ("ablations", "evaluate.cross_trials", "train.seeds", "perturb.seed")
 _ACCURACIES = {
     "clean_accuracy": "clean",
@@ -78,7 +78,7 @@ _ACCURACIES = {
 
 
 def write_report(params: Params, params_path: Path, folder: Path) -> int:
-    """Write index.html into `folder`, which is replaced as a whole; how many charts it has.
+    """Write index.html into `folder`, which is replaced as a whole, and return its number of charts.
 
     Args:
         params: The study.
@@ -120,7 +120,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _differences(params_path: Path) -> list[tuple[str, Any, Any]]:
-    """What differs from profile `paper` and decides a number: (dotted key, there, here)."""
+    """List the values that affect a number and differ from profile `paper`: (dotted key, there, here)."""
     changes = changed_keys(read(layout.PROFILES / "paper.yaml"), read(params_path))
     return [change for change in changes if not change[0].startswith(_NO_SETTINGS)]
 
@@ -130,7 +130,7 @@ def is_as_published(dataset: str, differences: Sequence[tuple[str, Any, Any]]) -
 
     Args:
         dataset: Name of the data set.
-        differences: Keys, and values in profile `paper` and here, that differ.
+        differences: Keys whose values differ, with the values in profile `paper` and here.
     """
     others = set(DATASETS) - {dataset}
     keys = [key for key, _, _ in differences if not others & set(key.split("."))]
@@ -139,13 +139,13 @@ def is_as_published(dataset: str, differences: Sequence[tuple[str, Any, Any]]) -
 
 @dataclass(frozen=True)
 class Loss:
-    """A class of which fewer images are classified correctly when they are damaged.
+    """A class whose recall is lower on damaged images.
 
     Attributes:
         label: The class.
-        before: Share of its clean images that are right, in [0, 1].
-        after: The same of its damaged images.
-        taken_for: The class that the wrong ones of these are most often taken for.
+        before: Share of its clean images that are classified correctly, in [0, 1].
+        after: The same for its damaged images.
+        taken_for: The class that its misclassified damaged images are most often taken for.
     """
 
     label: int
@@ -155,7 +155,7 @@ class Loss:
 
 
 def find_losses(before: pd.DataFrame, after: pd.DataFrame) -> list[Loss]:
-    """The classes that lose most, at most three.
+    """Find the classes that lose most recall, at most three.
 
     Args:
         before: Columns as the fields of `Confusion`, of one model on clean images.
@@ -172,7 +172,7 @@ def find_losses(before: pd.DataFrame, after: pd.DataFrame) -> list[Loss]:
 
 
 class _Described:
-    """What the page says of one data set; reads all metric files before it draws anything."""
+    """What the page says about one data set; reads all metric files before it draws anything."""
 
     def __init__(self, study: Study, params: Params, differences: Sequence[tuple[str, Any, Any]]) -> None:
         self.study, self.name = study, study.dataset.name
@@ -193,11 +193,11 @@ class _Described:
         }
         by_model = {str(name): aggregate_trials(rows) for name, rows in self.impact.groupby("strategy", sort=False)}
         self.levels = by_model.pop(NATURAL)
-        self.external = by_model  # name of a model of the user's → its levels, as those of the natural models
+        self.external = by_model  # name of a user's model → its levels, as for the natural models
         self.models = _aggregate_models(self.evaluated)
 
     def context(self) -> dict[str, Any]:
-        """All that the template shows of this data set."""
+        """Return all that the template shows of this data set."""
         clean = self._robustness(self.levels).clean
         ablations = {ablation: dict(self._variants(ablation)) for ablation in self.study.ablations}
         return {
@@ -226,7 +226,7 @@ class _Described:
         }
 
     def _find_external(self, name: str) -> dict[str, Any]:
-        """What was found of a model of the user's."""
+        """Return the findings about a user's model."""
         ours, theirs = (self._robustness(levels) for levels in (self.external[name], self.levels))
         robust = describe_robustness(ours, self.n_classes)
         if ours.robust is not None and theirs.robust is not None:
@@ -236,7 +236,7 @@ class _Described:
         return {"title": f"Your model {name}", "robust": robust, "repair": repair, "others": [], "warning": None}
 
     def _find_natural(self, ablations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-        """What was found of the natural model, with a warning where it is weak."""
+        """Return the findings about the natural model, with a warning if it is weak."""
         found, n = self._robustness(self.levels), self.study.n_examples["test"]
         compared = [one for one in self.comparisons if one.baseline == NATURAL]
         weak = is_weak(found.clean, n, self.n_classes)
@@ -250,7 +250,7 @@ class _Described:
         }
 
     def _robustness(self, levels: pd.DataFrame) -> Robustness:
-        """Of one model, from its levels."""
+        """Compute the robustness of one model from its levels."""
         clean = float(levels.loc[levels["perturbation"] == CLEAN, "mean"].iloc[0])
         damaged = levels[levels["perturbation"] != CLEAN]
         if damaged.empty:
@@ -267,12 +267,12 @@ class _Described:
 
     @property
     def _compared(self) -> dict[str, str]:
-        """Strategy → its baseline: first the strategies beside the natural model, then the others."""
+        """Strategy → its baseline: first the strategies compared with the natural model, then the others."""
         return dict(sorted(self.study.baselines.items(), key=lambda item: item[1] != NATURAL))
 
     @property
     def _bar_colors(self) -> dict[str, int]:
-        """Every baseline before its strategies → their colours."""
+        """Name of a bar → its colour, every baseline before its strategies."""
         names = [name for strategy, baseline in self._compared.items() for name in (baseline, strategy)]
         return {name: self.colors[name] for name in names}
 
@@ -280,7 +280,7 @@ class _Described:
         return self.summaries["evaluate"][layout.summary("evaluate", self.name, strategy)]
 
     def _answer(self) -> Iterator[dict[str, Any]]:
-        """A row per strategy, behind the model that it is compared with."""
+        """Yield a row per strategy, after the row of its baseline."""
         compared = {comparison.strategy: comparison for comparison in self.comparisons}
         shown = set()
         for strategy, baseline in self._compared.items():
@@ -294,7 +294,7 @@ class _Described:
             yield {"strategy": strategy, **row, "compared": compared.get(strategy)}
 
     def _external(self) -> dict[str, Any] | None:
-        """The models of the user's beside the natural one: accuracies on clean images and under each damage."""
+        """Compare the user's models with the natural one: accuracies on clean images and under each damage."""
         if not self.external:
             return None
         models = {NATURAL: self.levels, **self.external}
@@ -318,7 +318,7 @@ class _Described:
         return draw_bars(title, groups, self._bar_colors)
 
     def _impact(self, clean: float) -> Iterator[Chart]:
-        """Figures 4, 6 and 8 of the paper."""
+        """Draw figures 4, 6 and 8 of the paper."""
         authors = published.read_impact(self.study.dataset)
         for family in _FAMILIES:
             names = [name for name in self._tested() if PERTURBATIONS[name].family == family]
@@ -336,7 +336,7 @@ class _Described:
                 yield draw_lines(title, units, series, reference=clean)
 
     def _galleries(self) -> Iterator[dict[str, Any]]:
-        """The pictured images with the model's answers, clean and at every level, by family."""
+        """Yield the pictured images with the natural model's predictions, clean and at every level, by family."""
         images, labels = read_examples(self.study, "test")
         n, classes = self.study.n_pictured, self.study.dataset.classes
         pictures = {(CLEAN, 0.0): images[:n]}
@@ -363,7 +363,7 @@ class _Described:
                 yield {"family": family, "rows": rows}
 
     def _strategies(self) -> Iterator[dict[str, Any]]:
-        """By family: bars where every perturbation has one training level, else figures A.1 to C.3 of the paper."""
+        """Draw, by family, bars if every perturbation has one training level, else figures A.1 to C.3 of the paper."""
         trained = self.models[self.models["strategy"].isin(self.study.strategies)]
         for number, family in enumerate(_FAMILIES, start=1):
             of_family = [name for name in self.study.arrays if PERTURBATIONS[name].family == family]
@@ -388,9 +388,9 @@ class _Described:
             yield {"family": family, "charts": charts}
 
     def _bars(self, rows: pd.DataFrame, family: str) -> Chart | None:
-        """What each strategy reaches on the levels of the perturbation that it was trained on, beside its baseline.
+        """Draw the accuracy of each strategy, at the levels of the perturbation trained on, beside its baseline.
 
-        None if no level of it was tested.
+        None if no such level was tested.
         """
         own = rows[rows["perturbation"] == rows["trained"]]
         shown = pd.concat([own, self.models[self.models["strategy"].isin(self.study.baselines.values())]])
@@ -405,7 +405,7 @@ class _Described:
         return draw_bars(title, groups, self._bar_colors) if groups else None
 
     def _lines(self, rows: pd.DataFrame, strategy: str, trained: str, family: str) -> Chart:
-        """Accuracy against training level, a line for clean images and for each level of the family."""
+        """Draw accuracy against training level, with a line for clean images and for each level of the family."""
         authors = published.read_strategies(self.study.dataset, strategy)
         rows = rows[rows["trained"] == trained]
         shown = [
@@ -432,7 +432,7 @@ class _Described:
         return draw_lines(title, f"training level: {PERTURBATIONS[trained].unit_text}", series)
 
     def _distance(self, strategy: str, trained: str) -> dict[str, Any] | None:
-        """How far the authors' values are from ours."""
+        """Compute how far our values are from the authors'."""
         theirs = published.read_strategies(self.study.dataset, strategy)
         theirs = theirs.assign(perturbation=theirs["perturbation"].replace(NATURAL, CLEAN))
         rows = self.models[(self.models["strategy"] == strategy) & (self.models["trained"] == trained)]
@@ -447,7 +447,7 @@ class _Described:
         return {"n": len(both), "mean": difference.mean(), "largest": difference.abs().max()}
 
     def _best_and_worst(self) -> Iterator[dict[str, Any]]:
-        """Per family and strategy the models with the highest and lowest mean accuracy on that family."""
+        """Yield, per family and strategy, the models with the highest and lowest mean accuracy on that family."""
         for family in _FAMILIES:
             of_family = [name for name, one in PERTURBATIONS.items() if one.family == family]
             own = self.models[self.models["perturbation"].isin(of_family)]
@@ -466,7 +466,7 @@ class _Described:
                 }
 
     def _cross(self, strategy: str) -> dict[str, Any]:
-        """Accuracy of what was trained on (rows) on what is tested on (columns), mean over training levels.
+        """Tabulate accuracy by the damage trained on (rows) and tested on (columns), mean over training levels.
 
         The first row is the baseline of the strategy.
         """
@@ -485,7 +485,7 @@ class _Described:
         return {"columns": [name_level(*key) for key in columns], "rows": table}
 
     def _training(self) -> Iterator[dict[str, Any]]:
-        """A row for the natural models and for those of every strategy: how they were trained."""
+        """Yield how models were trained: a row for the natural models and for those of every strategy."""
         for strategy, jobs in {NATURAL: self.study.natural, **self.study.strategies}.items():
             if jobs:
                 plan = jobs[0].plan
@@ -504,7 +504,7 @@ class _Described:
                 yield path.stem, summary
 
     def _ablation(self, ablation: str, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """A row and bars for every variant; for Table I with the authors' values."""
+        """Return a row and bars for every variant, with the authors' values for Table I."""
         recipes = {job.key.label: job.plan.recipe for job in self.study.ablations[ablation]}
         rows: list[dict[str, Any]] = []
         for variant, numbers in variants.items():
@@ -529,7 +529,7 @@ class _Described:
         return {"rows": rows, "chart": chart, "perturbations": self._tested()}
 
     def _confusion(self) -> dict[str, Any]:
-        """The matrices, and the classes that lose most, of the user's models and of the natural one."""
+        """Return the confusion matrices of the user's models and the natural one, and the classes that lose most."""
         by_model = [*((name, f"your model {name}") for name in self.external), (NATURAL, "natural model")]
         matrices = []
         for name, title in by_model:
@@ -544,7 +544,7 @@ class _Described:
         return {"matrices": matrices, "losses": {title: list(self._losses(name)) for name, title in by_model}}
 
     def _best_on(self, perturbation: str) -> tuple[str, pd.DataFrame] | None:
-        """The model that was trained on this damage and is best at its hardest level, in words, and its confusions."""
+        """Return the model trained on this family that is best at its hardest level, in words, and its confusions."""
         confusions = self.confusions
         of_best = confusions["perturbation"].eq(perturbation) & confusions["strategy"].isin(self.study.strategies)
         if not of_best.any():
@@ -554,7 +554,7 @@ class _Described:
         return f"{first['strategy']}, trained on {name_level(*split_label(str(first['label'])))}", best
 
     def _losses(self, name: str) -> Iterator[dict[str, Any]]:
-        """The classes of which a model loses most at every hardest level."""
+        """Yield the classes in which a model loses most recall, at every perturbation's hardest level."""
         classes = self.study.dataset.classes
         of_model = self.confusions[self.confusions["strategy"] == name]
         before = of_model[of_model["perturbation"] == CLEAN]
@@ -572,7 +572,7 @@ class _Described:
                 }
 
     def _matrix(self, confusions: pd.DataFrame, title: str) -> dict[str, Any]:
-        """A matrix; of too many classes for one, the pairs that are confused most often."""
+        """Return a confusion matrix or, if there are too many classes, the pairs that are confused most often."""
         classes = self.study.dataset.classes
         if len(classes) > _MAX_MATRIX:
             wrong = confusions[confusions["actual"] != confusions["predicted"]]
@@ -589,17 +589,17 @@ class _Described:
 
 
 def _assign_colors(params: Params) -> dict[str, int]:
-    """Every model that bars are drawn of → its colour, one for the whole page; grey is the natural model."""
+    """Assign every model in bar charts a colour, the same on the whole page; the natural model is grey."""
     variants = [f"{ablation} {name}" for ablation, of_it in params.ablations.items() for name in of_it]
     return assign_colors([NATURAL, *params.strategies, *params.models, *variants])
 
 
 def _aggregate_models(cells: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard deviation over trials and seeds of every kind of model and level.
+    """Compute mean and standard deviation of accuracy over trials and seeds, for every kind of model and level.
 
     Returns:
         Columns strategy, label, seen, perturbation, level, mean, std (ddof 0), and trained and trained_level: what the
-        models were trained on, `clean` and 0 for the natural ones and those of the user's.
+        models were trained on, `clean` and 0 for the natural ones and the user's.
     """
     accuracy = cells.assign(accuracy=cells["n_correct"] / cells["n_examples"])
     groups = accuracy.groupby(["strategy", "label", "seen", "perturbation", "level"], sort=False)["accuracy"]

@@ -1,4 +1,4 @@
-"""What the numbers of a data set say, in sentences: how robust a model is, what repairs it, and how sure that is."""
+"""Puts a data set's numbers into sentences: how robust a model is, what repairs it, and how certain that is."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.evaluation.metrics import Comparison, is_weak, needed_accuracy, two_errors
 
-# A gain without training on damage that is worth a sentence; our choice.
+# The smallest gain without training on damage that is worth a sentence; our choice.
 _CLEARLY = 0.05
 # What the page calls the natural model.
 TRAINED_HERE = "the network trained here"
@@ -15,13 +15,13 @@ TRAINED_HERE = "the network trained here"
 
 @dataclass(frozen=True)
 class Robustness:
-    """What damage leaves of a model; accuracies in [0, 1].
+    """A model's accuracy with and without damage, in [0, 1].
 
     Attributes:
         clean: On clean test images.
         robust: Mean over all tested levels; None without damage.
-        worst: The damage that costs most, in words, and the accuracy there; None without damage.
-        guessed: In words, for each perturbation the mildest level from which on the model only guesses.
+        worst: The damage with the lowest accuracy, in words, and that accuracy; None without damage.
+        guessed: In words, for each perturbation the lowest level from which on the model only guesses.
     """
 
     clean: float
@@ -36,7 +36,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def unbroken(text: str) -> str:
-    """The text with no line break between a number and what belongs to it."""
+    """Prevent line breaks in a text between a number and what belongs to it."""
     return re.sub(r" (?=[%±=])|(?<=[±=]) |(?<=\d) (?=points?\b|pixels?\b)", "\N{NO-BREAK SPACE}", text)
 
 
@@ -47,10 +47,10 @@ def points(difference: float) -> str:
 
 
 def describe_robustness(found: Robustness, n_classes: int) -> str:
-    """How robust a model is.
+    """Say how robust a model is.
 
     Args:
-        found: What was measured of it.
+        found: Its measured robustness.
         n_classes: Classes of the data set.
     """
     said = f"{percent(found.clean)} % right on clean images"
@@ -63,10 +63,10 @@ def describe_robustness(found: Robustness, n_classes: int) -> str:
 
 
 def compare_robustness(comparison: Comparison) -> str:
-    """How a model of the user's stands beside the natural model.
+    """Say how a user's model compares with the natural model.
 
     Args:
-        comparison: Of the two, under all tested damage.
+        comparison: The two, under all tested damage.
     """
     beside = f"{TRAINED_HERE} ({percent(comparison.baseline_robust_accuracy)} %)"
     if abs(comparison.gain) <= comparison.chance:
@@ -76,11 +76,11 @@ def compare_robustness(comparison: Comparison) -> str:
 
 
 def describe_repair(comparisons: Sequence[Comparison], is_weak: bool = False) -> str:
-    """Which training repairs a model, and what it costs.
+    """Say which training repairs a model, and what it costs.
 
     Args:
-        comparisons: Strategies beside that model, the best first.
-        is_weak: Whether the model is, as `is_weak` says.
+        comparisons: Strategies compared with that model, the best first.
+        is_weak: Whether the model is weak, from `metrics.is_weak`.
     """
     if not comparisons:
         return "Not tried: it was not trained on damage and tested on it."
@@ -103,27 +103,27 @@ def describe_repair(comparisons: Sequence[Comparison], is_weak: bool = False) ->
 
 
 def describe_certainty(n_examples: int, n_seeds: int) -> str:
-    """How sure all of it is.
+    """Say how certain the numbers are.
 
     Args:
         n_examples: Test images.
         n_seeds: Training seeds.
     """
     images = f"{n_examples:,} test image{'' if n_examples == 1 else 's'}"
-    within = percent(2 * (0.25 / n_examples) ** 0.5)  # of an accuracy of one half, which is known least
+    within = percent(2 * (0.25 / n_examples) ** 0.5)  # at an accuracy of one half, the least certain
     seeds = "One training seed: another may change more" if n_seeds == 1 else f"Means over {n_seeds} training seeds"
     return f"{images}: an accuracy is known to ± {within} points (± is two standard errors). {seeds}."
 
 
 def describe_weakness(clean: float, n_examples: int, n_classes: int, key: str, epochs: int) -> str | None:
-    """That the natural model is too weak to conclude from, and what to do; None if it is not.
+    """Say that the natural model is too weak to conclude from, and what to do; None if it is not.
 
     Args:
         clean: Its clean accuracy, in [0, 1].
         n_examples: Test images.
         n_classes: Classes of the data set.
         key: Dotted key of its recipe in params.yaml.
-        epochs: How long it was trained.
+        epochs: Number of epochs in its training.
     """
     if not is_weak(clean, n_examples, n_classes):
         return None
@@ -138,7 +138,7 @@ def describe_weakness(clean: float, n_examples: int, n_classes: int, key: str, e
 def describe_ablations(
     ablations: Mapping[str, Mapping[str, Mapping[str, Any]]], natural: float, n_examples: int
 ) -> list[str]:
-    """For every ablation, the variant that keeps most without having seen damage, if it keeps clearly more.
+    """Name each ablation's best variant under damage that it was not trained on, if clearly better than `natural`.
 
     Args:
         ablations: Ablation → variant → summary of its cells.
@@ -170,7 +170,7 @@ def _size(difference: float, chance: float) -> str:
 
 
 def _difference(difference: float, chance: float) -> str:
-    """A difference with its sign, and whether it can be told from none."""
+    """Write a difference with its sign, and say if it may be chance."""
     return f"{points(difference)} ± {percent(chance)} points{_doubt(difference, chance)}"
 
 

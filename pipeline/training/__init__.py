@@ -1,1 +1,1 @@
-"""Training: the loop, schedules, the cache of finished models, and many models side by side."""
+"""Training loop, learning-rate schedules, the model cache, and parallel training of models."""

@@ -1,4 +1,7 @@
-"""The model cache: finished models and checkpoints, outside of stages' outputs, by a digest of what decides them."""
+"""The model cache: finished models and checkpoints, keyed by a digest of everything that determines them.
+
+It lies outside the stages' outputs.
+"""
 
 import ast
 import hashlib
@@ -25,14 +28,14 @@ from pipeline.runtime.files import read_file, replacing_file
 from pipeline.training.job import ExternalModel, TrainingJob
 from pipeline.training.loop import Epoch
 
-# Modules whose code decides weights or learning curves. tests/test_cache.py holds that nothing is left out.
+# Modules whose code determines weights or learning curves. tests/test_cache.py checks that none is missing.
 TRAINING_CODE = (
     "data.seeding",
     *(f"models.accelerated.{name}" for name in ("compiled", "windows", "winograd")),
     *(f"models.{name}" for name in ("classifier", "devices", "layers", "library")),
     *("recipes.plan", "recipes.recipe", "training.loop", "training.schedules"),
 )
-# By these, users tell the libraries that torch computes with how to compute.
+# Prefixes of the environment variables that configure the numerical libraries behind torch.
 _ENVIRONMENT = (
     "ATEN_",
     "CUBLAS_",
@@ -45,22 +48,22 @@ _ENVIRONMENT = (
     "ONEDNN_",
     "TORCH_ALLOW_TF32_",
 )
-# The number of threads that it asks for is in the keys by itself.
+# Left out: the number of threads that they set is part of the key anyway.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-# The largest checkpoint, of weights and what the optimizer keeps of each.
+# Size limit of a checkpoint: weights and optimizer state.
 _MAX_BYTES = 16 * 2**30
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """A model in the cache, there or not.
+    """The place of a model in the cache, whether or not the model is there yet.
 
     Attributes:
-        key: The digest; from `find_entry`.
-        description: All of params that decides the model, as JSON values.
-        precision: What it is computed in, `float32` or `bfloat16`.
+        key: The digest that names its files; from `find_entry`.
+        description: All params that determine the model, as JSON values.
+        precision: Number format it is computed in, `float32` or `bfloat16`.
     """
 
     key: str
@@ -69,23 +72,23 @@ class CacheEntry:
 
     @property
     def weights(self) -> Path:
-        """The finished model; its description, key and learning curve lie beside it as `.json`, written last."""
+        """The finished model; a `.json` file beside it, written last, has its description, key and learning curve."""
         return layout.cached_models() / f"{self.key}.safetensors"
 
     @property
     def checkpoint(self) -> Path:
-        """The state after the last whole epoch, until the model is finished."""
+        """The training state after the last complete epoch; removed when the model is finished."""
         return layout.cached_models() / f"{self.key}.checkpoint"
 
     @property
     def lock(self) -> Path:
-        """There as long as a process trains the model."""
+        """The lock file, which exists while a process trains the model."""
         return layout.cached_models() / f"{self.key}.running"
 
     def is_finished(self) -> bool:
-        """Whether the model is there, whole; where PIPELINE_STORES names object storage, it is fetched from there.
+        """Whether the complete model is in the cache; if not, fetch it from object storage if PIPELINE_STORES is set.
 
-        Removes what a run that was killed as it finished has left beside it.
+        Removes the checkpoint and lock file left behind by a run that was killed while finishing.
         """
         if self._is_whole():
             bucket = find_bucket()
@@ -101,7 +104,7 @@ class CacheEntry:
         try:
             read_entry(self.weights)
             storage.load(self.weights, "", self.description)
-        except PipelineError:  # not there, or damaged since: train it
+        except PipelineError:  # missing or damaged: train it
             return False
         return True
 
@@ -110,7 +113,7 @@ class CacheEntry:
         return self.weights, self.weights.with_suffix(".json")
 
     def _fetch(self, *paths: Path) -> bool:
-        """Copy files from object storage, if PIPELINE_STORES names any and it has all of them."""
+        """Copy files from object storage; False if PIPELINE_STORES is not set or a file is missing there."""
         if (bucket := find_bucket()) is None:
             return False
         try:
@@ -129,22 +132,22 @@ class CacheEntry:
                 bucket.write(path.as_posix(), read_file(path, _MAX_BYTES))
 
     def _send_finished(self) -> None:
-        """Have the finished model take the place of what is there: a checkpoint, or a model that was damaged."""
+        """Replace what object storage has, a checkpoint or a damaged model, by the finished model."""
         self._send(*self._files)
         if (bucket := find_bucket()) is not None:
             bucket.remove([self.checkpoint.as_posix()])
 
     def fetch_checkpoint(self) -> None:
-        """Take the checkpoint of another machine, where there is none of this one and PIPELINE_STORES has one."""
+        """Fetch another machine's checkpoint from object storage, unless there is one on this machine."""
         if not self.checkpoint.exists():
             self._fetch(self.checkpoint)
 
     def send_checkpoint(self) -> None:
-        """Let other machines go on from here, where PIPELINE_STORES names a place for that."""
+        """Copy the checkpoint to object storage, if PIPELINE_STORES is set, so that other machines can resume."""
         self._send(self.checkpoint)
 
     def finish(self, classifier: classifier.Classifier, curve: list[Epoch]) -> None:
-        """Keep a finished model and its learning curve."""
+        """Store a finished model and its learning curve, and remove its checkpoint."""
         rows = [asdict(epoch) for epoch in curve]
         description = {**self.description, "computed_in": self.precision, "learning_curve": rows, "key": self.key}
         storage.save(classifier, self.weights, description)
@@ -155,14 +158,14 @@ class CacheEntry:
         """Copy a finished model to `path` (`.safetensors`, `.json` beside it) and return its curve, a row per epoch."""
         description = read_entry(self.weights)
         weights = storage.read_weights(self.weights, description, mend_entry(self.weights))
-        del description["key"]  # names the machine: elsewhere the same model has another
+        del description["key"]  # depends on the machine: elsewhere the same model has another key
         storage.write(path, weights, description)
         rows: list[dict[str, Any]] = description["learning_curve"]
         return rows
 
 
 def read_entry(weights: Path) -> dict[str, Any]:
-    """The description of a model in the cache, learning curve included; its weights are not read.
+    """Read the description of a model in the cache, with its learning curve but without its weights.
 
     Args:
         weights: `<key>.safetensors` in the cache.
@@ -185,15 +188,15 @@ def read_entry(weights: Path) -> dict[str, Any]:
 
 
 def mend_entry(weights: Path) -> str:
-    """The command that makes a damaged model of the cache again."""
+    """Return the command that recreates a damaged model in the cache."""
     return f"rm {weights.with_suffix('.*')} && dvc repro"
 
 
 def find_entry(job: TrainingJob) -> CacheEntry:
-    """Where the cache has the model of a job, or would have it.
+    """Return the cache entry of a job's model, whether or not the model is there yet.
 
     Raises:
-        PipelineError: A store or the natural model that decides the model is missing, damaged, or made with other
+        PipelineError: A store or a starting model that determines the model is missing, damaged, or made with other
             params.
     """
     recipe, device = job.plan.recipe, select_device(job.device)
@@ -229,7 +232,7 @@ def _digest_start(start: TrainingJob | ExternalModel | None) -> Any:
 
 
 def cached_files() -> dict[str, list[Path]]:
-    """All files of the cache by the key that they are named by; what others have put there is left out."""
+    """Return all files of the cache, grouped by the key in their names; other files in its folder are left out."""
     files: dict[str, list[Path]] = {}
     for path in sorted(layout.cached_models().glob("*")):
         if named := re.match(r"\.?([0-9a-f]{64})\.", path.name):
@@ -238,7 +241,7 @@ def cached_files() -> dict[str, list[Path]]:
 
 
 def name_entry(key: str) -> str:
-    """Which model it is, in words: `mnist constant noise 0.05`."""
+    """Return a model's name in words, such as `mnist constant noise 0.05`."""
     try:
         described = storage.read_description(layout.cached_models() / f"{key}.safetensors", "")
     except PipelineError:
@@ -259,12 +262,12 @@ def _digest_own_code() -> str:
 
 
 def training_code() -> dict[str, Path]:
-    """The files of the modules that decide weights and learning curves, all imported by this one: name → file."""
+    """Return name → file of the modules in `TRAINING_CODE`, all of which this module imports."""
     return {name: Path(str(sys.modules[f"pipeline.{name}"].__file__)) for name in TRAINING_CODE}
 
 
 def digest_code(modules: Mapping[str, Path]) -> str:
-    """Digest of the code of modules, without comments, docstrings and layout.
+    """Return the digest of the code of modules, without comments, docstrings and layout.
 
     Args:
         modules: Name → file.
@@ -277,14 +280,14 @@ def digest_code(modules: Mapping[str, Path]) -> str:
 
 
 class _Code(ast.NodeTransformer):
-    """Takes out strings that nobody uses: docstrings, and those below attributes."""
+    """Removes strings that have no effect: docstrings, and strings below attributes."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        """A statement that is only a value."""
+        """Remove a statement that is only a string."""
         return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Any other part; a block must not become empty."""
+        """Visit any other node; a block must not become empty."""
         super().generic_visit(node)
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.body:
             node.body = [ast.Pass()]
@@ -292,7 +295,7 @@ class _Code(ast.NodeTransformer):
 
 
 def _processor(device: torch.device) -> dict[str, Any]:
-    """What libraries choose their algorithms by: on other processors the same sums are added in another order."""
+    """Return what libraries choose their algorithms by: other processors add the same sums in another order."""
     if device.type == "cuda":
         versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
         return {"device": "cuda", "name": torch.cuda.get_device_name(device), **versions}

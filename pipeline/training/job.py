@@ -13,15 +13,15 @@ from pipeline.recipes.plan import ModelKey, Plan
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """A model of the user's: measured as the natural model is, never trained.
+    """A model that the user supplies: measured like the natural model, not trained itself.
 
     Attributes:
-        key: Its name, as the strategy; label `clean` and seed 0.
-        dataset: Whose images it classifies.
-        spec: Where the user has it and what it expects.
+        key: Its name in place of a strategy, label `clean`, seed 0.
+        dataset: The data set whose images it classifies.
+        spec: Where the user's file is and what input it expects.
         path: Folder of the copy that is measured.
-        made_by: The command that takes it in.
-        trained_on: None: on what, nobody knows.
+        made_by: The command that imports it.
+        trained_on: None, because its training data are unknown.
     """
 
     key: ModelKey
@@ -34,23 +34,23 @@ class ExternalModel:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One model: all that is needed to train it, to find it, and to tell whether a file is it.
+    """One model to train: all that is needed to train it, to find it, and to recognize its file.
 
     Attributes:
-        key: What it is called.
-        dataset: Which data set.
-        n_train: Training images, the first of the split.
-        n_test: Test images of the learning curve, likewise.
+        key: Its name.
+        dataset: Its data set.
+        n_train: Number of training images, the first of the split.
+        n_test: Number of test images for the learning curve, likewise.
         plan: How it is trained.
-        seed_names: Decide initial weights, order of images and dropout.
+        seed_names: Names that the seeds of initial weights, image order, dropout and augmentation are derived from.
         trained_on: The perturbed training images; None for a plan that never uses any.
-        start: The model that a plan starts from, if it does: the natural one, or one of the user's.
+        start: The model to start from, the natural one or the user's; None to start from scratch.
         device: `device` of params.yaml.
-        n_threads: Threads of torch on CPU; 0 for all. Models trained side by side have one each, so that their weights
+        n_threads: Threads of torch on CPU; 0 for all. Models trained in parallel have one each, so that their weights
             do not depend on the number of cores.
-        path: Where its weights go.
+        path: File for its weights.
         made_by: The command that makes it.
-        description: All of params that decides the model and its learning curve, as JSON values.
+        description: All params that determine the model and its learning curve, as JSON values.
     """
 
     key: ModelKey

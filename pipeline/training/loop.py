@@ -1,4 +1,7 @@
-"""The training loop: one model, its whole data set on the device as uint8, a checkpoint after every epoch."""
+"""The training loop: trains one model and writes a checkpoint after every epoch.
+
+The whole data set is on the device, as uint8.
+"""
 
 import hashlib
 import json
@@ -24,7 +27,7 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_file
 from pipeline.training.schedules import schedule_of
 
-# Weights and what an optimizer keeps for each.
+# Size limit of a checkpoint: weights and optimizer state.
 _MAX_CHECKPOINT = 16 * 2**30
 
 
@@ -35,7 +38,7 @@ class Examples:
     Attributes:
         images: uint8 (N, H, W, C), 0-255.
         labels: uint8 (N,), 0 to n_classes - 1.
-        n_classes: How many classes the data set has.
+        n_classes: Number of classes in the data set.
     """
 
     images: Images
@@ -45,7 +48,10 @@ class Examples:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of the learning curve; accuracies in [0, 1], the training ones with dropout and before each step."""
+    """One row of the learning curve.
+
+    Accuracies are in [0, 1]. Training loss and accuracy are taken with dropout, before each optimizer step.
+    """
 
     epoch: int
     train_loss: float
@@ -55,7 +61,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a model learns from and is tested on.
+    """The images and labels that a model is trained and tested on.
 
     Attributes:
         train: Clean training set.
@@ -78,25 +84,24 @@ def train_model(
     report: Callable[[Epoch], Any] = lambda epoch: None,
     progress: Callable[[int], Any] = lambda n_images: None,
 ) -> tuple[Classifier, list[Epoch]]:
-    """A classifier trained as a plan says, and its learning curve.
+    """Train a classifier as a plan says and return it with its learning curve.
 
-    The test images are only looked at after each epoch; nothing is chosen by them.
+    The test images are only used to measure accuracy after each epoch; nothing is selected by it.
 
     Args:
-        plan: What to do.
-        data: What to learn from.
-        seed_names: Decide initial weights, order and dropout; on one machine with the same number of threads the
-            weights are the same, bit for bit.
-        device: Where to train.
-        natural: The model to start from, the natural one or one of the user's; None for a plan that starts from
-            scratch.
-        checkpoint: File that holds the state after the last whole epoch; training goes on from it, to the same
+        plan: How to train.
+        data: Training and test images.
+        seed_names: Names that the seeds of initial weights, image order, dropout and augmentation are derived from. On
+            one machine with the same number of threads the weights are the same, bit for bit.
+        device: Device to train on.
+        natural: The model to start from, the natural one or the user's; None for a plan that starts from scratch.
+        checkpoint: File with the state after the last complete epoch; training resumes from it and reaches the same
             weights. None: no checkpoints.
         report: Called after every epoch.
         progress: Called with the number of training images seen since the last call.
 
     Raises:
-        PipelineError: Training diverged: a loss, a weight or an answer is not a finite number.
+        PipelineError: Training diverged: a loss, a weight or a logit is not a finite number.
 
     Source: paper sections IV and VI.
     """
@@ -111,7 +116,7 @@ def train_model(
 
 
 class _Training:
-    """A model under way: its weights, its optimizer, and all images on the device."""
+    """A model in training: its weights, its optimizer, and all images on the device."""
 
     def __init__(
         self,
@@ -144,8 +149,8 @@ class _Training:
         self.flips = torch.rand(len(self.clean), device=device) < 0.5
 
     def run_epoch(self, epoch: int, progress: Callable[[int], Any]) -> Epoch:
-        """Every training image once, then the test."""
-        # Every epoch has a seed of its own, so that the state of no generator outlives it.
+        """Train for one epoch, then measure accuracy on the test images."""
+        # Every epoch has its own seed, so that checkpoints need no generator state.
         _seed_torch(*self.seed_names, "epoch", epoch)
         n, size, device = len(self.clean), self.recipe.batch_size, self.clean.device
         n_used = n - n % size if self.recipe.drop_last else n
@@ -172,7 +177,10 @@ class _Training:
         return Epoch(epoch, loss_sum.item() / n_used, n_correct.item() / n_used, test_accuracy)
 
     def take_batch(self, epoch: int, order: Tensor | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Images `start` to `stop` in that order, the first of them perturbed as the plan says, and their labels."""
+        """Return images `start` to `stop` in that order, the plan's share of them perturbed, and their labels.
+
+        The perturbed ones come first.
+        """
         middle = start + int(self.plan.perturbed_share[epoch - 1] * (stop - start))
         parts = [_take(self.perturbed, order, start, middle), _take(self.clean, order, middle, stop)]
         parts = [part for part in parts if len(part) > 0]
@@ -189,7 +197,7 @@ class _Training:
         self.classifier.eval()
         with torch.inference_mode(), self.arithmetic():
             logits = torch.cat([self.classifier(part) for part in torch.split(self.test, self.n_per_pass)])
-        # The last step of an epoch has no loss after it: its weights, and what they make of images, say how it went.
+        # No loss follows the last step of an epoch: its weights and their logits are checked instead.
         if not all(values.isfinite().all() for values in (loss_sum, logits, *self.classifier.state_dict().values())):
             raise PipelineError(
                 f"training diverged in epoch {epoch}: losses or weights are not finite; lower the learning rate "
@@ -198,19 +206,19 @@ class _Training:
         return (logits.argmax(1) == self.test_labels).sum().item() / len(self.test_labels)
 
     def arithmetic(self) -> torch.autocast:
-        """The type in which the network computes."""
+        """Return a context in which the network computes in the recipe's precision."""
         return torch.autocast(self.clean.device.type, self.precision, enabled=self.precision != torch.float32)
 
 
 def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor:
-    """Values `start` to `stop` in that order, or as they lie: then nothing is copied."""
+    """Return values `start` to `stop` in that order; without an order, as stored and without a copy."""
     return values[start:stop] if order is None else values.index_select(0, order[start:stop])
 
 
 def _start(
     plan: Plan, data: TrainingData, natural: Classifier | None, device: torch.device
 ) -> tuple[Classifier, list[nn.Module]]:
-    """The classifier before its first step, and those of its layers that come from the natural model."""
+    """Return the classifier before its first step, and those of its layers that start with the natural weights."""
     clean = data.train.images
     height, width, channels = clean.shape[1:]
     shape = (height, width, channels)
@@ -246,7 +254,7 @@ def _save_checkpoint(path: Path, classifier: Classifier, optimizer: torch.optim.
 
 
 def _checkpoint_digest(path: Path, content: bytes) -> bytes:
-    # With its name: two that have changed places are not taken for each other.
+    # Includes the file name, so that two swapped checkpoints are detected.
     return hashlib.sha256(path.name.encode() + content).digest()
 
 
@@ -256,7 +264,7 @@ def _resume(path: Path | None, classifier: Classifier, optimizer: torch.optim.Op
         return []
     device = next(classifier.parameters()).device
     content = read_file(path, _MAX_CHECKPOINT)
-    if _checkpoint_digest(path, content[32:]) != content[:32]:  # damaged, after a power cut say: begin anew
+    if _checkpoint_digest(path, content[32:]) != content[:32]:  # damaged, for example by a power cut: start over
         return []
     tensors = safetensors.torch.load(content[32:])
     curve = [Epoch(**epoch) for epoch in json.loads(tensors.pop("curve").numpy().tobytes())]
@@ -267,7 +275,7 @@ def _resume(path: Path | None, classifier: Classifier, optimizer: torch.optim.Op
         if name.startswith("optimizer."):
             _, number, key = name.split(".")
             if key != "step":
-                # In the memory order of the weights, which fused Adam takes for granted.
+                # In the memory layout of the weights, which fused Adam assumes.
                 tensor = torch.empty_like(weights[int(number)], requires_grad=False).copy_(tensor)
             state.setdefault(int(number), {})[key] = tensor.to(device)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

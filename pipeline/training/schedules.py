@@ -1,4 +1,4 @@
-"""What a recipe does while a model is trained: optimizer, learning-rate schedule, augmentation."""
+"""What each recipe uses to train a model: optimizer, learning-rate schedule, augmentation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.recipes.recipe import FastRecipe, PaperRecipe, Recipe
 
 
 class PaperSchedule:
-    """Adam at one learning rate, images as they are.
+    """Adam at a constant learning rate, without augmentation.
 
     Attributes:
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
@@ -24,7 +24,7 @@ class PaperSchedule:
         self._adam = recipe.adam
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """For all weights that ask for gradients, at the full learning rate."""
+        """Build the optimizer of all trainable weights, at the full learning rate."""
         weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
         adam = self._adam
         return torch.optim.Adam(weights, lr=adam.learning_rate, betas=(adam.beta1, adam.beta2), fused=True)
@@ -34,22 +34,22 @@ class PaperSchedule:
         return 1.0
 
     def augment(self, images: Tensor, flips: Tensor, epoch: int) -> Tensor:
-        """What a step sees of a batch.
+        """Return a batch as the training step sees it.
 
         Args:
             images: uint8 (N, H, W, C).
-            flips: bool (N,), drawn for every image of the training set once and for all.
+            flips: bool (N,), drawn once for every image of the training set.
             epoch: From 1.
         """
         return images
 
     def side(self, done: float) -> int | None:
-        """What images are scaled to, in pixels, after a share `done` of all steps; None: they are not."""
+        """Side, in pixels, that images are scaled to after a share `done` of all steps; None: not scaled."""
         return None
 
 
 class FastSchedule:
-    """Large steps that first grow and then shrink; images mirrored and shifted, small ones first.
+    """SGD at a high learning rate that first rises and then falls; images mirrored and shifted, small ones first.
 
     Attributes and methods are those of `PaperSchedule`.
 
@@ -61,7 +61,7 @@ class FastSchedule:
         self.label_smoothing = recipe.label_smoothing
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Weights that layers name in `learns_fast` take larger steps than the rest."""
+        """Build the optimizer; weights that layers list in `learns_fast` have a higher learning rate than the rest."""
         sgd = self._recipe.sgd
         biases = {id(tensor) for layer in model.modules() for tensor in getattr(layer, "learns_fast", ())}
         weights = [tensor for tensor in model.parameters() if tensor.requires_grad]
@@ -77,16 +77,16 @@ class FastSchedule:
         return torch.optim.SGD(groups, momentum=sgd.momentum, nesterov=True, fused=True)
 
     def rate(self, done: float) -> float:
-        """From a fifth up to 1, then down to a fourteenth."""
+        """Learning rate, relative: rises from a fifth to 1, then falls to a fourteenth."""
         warm_up = self._recipe.sgd.warm_up
         if done < warm_up:
             return 0.2 + 0.8 * done / warm_up
         return 1 - (1 - 0.07) * (done - warm_up) / (1 - warm_up)
 
     def augment(self, images: Tensor, flips: Tensor, epoch: int) -> Tensor:
-        """Every image mirrored in every other epoch, which is better than at random; all of them shifted alike.
+        """Mirror every image in every other epoch, which is better than at random, and shift all of a batch alike.
 
-        What a shift brings in is mirrored at the edge.
+        A shift fills the gap by reflection at the edge.
         """
         if self._recipe.flip:
             mirrored = flips ^ (epoch % 2 == 0)
@@ -109,5 +109,5 @@ _SCHEDULES: dict[str, Callable[[Any], PaperSchedule | FastSchedule]] = {"paper":
 
 
 def schedule_of(recipe: Recipe) -> PaperSchedule | FastSchedule:
-    """What trains by a recipe."""
+    """Return the schedule of a recipe."""
     return _SCHEDULES[recipe.recipe](recipe)

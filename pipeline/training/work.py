@@ -1,4 +1,4 @@
-"""Many models of one stage: finished ones come from the model cache, the others are trained side by side."""
+"""Training of all models of a stage: finished ones come from the model cache, the others are trained in parallel."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -20,23 +20,26 @@ from pipeline.training.cache import CacheEntry, find_entry
 from pipeline.training.job import ExternalModel, TrainingJob
 from pipeline.training.loop import Epoch, Examples, TrainingData, train_model
 
-# The compiler is not used, but imported by the first optimizer of a process, for two seconds.
+# torch's compiler is not used, but the first optimizer of a process imports it, which takes two seconds.
 PRELOAD = ("torch._dynamo",)
-# The images of the models trained last: a worker trains many on the same ones.
+# The images of the latest models: a worker trains many models on the same images.
 _examples: dict[tuple[Path, str, str, int], Examples] = {}
 
 
 def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[TrainingJob, CacheEntry, bool]]:
-    """Train what is not finished yet, and yield every job when it is, with where it lies and whether it did before.
+    """Train all models that are not in the cache yet.
 
-    A killed run loses at most the epoch under way: the next one goes on from there, to the same weights.
+    A killed run loses at most the current epoch: the next run resumes from its checkpoint, to the same weights.
 
     Args:
         jobs: Models; results do not depend on their order.
-        engine: What trains them, several at the same time.
+        engine: Trains them, several in parallel.
+
+    Yields:
+        Each job when it is finished, its cache entry, and whether it was in the cache already.
 
     Raises:
-        PipelineError: A store or the natural model is missing, damaged, or made with other params; a worker was killed.
+        PipelineError: A store or a starting model is missing, damaged, or made with other params; a worker was killed.
     """
     for start in {job.start.path: job.start for job in jobs if job.start is not None}.values():
         _load_start(start)
@@ -46,14 +49,14 @@ def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[Tra
         if entry.is_finished():
             yield job, entry, True
         else:
-            # On another machine too: the weights depend on it.
+            # Set here, for other machines too: the weights depend on the number of threads.
             waiting.append(replace(job, n_threads=job.n_threads or torch.get_num_threads()))
     for job, entry in engine.run(train, longest_first(waiting)):
         yield job, entry, False
 
 
 def longest_first(jobs: Sequence[TrainingJob]) -> list[TrainingJob]:
-    """Jobs by how many images they see in training; begun last, a long one would keep all other workers waiting."""
+    """Sort jobs by the images they train on, most first: a long job started last would keep other workers waiting."""
     return sorted(jobs, key=lambda job: job.plan.recipe.epochs * job.n_train, reverse=True)
 
 
@@ -62,7 +65,7 @@ def train(
     report: Callable[[Epoch], Any] = lambda epoch: None,
     progress: Callable[[int], Any] = lambda n_images: None,
 ) -> CacheEntry:
-    """Train one model, if nobody else has, and put it into the cache; where it lies there.
+    """Train one model into the cache, unless it is finished there, and return its entry.
 
     Args:
         job: Which model.
@@ -117,8 +120,8 @@ def collect(trained: Sequence[tuple[TrainingJob, CacheEntry]], folder: Path) -> 
     """Copy finished models out of the cache to their paths, all in `folder`, and return their learning curves.
 
     Args:
-        trained: All models of the folder, in order; whatever else was in it goes.
-        folder: It appears whole or not at all.
+        trained: All models of the folder, in order; anything else in it is removed.
+        folder: Replaced as a whole or not at all.
 
     Returns:
         A row per model and epoch: `strategy`, `label`, `seed` and the fields of `Epoch`.

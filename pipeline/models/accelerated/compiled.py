@@ -1,4 +1,4 @@
-"""C code of this package, compiled for the processor it runs on when it is first needed."""
+"""Compiles this package's C code, when first needed, for the processor that it runs on."""
 
 import ctypes
 import hashlib
@@ -16,7 +16,7 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
 from pipeline.runtime.stopping import run_command
 
-# Fused multiplication and addition come with the processor; nothing else may change a result: no -ffast-math.
+# Fused multiply-add depends on the processor; nothing else may change a result, hence no -ffast-math.
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-trapping-math", "-fPIC", "-shared")
 _FOLDER = Path(__file__).parent
 _MAX_BYTES = 16 * 2**20
@@ -24,7 +24,7 @@ _MAX_BYTES = 16 * 2**20
 
 @cache
 def compiler_version() -> str | None:
-    """What the C compiler (the environment's CC, or cc) says it is; None where there is none."""
+    """Return the version line of the C compiler (the environment's CC, or cc); None if there is none."""
     try:
         said = run_command([*_compiler(), "--version"]).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -34,14 +34,14 @@ def compiler_version() -> str | None:
 
 @cache
 def load_library(name: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL | None:
-    """The functions of a C file; compiled once, and kept where Python keeps its bytecode.
+    """Load the functions of a C file, which is compiled once and kept where Python keeps its bytecode.
 
     Args:
-        name: Of the file in this package, without suffix.
+        name: Name of the file in this package, without suffix.
         macros: Names and values.
 
     Returns:
-        None where it cannot be compiled, which is said once.
+        The library; None, with a single warning, if it cannot be compiled.
     """
     version = compiler_version()
     if version is None:
@@ -60,12 +60,12 @@ def load_library(name: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL 
 
 
 def digest_of(library: ctypes.CDLL) -> str:
-    """Digest of the code in a library from `load_library`: its file is named by it, and checked against the name."""
+    """Return the digest of a library from `load_library`; it is in the file name, and was checked when loading."""
     return Path(library._name).name.split(".")[-2]
 
 
 def _find(stem: str) -> Path | None:
-    """A library compiled before. Its name ends with the digest of its content: a damaged one would end the process."""
+    """Find a library compiled before. Its name ends with its digest, as a damaged one would crash the process."""
     for path in (_FOLDER / "__pycache__").glob(f"{stem}.*.so"):
         with suppress(PipelineError, FileNotFoundError):  # no file, or a link to nowhere
             if path.name == _named(stem, read_file(path, _MAX_BYTES)):
@@ -76,7 +76,7 @@ def _find(stem: str) -> Path | None:
 
 
 def _compile(source: Path, arguments: list[str], stem: str) -> Path:
-    """Several processes may be at it at the same time: each has a file of its own until it is whole."""
+    """Compile a library. Several processes may do so at once: each writes its own file until it is complete."""
     folder = _FOLDER / "__pycache__"
     folder.mkdir(exist_ok=True)
     partial = folder / f"{stem}.{os.getpid()}.partial"

@@ -16,7 +16,7 @@ from pipeline.recipes.recipe import Convolution, Network
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the compiled code is compiled for: grey images (height, width), a convolution and its pooling."""
+    """What the C code is compiled for: grey images (height, width), a convolution and its pooling."""
 
     height: int
     width: int
@@ -28,13 +28,13 @@ class Geometry:
 
     @property
     def out(self) -> tuple[int, int]:
-        """Height and width of a map, before pooling."""
+        """Height and width of a feature map, before pooling."""
         height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in self._sides)
         return height, width
 
     @property
     def pooled(self) -> tuple[int, int]:
-        """Height and width of a map, after pooling."""
+        """Height and width of a feature map, after pooling."""
         height, width = self.out
         return height // self.pool, width // self.pool
 
@@ -50,19 +50,20 @@ class Geometry:
 
 
 class WindowBlock(Block):
-    """A `Block` for grey images, fast on CPU where its pooling windows cover all that the convolution gives.
+    """A `Block` for grey images that is faster on CPU, if its pooling windows cover all of the convolution's output.
 
-    There, passes over the large output of the convolution cost more than its arithmetic. Here an image is standardized,
-    convolved and pooled in the cache, only what is pooled is normalized, and what BatchNorm needs of the rest are two
-    sums. (A maximum stays one under a growing function, and signs make the scale of BatchNorm grow.) Up to rounding the
-    values, gradients and statistics are those of `Block`; they are float32 whatever the precision of other layers.
+    In `Block`, passes over the large output of the convolution cost more than its arithmetic. Here an image is
+    standardized, convolved and pooled in the processor's cache, and only the pooled values are normalized; from the
+    rest, BatchNorm only needs two sums. (An increasing function keeps a maximum; where BatchNorm's scale is negative,
+    signs are turned to make it increasing.) Up to rounding, values, gradients and statistics are those of `Block`; they
+    are float32 whatever the precision of other layers.
     """
 
     def __init__(self, network: Network, convolution: Convolution, shape: tuple[int, int, int]) -> None:
-        """Untrained layers.
+        """Build untrained layers.
 
         Args:
-            network: Activation, BatchNorm and dropout.
+            network: Names activation, BatchNorm and dropout.
             convolution: This convolution.
             shape: (H, W, C) of the images.
         """
@@ -71,9 +72,9 @@ class WindowBlock(Block):
 
     @staticmethod
     def fits(convolution: Convolution, shape: tuple[int, int, int]) -> bool:
-        """Whether it can take the place of a `Block` for images of `shape` (H, W, C)."""
+        """Whether it can replace a `Block` for images of `shape` (H, W, C)."""
         sides = (convolution.output_side(shape[0]), convolution.output_side(shape[1]))
-        # Larger filters, and more of them, would not stay in registers and cache. Colours: no faster (measured).
+        # Larger or more filters would not stay in registers and cache. For colour images it is no faster (measured).
         is_small = convolution.kernel <= 16 and convolution.filters <= 64 and shape[2] == 1
         return is_small and 1 < convolution.pool <= 15 and all(side % convolution.pool == 0 for side in sides)
 
@@ -105,7 +106,7 @@ class WindowBlock(Block):
             drop_below=round(dropout.p * 2**16) if drops else 0,
             kept_factor=1 / (1 - dropout.p) if drops else 1.0,
             seed=int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) if drops else 0,
-            # Within a Function, torch does not say whether anyone will ask for gradients.
+            # Within a Function, torch does not tell whether gradients will be needed.
             has_gradient=torch.is_grad_enabled(),
         )
         out: Tensor = _Window.apply(self.conv.weight, self.conv.bias, gamma, beta, task)
@@ -116,19 +117,19 @@ class WindowBlock(Block):
 
 @dataclass(frozen=True)
 class _Task:
-    """What the compiled code is called with, weights aside.
+    """Arguments of the compiled code, apart from weights.
 
     Attributes:
-        geometry: Of the block.
+        geometry: Geometry of the block.
         images: uint8 (N, H, W, 1); mean and inverse standard deviation, float32 (H, W, 1).
-        running: Mean and variance that BatchNorm keeps; None without it.
-        is_batch: Whether BatchNorm takes those of this batch, and keeps a share of `momentum` of them.
-        epsilon: Of BatchNorm.
-        momentum: Of BatchNorm.
-        floor: The least value.
-        drop_below: Values are dropped whose random number of 16 bits is below.
+        running: BatchNorm's running mean and variance; None without it.
+        is_batch: Whether BatchNorm uses the batch's statistics, and updates the running ones by a share of `momentum`.
+        epsilon: BatchNorm's epsilon.
+        momentum: BatchNorm's momentum.
+        floor: Lower bound of the values.
+        drop_below: Values whose 16-bit random number is below this are dropped.
         kept_factor: What the others are multiplied by.
-        seed: Of those numbers.
+        seed: Seed of those random numbers.
         has_gradient: Whether `backward` will be called.
     """
 
@@ -181,12 +182,12 @@ class _Window(torch.autograd.Function):
         _call(geometry, "backward", len(out), *given, *made, *of)
         if task.running[0] is None:
             return of_weight, of_bias, None, None, None
-        # BatchNorm takes away what a bias adds to a batch.
+        # In training, BatchNorm subtracts again what a bias adds to a batch.
         return of_weight, None if task.is_batch else of_bias, of_gamma, of_beta, None
 
 
 def first_block(network: Network, convolution: Convolution, shape: tuple[int, int, int]) -> Block:
-    """The fastest `Block` that there is for raw images of `shape` (H, W, C)."""
+    """Return the fastest `Block` for raw images of `shape` (H, W, C)."""
     if WindowBlock.fits(convolution, shape):
         return WindowBlock(network, convolution, shape)
     return Block(network, convolution, shape[2])
@@ -194,7 +195,7 @@ def first_block(network: Network, convolution: Convolution, shape: tuple[int, in
 
 @cache
 def _library(geometry: Geometry) -> ctypes.CDLL | None:
-    """Code compiled for a geometry; None where there is no compiler."""
+    """Return the code compiled for a geometry; None if it cannot be compiled."""
     macros = {
         "FILTERS": geometry.filters,
         "HEIGHT": geometry.height,
@@ -212,7 +213,7 @@ def _library(geometry: Geometry) -> ctypes.CDLL | None:
 
 
 def _call(geometry: Geometry, function: str, n: int, *arguments: Tensor | float | None) -> None:
-    """Call a function of windows.c, with addresses in place of tensors; other threads of Python go on meanwhile."""
+    """Call a function of windows.c with the addresses of tensors; other Python threads keep running meanwhile."""
     passed = [
         ctypes.c_double(value)
         if isinstance(value, float)

@@ -1,4 +1,4 @@
-"""Convolutions with a quarter of the multiplications."""
+"""3×3 convolutions with a quarter of the multiplications, by Winograd's algorithm."""
 
 from functools import lru_cache
 from typing import Any
@@ -9,12 +9,12 @@ from torch.nn.functional import pad
 
 # Outputs are computed in tiles of 4×4, each from 6×6 inputs.
 _TILE, _SEEN = 4, 6
-# Of what one step holds three times; memory depends on it, results hardly.
+# Size limit of a buffer, of which one step holds three; memory depends on it, results hardly do.
 _MAX_BYTES = 64 * 2**20
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A `Conv2d` that is faster on CPU in float32 where it has 3×3 filters, many channels, and images that tiles fill.
+    """A `Conv2d`, faster on CPU in float32 if it has 3×3 filters, many channels, and sides that are multiples of 4.
 
     Winograd's F(4×4, 3×3): tiles of the image and filters are transformed, multiplied channel by channel with 36
     instead of 144 multiplications for 16 outputs, and transformed back; all of it as matrix products. Values and
@@ -44,13 +44,13 @@ class WinogradConv2d(nn.Conv2d):
             and images.dtype == torch.float32
             and not torch.is_autocast_enabled(device)
         )
-        # Transforms cost in proportion to the sum of channels, products to their product.
+        # Transforms cost in proportion to channels + filters, products to channels × filters.
         return can_be and channels * filters >= 40 * (channels + filters)
 
 
 @lru_cache
 def _transforms(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Of tiles (36, 36), filters (36, 9) and results (16, 36), in both directions at once."""
+    """Return the transforms of tiles (36, 36), filters (36, 9) and results (16, 36), for rows and columns at once."""
     tiles = [
         [4, 0, -5, 0, 1, 0],
         [0, -4, -4, 1, 1, 0],
@@ -83,7 +83,7 @@ class _Winograd(torch.autograd.Function):
         tiles = (of_tiles @ tiles.view(_SEEN**2, -1)).view(_SEEN**2, -1, channels)
         filters = (of_filters @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(_SEEN**2, channels, n_filters)
         maps = torch.bmm(tiles, filters)
-        maps[_SEEN + 1] += bias  # at the point (1, 1), whose share of all results is 1
+        maps[_SEEN + 1] += bias  # at the point (1, 1), which enters every result with factor 1
         maps = (of_results @ maps.view(_SEEN**2, -1)).view(_TILE, _TILE, n, rows, columns, n_filters)
         ctx.save_for_backward(tiles, filters)
         ctx.sizes = n, rows, columns

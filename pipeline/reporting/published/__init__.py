@@ -7,19 +7,19 @@ import pandas as pd
 from pipeline.data.datasets import Dataset
 from pipeline.perturbations import PERTURBATIONS
 
-# What they call a data set that has another name here.
+# The authors' names of data sets that have other names here.
 _THEIR_NAMES = {"cifar10": "cifar"}
 # The data set of Table I.
 _COMPONENTS_OF = "cifar10"
 
 
 def read_impact(dataset: Dataset) -> pd.DataFrame:
-    """The values behind figures 4, 6 and 8: columns kind, level, trials, mean, std, natural; percent."""
+    """Read the values behind figures 4, 6 and 8: columns kind, level, trials, mean, std, natural; percent."""
     return _of(dataset, _read("impact"))
 
 
 def read_strategies(dataset: Dataset, strategy: str) -> pd.DataFrame:
-    """The values behind figures A, B or C; accuracies in [0, 1].
+    """Read the values behind figures A, B or C; accuracies in [0, 1].
 
     Returns:
         Columns train_perturbation, train_level, perturbation, level, mean, std; `perturbation` is `natural` and
@@ -42,7 +42,7 @@ def read_strategies(dataset: Dataset, strategy: str) -> pd.DataFrame:
 
 
 def read_components(dataset: Dataset) -> pd.DataFrame:
-    """Table I of the paper: columns batch_norm, dropout (both bool), activation, train, test; percent."""
+    """Read Table I of the paper: columns batch_norm, dropout (both bool), activation, train, test; percent."""
     table = _read("components")
     return table if dataset.name == _COMPONENTS_OF else table.iloc[:0]
 
