@@ -67,8 +67,8 @@ def _set_pixels(images: Images, n_pixels: int, rng: np.random.Generator, scope: 
 def _choose_pixels(n: int, n_positions: int, n_pixels: int, rng: np.random.Generator) -> np.ndarray:
     """Draw distinct positions in 0..n_positions-1, every set of them equally likely: intp (n, n_pixels).
 
-    Source: Floyd's sampling without replacement (Bentley & Floyd, CACM 30(9), 1987), for all rows at once:
-    its cost grows with the pixels chosen, not with the size of the image.
+    Source: Floyd's sampling without replacement (Bentley & Floyd, CACM 30(9), 1987), for all rows at once.
+    The number of draws grows with the pixels chosen, not with the size of the image.
     """
     if not 1 <= n_pixels <= n_positions:
         raise ValueError(f"n_pixels: {n_pixels} is outside 1 to {n_positions}, the pixels of an image")

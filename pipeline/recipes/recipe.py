@@ -108,8 +108,8 @@ class LibraryNetwork(Values):
         kind: `torchvision`, or `timm` where it is installed.
         architecture: Its name there, such as `resnet18`.
         weights: Weights to start from; None: weights as the library draws them.
-        stem: `full`: unchanged. `small`: the first convolution keeps the resolution and no pooling follows it, for
-            small images.
+        stem: `full`: unchanged. `small`, for small images: a first convolution of stride 2 gets stride 1, and the
+            pooling after it is removed.
         fully_connected: Widths of layers between it and the output layer, with ReLU.
     """
 

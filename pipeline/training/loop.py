@@ -101,7 +101,8 @@ def train_model(
         progress: Called with the number of training images seen since the last call.
 
     Raises:
-        PipelineError: Training diverged: a loss, a weight or a logit is not a finite number.
+        PipelineError: Training diverged: a loss, a weight or a logit is not a finite number. Or the plan starts from
+            a model and there is none, or a training step does not fit into memory.
 
     Source: paper sections IV and VI.
     """
