@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -84,6 +85,13 @@ def square(job: int) -> int:
     return job**2
 
 
+def leave_trace(folder: Path) -> None:
+    """Leave a file for every time that this job is done."""
+    folder.mkdir(exist_ok=True)
+    (folder / uuid4().hex).touch()
+    time.sleep(0.1)
+
+
 def die_once(mark: Path) -> int:
     """End the process, unless it did so before."""
     if not mark.exists():
@@ -108,6 +116,17 @@ def test_every_job_is_done_once_and_the_first_error_ends_all(engine: DaskCluster
 def test_a_job_whose_worker_dies_is_done_by_another(engine: DaskCluster, tmp_path: Path) -> None:
     [(_, process)] = engine.run(die_once, [tmp_path / "mark"])
     assert process != os.getpid()
+
+
+def test_a_job_whose_result_was_fetched_is_not_done_again_if_its_worker_dies(tmp_path: Path) -> None:
+    with begun(tmp_path, 2) as (file, _), connected(file) as client:
+        client.wait_for_workers(2)
+        processes = client.run(os.getpid)
+        run = DaskCluster(file, lambda line: None).run(leave_trace, [tmp_path / f"job-{n}" for n in range(20)])
+        fetched = [next(run) for _ in range(12)]
+        os.kill(next(iter(processes.values())), signal.SIGKILL)
+        assert len({job for job, _ in [*fetched, *run]}) == 20
+    assert {len(list(job.iterdir())) for job, _ in fetched} == {1}
 
 
 def test_a_job_of_which_workers_die_is_an_error_with_advice(engine: DaskCluster, tmp_path: Path) -> None:

@@ -91,10 +91,15 @@ class DaskCluster:
         stores = os.environ.get(STORES_VARIABLE, "")
         tasks = [_Task(run, mark, expected, stores, pickle.dumps((work, job))) for job in jobs]
         futures = client.map(do_task, tasks, key=f"{work.__name__}-{run}", pure=False)
-        of_future = dict(zip((future.key for future in futures), jobs, strict=True))
+        waiting = {future.key: (future, job) for future, job in zip(futures, jobs, strict=True)}
+        del futures
         try:
-            for future in as_completed(futures, loop=client.loop):  # type: ignore[no-untyped-call]
-                yield of_future[future.key], future.result()
+            for future in as_completed([future for future, _ in waiting.values()], loop=client.loop):  # type: ignore[no-untyped-call]
+                result = future.result()
+                _, job = waiting.pop(future.key)
+                # Or Dask would keep the result with its worker, and compute it again if that worker dies.
+                future.release()
+                yield job, result
         except KilledWorker as error:
             raise PipelineError(
                 f"{ENGINE_VARIABLE}: {error.allowed_failures + 1} workers died of one job, the last at "
@@ -107,7 +112,7 @@ class DaskCluster:
             ) from None
         finally:
             if client.status == "running":
-                client.cancel(futures)  # type: ignore[no-untyped-call]
+                client.cancel([future for future, _ in waiting.values()])  # type: ignore[no-untyped-call]
 
     @contextmanager
     def _connected(self, mark: str) -> Iterator["Client"]:
