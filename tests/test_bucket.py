@@ -1,6 +1,7 @@
 """Stores and the model cache in object storage hold what those in a folder hold, whatever the network does."""
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
@@ -26,7 +29,7 @@ from pipeline.data import store
 from pipeline.data.backends import Folder, Objects
 from pipeline.pytorch import StoreDataset
 from pipeline.runtime import bucket as bucket_module
-from pipeline.runtime.bucket import STORES_VARIABLE, Bucket, find_bucket
+from pipeline.runtime.bucket import STORES_VARIABLE, Bucket, find_bucket, side_by_side
 from pipeline.runtime.errors import PipelineError, UnreachableError
 from pipeline.training import work
 from pipeline.training.cache import CacheEntry
@@ -314,17 +317,32 @@ def test_a_bucket_that_is_not_there_is_one_error(
     assert not PATH.exists()
 
 
+@pytest.mark.parametrize("cause", ["Connection refused", "failed to lookup address", "InvalidMessage"])
 def test_a_server_that_does_not_answer_is_one_error(
-    server: Server, values: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    cause: str, server: Server, values: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(values)
     monkeypatch.setattr(bucket_module, "_PATIENCE", 1)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    as_if_encrypted = os.environ["AWS_ENDPOINT_URL"].replace("http:", "https:")
+    addresses = {"Connection refused": "http://127.0.0.1:1", "InvalidMessage": as_if_encrypted}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", addresses.get(cause, "http://no-such-host.invalid"))
     bucket_module._open_client.cache_clear()
     acts: list[Callable[[], object]] = [lambda: write(values + 1), read]
     for act in acts:
-        with pytest.raises(UnreachableError, match="object storage fails or refuses"):
+        with pytest.raises(UnreachableError, match=rf"object storage fails or refuses \(.*{cause}.*\)"):
             act()
+
+
+def test_repetitions_of_a_request_share_one_time_limit(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    from obstore.exceptions import GenericError
+
+    began = itertools.count(step=0.6 * bucket_module._PATIENCE)
+    clock = SimpleNamespace(monotonic=lambda: next(began), sleep=lambda seconds: None)
+    monkeypatch.setattr(bucket_module, "time", clock)
+    ask = mock.Mock(side_effect=GenericError("broken off"))
+    with pytest.raises(UnreachableError, match="broken off"):
+        side_by_side(Bucket("s3://bucket/study")._ask, [ask])
+    assert ask.call_count == 2
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,23 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
+import dask
 import pytest
 from click.testing import CliRunner
 from distributed import Client
+from ruamel.yaml import YAML
 
 from pipeline.commands import main
 from pipeline.runtime import cluster
 from pipeline.runtime.cluster import ENGINE_VARIABLE, DaskCluster, check_worker, describe_process
 from pipeline.runtime.errors import PipelineError
-from tests.conftest import FAULTS_SEED, command_environment, differing, tree
+from tests.conftest import FAULTS_SEED, ROOT, command_environment, differing, tree
 from tests.photos import STAGES, copy_of, run_stages
+
+SETTINGS = ROOT / "docs/dask.yaml"
 
 
 @contextmanager
@@ -33,7 +38,8 @@ def begun(
 ) -> Iterator[tuple[str, list["subprocess.Popen[str]"]]]:
     """A cluster as a user begins it: the file of its scheduler, and its processes, the scheduler first."""
     file = folder / "scheduler.json"
-    environment = {**command_environment(), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
+    settings = {"DASK_CONFIG": str(SETTINGS), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
+    environment = {**command_environment(), **settings}
     begin = partial(subprocess.Popen, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     scheduler = ["dask", "scheduler", "--port", "0", "--host", "127.0.0.1", "--scheduler-file", str(file)]
     processes = [begin([*scheduler, "--no-dashboard"])]
@@ -73,6 +79,17 @@ def test_a_cluster_of_any_size_makes_the_bytes_of_a_local_run(
             made = run_stages(folder, monkeypatch, file)
         assert differing(local, made) == [], n_workers
     assert len([name for name in local if name.endswith(".safetensors")]) == 12
+
+
+def test_our_settings_are_ones_that_dask_has() -> None:
+    def compare(prefix: str, settings: dict[str, Any]) -> None:
+        for key, value in settings.items():
+            if isinstance(value, dict):
+                compare(f"{prefix}{key}.", value)
+            else:
+                assert dask.config.get(prefix + key) != value
+
+    compare("", YAML(typ="safe").load(SETTINGS))
 
 
 # Jobs of these tests.

@@ -182,7 +182,9 @@ class Bucket:
         if keys := [self._key(name) for name in names]:
             self._ask(lambda: obstore.delete(self._client(), keys))
 
-    def _ask(self, ask: Callable[[], Result], pauses: Sequence[float] = _PAUSES) -> Result:
+    def _ask(
+        self, ask: Callable[[], Result], pauses: Sequence[float] = _PAUSES, began: float | None = None
+    ) -> Result:
         """Send a request and return its result; errors of obstore become ours, which name the folder and a remedy.
 
         obstore itself retries unanswered requests, but not all of those whose response is cut off.
@@ -191,7 +193,7 @@ class Bucket:
 
         if threading.current_thread() is threading.main_thread():  # it would not see signals while obstore waits
             return _requests.submit(self._ask, ask).result()
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began  # of all attempts: each has retries of its own
         try:
             return ask()
         except BaseError as error:
@@ -199,7 +201,7 @@ class Bucket:
             if was_repeated or not pauses or not isinstance(error, GenericError):
                 raise self._failed(error) from None
         time.sleep(pauses[0])
-        return self._ask(ask, pauses[1:])
+        return self._ask(ask, pauses[1:], began)
 
     def _failed(self, error: Exception) -> UnreachableError:
         return UnreachableError(
@@ -266,9 +268,11 @@ def _open_client(name: str, endpoint: str) -> "S3Store":
 
 
 def _reason(error: Exception) -> str:
-    """Return obstore's message without the long URL and the Rust form of the error."""
+    """Return obstore's message without the long URL; of the Rust form of the error, only the cause."""
     text = str(error)
     line = text.partition("\n")[0].partition(": <?xml")[0]
-    code = re.search(r"<Code>(\w+)</Code>", text)  # the server's own error code
+    # The server's own error code; or what the system says of the connection; or what is wrong with the certificate.
+    causes = (r"<Code>(\w+)</Code>", r'(?:message|error): "([^"]+)"', r"error: (Invalid\w+)")
+    cause = next((found[-1] for found in (re.findall(pattern, text) for pattern in causes) if found), None)
     reason = shorten(line.rpartition(" - ")[2].removeprefix("Server returned non-2xx status code: "), 200)
-    return f"{reason}, {code[1]}" if code else reason
+    return f"{reason}, {cause}" if cause else reason
