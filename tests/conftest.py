@@ -35,6 +35,10 @@ DOWNLOADS = ROOT / "data/downloads"
 # Of the random moments in test_faults.py; set it to have a failure again.
 FAULTS_SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 2**32))
 
+# Where tests run in the background, Ctrl-C is ignored, and every process that they begin would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Not multiples of the block, chunk or shard size.
 N_TRAIN, N_TEST = 1230, 620
 

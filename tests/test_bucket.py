@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -568,9 +569,12 @@ def test_ctrl_c_ends_a_stage_that_waits_for_a_slow_server(
     command = [sys.executable, "-m", "pipeline", "prepare", "photos"]
     with subprocess.Popen(command, cwd=copy_of(photos, tmp_path / "study"), env=command_environment()) as stage:
         time.sleep(6)
-        stage.send_signal(2)
+        stage.send_signal(signal.SIGINT)
         began = time.monotonic()
-        stage.wait(60)
+        try:
+            stage.wait(60)
+        finally:
+            stage.kill()
         assert time.monotonic() - began < 2
     assert stage.returncode != 0
     server.fail()
