@@ -95,7 +95,7 @@ SNIPPETS = {
     "kubectl apply": "needs Kubernetes",
     "pip install -c constraints.txt -e '.[s3]'": "needs a bucket; test_bucket.py runs a study in one",
     'eval "$(aws configure': "needs AWS's command line",
-    "python -m benchmarks.scaling cifar10 --images 500": LONG,
+    "python -m benchmarks.scaling cifar10 --images 300": LONG,
     "pip install pip-audit": "needs a network",
     "pip install -c constraints.txt -e '.[dev,benchmarks]'": LONG,
     "dvc exp run -S train.recipes.cifar10.network.whiten=false": LONG,

@@ -182,9 +182,7 @@ class Bucket:
         if keys := [self._key(name) for name in names]:
             self._ask(lambda: obstore.delete(self._client(), keys))
 
-    def _ask(
-        self, ask: Callable[[], Result], pauses: Sequence[float] = _PAUSES, began: float | None = None
-    ) -> Result:
+    def _ask(self, ask: Callable[[], Result], pauses: Sequence[float] = _PAUSES, began: float | None = None) -> Result:
         """Send a request and return its result; errors of obstore become ours, which name the folder and a remedy.
 
         obstore itself retries unanswered requests, but not all of those whose response is cut off.
