@@ -52,7 +52,11 @@ def begun(
         for process in reversed(processes):
             process.terminate()
         for process in reversed(processes):
-            process.wait(60)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:  # Dask's nanny may wait for ever for a worker that it has just begun anew
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(scope="module")
