@@ -475,8 +475,8 @@ def replay_stages_side_by_side(phases: Sequence[Phase], workers: Sequence[int]) 
     of_stage: dict[str, list[Phase]] = defaultdict(list)
     for phase in phases:
         of_stage[phase.name.partition(",")[0]].append(phase)
-    chains = [of_stage.pop("ablations", []), of_stage.pop("strategies") + of_stage.pop("evaluate")]
-    chains = [phases for phases in (*chains, of_stage.pop("impact")) if phases]
+    chains = [of_stage.pop("ablations", []), of_stage.pop("strategies", []) + of_stage.pop("evaluate", [])]
+    chains = [phases for phases in (*chains, of_stage.pop("impact", [])) if phases]
     before = list(chain.from_iterable(of_stage.values()))
     took = {n: replay_side_by_side(chains, n) for n in workers}
     total = {n: took[n] + sum(phase.replay(n) for phase in before) for n in workers}

@@ -56,8 +56,8 @@ if hasattr(os, "register_at_fork"):
 class Bucket:
     """A folder in object storage.
 
-    Every request is retried for a minute if the server is busy (503), reports an internal error or does not answer, and
-    a few times if its response is cut off.
+    A request is retried for one to two minutes if the server is busy (503), reports an internal error or does not
+    answer, and a few times within that if its response is cut off.
 
     Attributes:
         url: Such as `s3://bucket/prefix`.
