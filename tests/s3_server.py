@@ -7,7 +7,7 @@ wrong:
 
     busy     of so many requests only the last is answered, the others get 503, slow down
     cut      the connection breaks in the middle of the first answer to every GET
-    refuse   every request gets 403
+    refuse   requests by these methods get 403; objects are deleted by POST
     hang     every request is answered so many seconds late
 """
 
@@ -44,7 +44,7 @@ class Gate:
             return [json.dumps({"n_requests": self.n_requests}).encode()]
         self.n_requests += 1
         time.sleep(self.faults.get("hang", 0))
-        if self.faults.get("refuse"):
+        if environ["REQUEST_METHOD"] in self.faults.get("refuse", ()):
             return self._refuse(environ, start_response, "403 Forbidden", "AccessDenied")
         if self.n_requests % self.faults.get("busy", 1):
             return self._refuse(environ, start_response, "503 Slow Down", "SlowDown")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -281,11 +282,15 @@ def test_every_way_in_which_zarr_reads_is_bounded(server: Server) -> None:
 def test_what_is_refused_is_one_error_and_changes_nothing(server: Server, values: np.ndarray) -> None:
     write(values)
     before = PATH.read_bytes()
-    server.fail(refuse=True)
-    acts: list[Callable[[], object]] = [lambda: write(values + 1), read]
-    for act in acts:
+    acts: dict[str, tuple[str, Callable[[], object]]] = {
+        "GET": ("(list|read)", read),
+        "PUT": ("write", lambda: write(values + 1)),
+    }
+    for method, (verb, act) in acts.items():
+        server.fail(refuse=[method])
         with pytest.raises(
-            UnreachableError, match=r"s3://bucket/.*403 Forbidden, AccessDenied.*look at PIPELINE_STORES"
+            UnreachableError,
+            match=rf"s3://bucket/.*refuses to {verb} .*403 Forbidden, AccessDenied.*look at PIPELINE_STORES",
         ) as caught:
             act()
         assert "\n" not in str(caught.value)
@@ -330,7 +335,9 @@ def test_a_server_that_does_not_answer_is_one_error(
     bucket_module._open_client.cache_clear()
     acts: list[Callable[[], object]] = [lambda: write(values + 1), read]
     for act in acts:
-        with pytest.raises(UnreachableError, match=rf"object storage fails or refuses \(.*{cause}.*\)"):
+        with pytest.raises(
+            UnreachableError, match=rf"object storage fails or refuses to (write|list|read) \(.*{cause}.*\)"
+        ):
             act()
 
 
@@ -342,7 +349,7 @@ def test_repetitions_of_a_request_share_one_time_limit(server: Server, monkeypat
     monkeypatch.setattr(bucket_module, "time", clock)
     ask = mock.Mock(side_effect=GenericError("broken off"))
     with pytest.raises(UnreachableError, match="broken off"):
-        side_by_side(Bucket("s3://bucket/study")._ask, [ask])
+        side_by_side(partial(Bucket("s3://bucket/study")._ask, "read"), [ask])
     assert ask.call_count == 2
 
 
@@ -554,7 +561,7 @@ def test_a_server_that_does_not_answer_is_no_reason_to_make_a_store_again(
 ) -> None:
     monkeypatch.chdir(copy_of(photos, tmp_path / "study"))
     assert CliRunner().invoke(main, ["prepare", "photos"]).exit_code == 0
-    server.fail(refuse=True)
+    server.fail(refuse=["GET"])
     verified = CliRunner().invoke(main, ["verify", "photos"])
     assert "403 Forbidden, AccessDenied" in verified.output
     assert "make it again" not in verified.output

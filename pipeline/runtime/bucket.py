@@ -107,7 +107,7 @@ class Bucket:
             listed = obstore.list(self._client(), prefix or None, chunk_size=1000)
             return {found["path"][len(prefix) :]: found["size"] for batch in listed for found in batch}
 
-        return self._ask(ask)
+        return self._ask("list", ask)
 
     def read(self, name: str, max_bytes: int, part: "GetOptions | None" = None) -> memoryview:
         """Return the content of an object.
@@ -129,16 +129,16 @@ class Bucket:
             return memoryview(found.bytes())
 
         try:
-            return self._ask(ask)
+            return self._ask("read", ask)
         except FileNotFoundError as error:
-            raise (self._failed(error) if "NoSuchBucket" in str(error) else error) from None
+            raise (self._failed("read", error) if "NoSuchBucket" in str(error) else error) from None
 
     def has(self, name: str) -> bool:
         """Whether there is such an object."""
         import obstore
 
         try:
-            self._ask(lambda: obstore.head(self._client(), self._key(name)))
+            self._ask("read", lambda: obstore.head(self._client(), self._key(name)))
         except FileNotFoundError:
             return False
         return True
@@ -158,9 +158,9 @@ class Bucket:
 
         try:
             is_cut = len(content) > _PART_BYTES
-            self._ask(lambda: obstore.put(self._client(), self._key(name), content, use_multipart=is_cut))
+            self._ask("write", lambda: obstore.put(self._client(), self._key(name), content, use_multipart=is_cut))
         except FileNotFoundError as error:  # the bucket
-            raise self._failed(error) from None
+            raise self._failed("write", error) from None
 
     def copy_to(self, other: "Bucket", names: Iterable[str]) -> None:
         """Copy objects to another folder of the bucket, on the server's side.
@@ -171,7 +171,7 @@ class Bucket:
         import obstore
 
         def copy(name: str) -> None:
-            self._ask(lambda: obstore.copy(self._client(), self._key(name), other._key(name)))
+            self._ask("copy", lambda: obstore.copy(self._client(), self._key(name), other._key(name)))
 
         side_by_side(copy, names)
 
@@ -180,30 +180,38 @@ class Bucket:
         import obstore
 
         if keys := [self._key(name) for name in names]:
-            self._ask(lambda: obstore.delete(self._client(), keys))
+            self._ask("delete", lambda: obstore.delete(self._client(), keys))
 
-    def _ask(self, ask: Callable[[], Result], pauses: Sequence[float] = _PAUSES, began: float | None = None) -> Result:
+    def _ask(
+        self, verb: str, ask: Callable[[], Result], pauses: Sequence[float] = _PAUSES, began: float | None = None
+    ) -> Result:
         """Send a request and return its result; errors of obstore become ours, which name the folder and a remedy.
 
         obstore itself retries unanswered requests, but not all of those whose response is cut off.
+
+        Args:
+            verb: What the request does, for the error message: a user may have the right to write but not to delete.
+            ask: Sends the request.
+            pauses: Seconds to wait before each of the remaining attempts.
+            began: When the first attempt began, in seconds of the monotonic clock; None: this is the first.
         """
         from obstore.exceptions import BaseError, GenericError
 
         if threading.current_thread() is threading.main_thread():  # it would not see signals while obstore waits
-            return _requests.submit(self._ask, ask).result()
+            return _requests.submit(self._ask, verb, ask).result()
         began = time.monotonic() if began is None else began  # of all attempts: each has retries of its own
         try:
             return ask()
         except BaseError as error:
             was_repeated = time.monotonic() - began > _PATIENCE
             if was_repeated or not pauses or not isinstance(error, GenericError):
-                raise self._failed(error) from None
+                raise self._failed(verb, error) from None
         time.sleep(pauses[0])
-        return self._ask(ask, pauses[1:], began)
+        return self._ask(verb, ask, pauses[1:], began)
 
-    def _failed(self, error: Exception) -> UnreachableError:
+    def _failed(self, verb: str, error: Exception) -> UnreachableError:
         return UnreachableError(
-            f"{self.url}: object storage fails or refuses ({_reason(error)}); look at {STORES_VARIABLE}, "
+            f"{self.url}: object storage fails or refuses to {verb} ({_reason(error)}); look at {STORES_VARIABLE}, "
             f"{_ENDPOINT_VARIABLES[-1]}, AWS_REGION and your credentials, and run again: finished work is kept"
         )
 
