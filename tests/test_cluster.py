@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +40,14 @@ def begun(
     file = folder / "scheduler.json"
     settings = {"DASK_CONFIG": str(SETTINGS), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
     environment = {**command_environment(), **settings}
-    begin = partial(subprocess.Popen, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begin = partial(
+        subprocess.Popen,
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     scheduler = ["dask", "scheduler", "--port", "0", "--host", "127.0.0.1", "--scheduler-file", str(file)]
     processes = [begin([*scheduler, "--no-dashboard"])]
     wait_for(file.exists, 60)
@@ -49,14 +56,12 @@ def begun(
     try:
         yield str(file), processes
     finally:
-        for process in reversed(processes):
-            process.terminate()
-        for process in reversed(processes):
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:  # Dask's nanny may wait for ever for a worker that it has just begun anew
-                process.kill()
-                process.wait()
+        # With what they began: asked to end, Dask's nanny may wait for ever for a worker that it has just begun anew.
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        file.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
