@@ -441,6 +441,7 @@ def described(made: dict[str, bytes | None], name: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_a_study_in_object_storage_has_the_models_and_metrics_of_a_local_one(
     photos: Path,
     server: Server,

@@ -202,11 +202,7 @@ def test_strays_among_training_code_change_no_key_and_stop_nothing(tmp_path: Pat
     shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     code = "from pipeline.training import cache; print(cache.digest_code(cache.training_code()))"
 
-    def digest() -> str:
-        command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
-
-    before, folder = digest(), tmp_path / "pipeline/models"
+    folder = tmp_path / "pipeline/models"
     os.mkfifo(folder / "pipe.py")
     (folder / "folder.py").mkdir()
     (folder / "nowhere.py").symlink_to("nowhere")
@@ -214,7 +210,9 @@ def test_strays_among_training_code_change_no_key_and_stop_nothing(tmp_path: Pat
     (folder / "windows copy.py").write_bytes(b"\xff\xfe")
     (folder / ".ipynb_checkpoints").mkdir()
     (folder / ".ipynb_checkpoints/layers-checkpoint.py").write_text("x = 1")
-    assert digest() == before
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(tmp_path)}
+    digest = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert digest == f"{cache.digest_code(cache.training_code())}\n"
 
 
 # What an entry holds.

@@ -144,14 +144,16 @@ def test_a_job_whose_worker_dies_is_done_by_another(engine: DaskCluster, tmp_pat
     assert process != os.getpid()
 
 
-def test_a_job_whose_result_was_fetched_is_not_done_again_if_its_worker_dies(tmp_path: Path) -> None:
-    with begun(tmp_path, 2) as (file, _), connected(file) as client:
+def test_a_job_whose_result_was_fetched_is_not_done_again_if_its_worker_dies(
+    engine: DaskCluster, tmp_path: Path
+) -> None:
+    with connected(engine.address) as client:
         client.wait_for_workers(2)
         processes = client.run(os.getpid)
-        run = DaskCluster(file, lambda line: None).run(leave_trace, [tmp_path / f"job-{n}" for n in range(20)])
-        fetched = [next(run) for _ in range(12)]
-        os.kill(next(iter(processes.values())), signal.SIGKILL)
-        assert len({job for job, _ in [*fetched, *run]}) == 20
+    run = engine.run(leave_trace, [tmp_path / f"job-{n}" for n in range(20)])
+    fetched = [next(run) for _ in range(12)]
+    os.kill(next(iter(processes.values())), signal.SIGKILL)
+    assert len({job for job, _ in [*fetched, *run]}) == 20
     assert {len(list(job.iterdir())) for job, _ in fetched} == {1}
 
 

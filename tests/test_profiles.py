@@ -52,11 +52,13 @@ def dotted(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def with_value(text: str, path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
-    values = node = parse(text)
-    for part in path[:-1]:
-        node = node[part]  # type: ignore[index]
-    node[path[-1]] = value  # type: ignore[index]
+def with_values(text: str, given: dict[tuple[str | int, ...], Any]) -> dict[str, Any]:
+    values = parse(text)
+    for path, value in given.items():
+        node: Any = values
+        for part in path[:-1]:
+            node = node[part]
+        node[path[-1]] = value
     return values
 
 
@@ -86,17 +88,18 @@ def test_a_profile_is_as_dvc_writes_it(profile: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_list_given_whole_changes_its_own_lines(profile: str, tmp_path: Path) -> None:
-    text = PROFILES[profile]
-    for path, value in values_below(parse(text)):
-        if isinstance(value, list):
-            given = [7, 8, 9]
-            written = override(text, [f"{dotted(path)}={given}"], tmp_path)
-            assert parse(written) == with_value(text, path, given)
-            own = {"- ", f"{path[-1]}:", *(f"{name}:" for item in value if isinstance(item, dict) for name in item)}
-            for line in changed_lines(text, written):
-                assert not is_comment(line), f"{dotted(path)}: {line}"
-                assert line.lstrip().startswith(tuple(own)), f"{dotted(path)}: {line}"
+def test_lists_given_whole_change_their_own_lines(profile: str, tmp_path: Path) -> None:
+    text, given = PROFILES[profile], [7, 8, 9]
+    lists = {path: value for path, value in values_below(parse(text)) if isinstance(value, list)}
+    outer = {path: value for path, value in lists.items() if not any(path[:n] in lists for n in range(len(path)))}
+    written = override(text, [f"{dotted(path)}={given}" for path in outer], tmp_path)
+    assert parse(written) == with_values(text, dict.fromkeys(outer, given))
+    own = {"- "}
+    for path, value in outer.items():
+        own |= {f"{path[-1]}:", *(f"{name}:" for item in value if isinstance(item, dict) for name in item)}
+    for line in changed_lines(text, written):
+        assert not is_comment(line), line
+        assert line.lstrip().startswith(tuple(own)), line
 
 
 def without_block(text: str, *path: str) -> list[str]:
@@ -123,4 +126,4 @@ def test_a_part_left_out_takes_its_own_comments_and_no_others(profile: str, tmp_
             if len(names) > 1:
                 assert [line for line in written.splitlines() if line] == without_block(text, *block.split("."), name)
         emptied = override(text, [f"~{block}.{name}" for name in names], tmp_path)
-        assert parse(emptied) == with_value(text, tuple(block.split(".")), {}) if names else True
+        assert parse(emptied) == with_values(text, {tuple(block.split(".")): {}}) if names else True
