@@ -131,7 +131,10 @@ def die(mark: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_every_job_is_done_once_and_the_first_error_ends_all(engine: DaskCluster) -> None:
+def test_every_job_is_done_once_and_the_first_error_ends_all(
+    engine: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert sorted(engine.run(square, range(9))) == [(job, job**2) for job in range(9)]
     assert list(engine.run(square, [])) == []
     assert list(Path.cwd().glob(".*.partial")) == []
@@ -185,6 +188,11 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def saved(name: str, content: str) -> Path:
+    Path(name).write_text(content)
+    return Path(name)
+
+
 BAD_ADDRESSES: dict[str, tuple[Callable[[], str], str]] = {
     "nobody": (lambda: f"tcp://127.0.0.1:{free_port()}", "no Dask scheduler answers at tcp"),
     "no port": (lambda: "tcp://127.0.0.1", "no address such as tcp"),
@@ -192,6 +200,9 @@ BAD_ADDRESSES: dict[str, tuple[Callable[[], str], str]] = {
     "scheme": (lambda: "ftp://127.0.0.1:8786", "no address such as tcp"),
     "no file": (lambda: "scheduler.json", "No such file or directory"),
     "file": (lambda: str(shutil.copy("empty.json", "bad.json")), "answers at bad.json"),
+    "list": (lambda: str(saved("list.json", "[1]")), "not the file of a Dask scheduler"),
+    "number": (lambda: str(saved("number.json", '{"address": 3}')), "not the file of a Dask scheduler"),
+    "folder": (lambda: ".", "no Dask scheduler answers at ."),
 }
 
 

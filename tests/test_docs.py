@@ -80,6 +80,7 @@ SNIPPETS = {
     "from pathlib import Path\nimport zarr\n": "writes beside the repository; tried by hand",
     "python -m pipeline describe ../photos": "of that folder; test_own.py describes one",
     "python -m pipeline profile own": INDEX,
+    "git add params.yaml dvc.lock metrics": "commits metrics of images of the user's",
     "dvc repro report": LONG,
     "dvc metrics show metrics/impact/summary/photos.json": "of images of the user's; test_own.py runs such a study",
     "import numpy as np, torch\n": STUDY,

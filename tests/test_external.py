@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,11 @@ def with_nan(path: Path) -> None:
     torch.save(tensors, path)
 
 
+def save_quantized(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # torch calls them deprecated
+        torch.save({"a": torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)}, path)
+
+
 BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("no weights"), "neither safetensors nor"),
     "module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "neither safetensors nor"),
@@ -180,6 +186,9 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), "neither safetensors nor"),
     "missing": (Path.unlink, "no such file of weights"),
     "sparse": (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "some of its weights are sparse"),
+    "quantized": (save_quantized, "quantized"),
+    "complex": (lambda path: torch.save({"a": torch.eye(3) * 1j}, path), "complex"),
+    "without values": (lambda path: torch.save({"a": torch.eye(3, device="meta")}, path), "some of its weights are"),
 }
 
 
@@ -217,10 +226,13 @@ def colour_graph(
     order: Sequence[int] = range(N_CLASSES),
     is_apart: bool = False,
     says_class: bool = False,
+    last: Sequence[onnx.NodeProto] = (helper.make_node("Identity", ["raw"], ["logits"]),),
+    outputs: Sequence[onnx.ValueInfoProto] = (),
 ) -> bytes:
     """A graph that knows the colours by their means, in [0, 1] and RGB, or BGR where it `swaps`.
 
-    Its answers are in `order`; it `says_class` before them; its weights may lie in a file of their own.
+    Its answers are in `order`; it `says_class` before them; its weights may lie in a file of their own. Of what it
+    knows, `raw`, the `last` nodes make `logits` and other `outputs`, which come before it.
     """
     colours = COLOURS[list(order)]
     weights = (colours[:, ::-1] if swaps else colours).T[:channels].copy()
@@ -230,7 +242,8 @@ def colour_graph(
     nodes = [
         helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=0),
         helper.make_node("MatMul", ["mean", "w"], ["product"]),
-        helper.make_node("Add", ["product", "b"], ["logits"]),
+        helper.make_node("Add", ["product", "b"], ["raw"]),
+        *last,
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("ArgMax", ["logits"], ["class"], axis=1, keepdims=0),
     ]
@@ -240,7 +253,7 @@ def colour_graph(
         nodes,
         "colours",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [*first, helper.make_tensor_value_info(answer, TensorProto.FLOAT, [n, N_CLASSES])],
+        [*outputs, *first, helper.make_tensor_value_info(answer, TensorProto.FLOAT, [n, N_CLASSES])],
         [axes, numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias.astype(np.float32), "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -335,6 +348,57 @@ def test_the_size_that_a_model_takes_is_given_to_it(graph: Path) -> None:
     with pytest.raises(PipelineError, match=r"takes images of shape \(3, 16, 16\), is given \(3, 32, 32\); set size"):
         import_model(spec(graph), side=32)
     assert import_model(spec(graph, size=(16, 16)), side=32).accuracy == 1
+
+
+SAME = helper.make_node("Identity", ["raw"], ["logits"])
+# Outputs that are no answers.
+LISTED = helper.make_node("SequenceConstruct", ["raw"], ["no answer"])
+LIST = helper.make_tensor_sequence_value_info("no answer", TensorProto.FLOAT, None)
+AVERAGED = helper.make_node("ReduceMean", ["raw"], ["no answer"], keepdims=0)
+NUMBER = helper.make_tensor_value_info("no answer", TensorProto.FLOAT, [])
+
+
+@pytest.mark.parametrize(
+    ("node", "output", "reason"),
+    [
+        (LISTED, LIST, r"gives no answer: seq\(tensor\(float\)\); a classifier gives an array of logits"),
+        (AVERAGED, NUMBER, "its output 'no answer' is one number, not one answer per image"),
+    ],
+    ids=["list", "number"],
+)
+def test_an_output_that_is_no_answer_is_passed_over_or_named(
+    node: onnx.NodeProto, output: onnx.ValueInfoProto, reason: str, graph: Path
+) -> None:
+    content = colour_graph(last=[node, SAME], outputs=[output])
+    graph.write_bytes(content)
+    assert import_model(spec(graph)).accuracy == 1
+    model = onnx.load_model_from_string(content)
+    del model.graph.output[1:]
+    graph.write_bytes(model.SerializeToString())
+    with pytest.raises(PipelineError, match=f"a.onnx: {reason}"):
+        import_model(spec(graph))
+
+
+# Dropout that is still there, and normalization by the batch: graphs that were exported while they were being trained.
+IN_TRAINING = {
+    "chance": [
+        helper.make_node("RandomNormalLike", ["raw"], ["noise"], scale=0.03),
+        helper.make_node("Add", ["raw", "noise"], ["logits"]),
+    ],
+    "batch": [
+        helper.make_node("Constant", [], ["first"], value_ints=[0]),
+        helper.make_node("ReduceMean", ["raw", "first"], ["mean_of_batch"], keepdims=1),
+        helper.make_node("Sub", ["raw", "mean_of_batch"], ["logits"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", IN_TRAINING)
+def test_a_graph_that_answers_differently_when_asked_again_is_refused(kind: str, graph: Path) -> None:
+    graph.write_bytes(colour_graph(last=IN_TRAINING[kind]))
+    with pytest.raises(PipelineError, match=r"gives other answers to the same images .*in evaluation mode"):
+        import_model(spec(graph))
+    assert not IMPORTED.exists()
 
 
 def test_a_model_that_only_guesses_is_refused_with_what_is_probably_wrong(graph: Path) -> None:

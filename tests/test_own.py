@@ -1,6 +1,7 @@
 """Images of the user's own: what is read of them, what is refused, and what a run that was stopped leaves."""
 
 import hashlib
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -171,6 +172,21 @@ def test_arrays_in_a_file_keep_their_order(name: str, channels: int, tmp_path: P
     assert store.read_facts("photos").classes == (tuple("3456") if kind != "torchvision" else CLASSES_OF_KMNIST[3:7])
 
 
+@pytest.mark.parametrize("names", [["x", "y"], ["x", "y", 3], {"x": 0}, "xyz"], ids=str)
+def test_names_of_classes_that_do_not_fit_are_said_not_to_be_used(
+    names: Any, tmp_path: Path, place: Place, in_process: None
+) -> None:
+    images, labels = np.zeros((30, *SIZE), np.uint8), np.arange(30) % 3
+    as_zarr(
+        tmp_path, {f"{s}/{k}": v for s in ("train", "test") for k, v in (("images", images), ("labels", labels))}, 3
+    )
+    for given, said in ((names, True), (["x", "y", "z"], False)):
+        zarr.open_group(tmp_path / "a.zarr", mode="r+").attrs["classes"] = given
+        printed = succeed("describe", str(tmp_path / "a.zarr"))
+        assert ("odd: the attribute classes is not used" in printed) == said
+        assert ("  0 x: 10 train" in printed) == (not said)
+
+
 def test_arrays_without_a_test_set_are_split_by_their_numbers(tmp_path: Path, place: Place) -> None:
     images, labels = np.arange(90, dtype=np.uint8)[:, None, None] + np.zeros((90, *SIZE), np.uint8), np.arange(90) % 3
     np.savez(tmp_path / "a.npz", images=images, labels=labels)
@@ -246,9 +262,11 @@ def test_describe_lists_every_bad_picture_and_leaves_with_an_error(photos: Path,
         make(photos / "ant" / f"{case}{Path(name).suffix}")
     (photos / "ant/again.png").write_bytes((photos / "Zebra/3.png").read_bytes())
     (photos / "ant/notes.txt").touch()
+    Image.new("L", (9, 9)).save(photos / "ant/grey.png")
     said = fail("describe", str(photos), "--name", "mine", "--test-share", "0.3")
     for case in bad:
         assert f"{photos / 'ant' / case}." in said
+    assert "colours: RGB (61), grey (1, stored as RGB)" in said
     assert "repeat" in said or "training images too" in said
     assert "1 file(s) that are no pictures are left out (1 .txt)" in said
 
@@ -439,7 +457,9 @@ def test_the_block_that_describe_prints_is_one_that_check_accepts(
     photos: Path, place: Place, write_params: WriteParams
 ) -> None:
     values = place(photos, test_share=0.3)
-    block = YAML(typ="safe", pure=True).load(succeed("describe", str(photos)).split("For params.yaml:")[1])
+    printed = succeed("describe", str(photos)).split("For params.yaml:")[1]
+    assert not re.search(r"[&*\[{]", printed)  # parts of it can be pasted, and are in the form that DVC writes
+    block = YAML(typ="safe", pure=True).load(printed)
     write_params(pasted(values, block))
     succeed("check")
     prepare()

@@ -86,8 +86,12 @@ def describe(name: str, source: Own, opened: own.Opened, progress: Callable[[int
     shown = ", ".join(f"{height}x{width} ({n:,})" for (height, width), n in sizes.most_common(5))
     more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
     lines.append(f"sizes, height x width: {shown}{more}")
-    is_grey = all(found.is_grey for found in readable)
-    lines.append("colours: grey" if is_grey else "colours: RGB")
+    n_grey = sum(found.is_grey for found in readable)
+    is_grey = n_grey == len(readable)
+    if 0 < n_grey < len(readable):
+        lines.append(f"colours: RGB ({len(readable) - n_grey:,}), grey ({n_grey:,}, stored as RGB)")
+    else:
+        lines.append("colours: grey" if is_grey else "colours: RGB")
     oddities = [*opened.remarks, *_duplicates(inspected)]
     oddities += [
         f"cannot be used: {found.problem}" for found in sorted(broken, key=lambda found: found.where)[:_MAX_SHOWN]

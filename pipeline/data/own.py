@@ -415,6 +415,8 @@ def _open_arrays(
         classes = tuple(names[value] for value in values)
     else:
         classes = tuple(map(str, values))
+        if names is not None:
+            remarks = [*remarks, "the attribute classes is not used: it is not a list with a name for every label"]
     _check_names(path, classes)
     dtype, splits = store.label_type(len(classes)), {}
     number = {value: i for i, value in enumerate(values)}

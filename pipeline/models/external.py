@@ -30,6 +30,9 @@ _MAX_MODEL, _MAX_DESCRIPTION = 16 * 2**30, 2**22
 N_TRIED = 500
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MODEL, _DESCRIPTION = "model", "description.json"
+# How far two answers to the same images may lie apart, as a share of the standard deviation of all answers: rounding
+# stays far below, dropout and normalization by the batch lie above. Our choice.
+_SAME = 0.03
 
 
 class Preprocess(nn.Module):
@@ -58,6 +61,10 @@ class Preprocess(nn.Module):
         return (values / self.spec.scale - self.mean) / self.std
 
 
+# ONNX types that a graph may take and give.
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
 class OnnxModel(nn.Module):
     """An ONNX graph, run on one CPU thread whatever the device: float32 (N, C, H, W) → (N, n_classes)."""
 
@@ -70,7 +77,7 @@ class OnnxModel(nn.Module):
 
         Raises:
             PipelineError: onnxruntime is not installed, or cannot read the graph; the graph does not have exactly one
-                input, floats of four axes, or has no output of floats.
+                input, an array of floats of four axes, or has no array of floats among its outputs.
         """
         super().__init__()
         try:
@@ -96,20 +103,25 @@ class OnnxModel(nn.Module):
             raise PipelineError(f"{where}: not an ONNX file, or damaged ({said})") from None
         self.where = where
         inputs = self.session.get_inputs()
-        if len(inputs) != 1 or "float" not in inputs[0].type or len(inputs[0].shape) != 4:
+        if len(inputs) != 1 or inputs[0].type not in _FLOATS or len(inputs[0].shape) != 4:
             takes = "; ".join(f"{given.name}: {given.type} {given.shape}" for given in inputs)
             raise PipelineError(f"{where}: takes {takes}; a classifier takes one float32 array of images, of four axes")
         self.name, self.shape = inputs[0].name, inputs[0].shape
         # Exporters of other libraries output class numbers first, and then the scores that decided them.
-        answers = [given.name for given in self.session.get_outputs() if "float" in given.type]
+        outputs = self.session.get_outputs()
+        answers = [given for given in outputs if given.type in _FLOATS]
         if not answers:
-            raise PipelineError(f"{where}: gives no logits or probabilities, only class numbers; export it with them")
-        self.answer = answers[0]
-        self.kind = np.float16 if "float16" in inputs[0].type else np.float32
+            gives = "; ".join(f"{given.name}: {given.type}" for given in outputs)
+            raise PipelineError(
+                f"{where}: gives {gives}; a classifier gives an array of logits or probabilities: export it with one"
+            )
+        # The first of two axes; where no shape is known, the first.
+        self.answer = min(answers, key=lambda given: len(given.shape) != 2).name
+        self.kind = _FLOATS[inputs[0].type]
         self.is_channels_last = self.shape[3] in (1, 3) and self.shape[1] not in (1, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the graph's first floating-point output."""
+        """Return the graph's answers: its first output of floats with two axes or, without any, the first of floats."""
         values = images.permute(0, 2, 3, 1) if self.is_channels_last else images
         _, *given = values.shape
         wanted = [own if isinstance(own, int) else other for own, other in zip(self.shape[1:], given, strict=True)]
@@ -133,6 +145,8 @@ class OnnxModel(nn.Module):
                     f"{self.where}: fails on images of shape {tuple(given)} ({said}); set size and channels to what it "
                     "takes, or export it with height, width and channels fixed"
                 ) from None
+            if np.ndim(answer) == 0:
+                raise PipelineError(f"{self.where}: its output {self.answer!r} is one number, not one answer per image")
             answers.append(np.asarray(answer)[: len(part)])
         return torch.from_numpy(np.concatenate(answers)).to(images.device)
 
@@ -214,8 +228,8 @@ def import_model(
 
     Raises:
         PipelineError: The file is missing or damaged, or not a model for these images and classes; params name other
-            classes; it does no better than guessing, which points to a mistake in its preprocessing or in the order of
-            classes.
+            classes; it answers differently when asked again; it does no better than guessing, which points to a
+            mistake in its preprocessing or in the order of classes.
     """
     try:
         of_class = spec.find_answers(classes)
@@ -234,6 +248,12 @@ def import_model(
         )
     if not answers.isfinite().all():
         raise PipelineError(f"{spec.path}: some of its answers are not finite; check scale, mean and std")
+    again = _ask(spec, model, images[::-1].copy(), batch_size=7).flip(0)  # every image among others
+    if (answers - again).abs().max() > _SAME * answers.std(correction=0):
+        raise PipelineError(
+            f"{spec.path}: gives other answers to the same images when asked again in other batches, so it would be "
+            "measured by chance; export it in evaluation mode (torch: model.eval())"
+        )
     answers = _in_order(answers, of_class)
     is_probability = bool((answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-3).all())
     remarks = _check_answers(spec, model, images, labels, answers.argmax(1).numpy(), classes, of_class)
@@ -329,10 +349,10 @@ def _open(spec: External, content: bytes, size: tuple[int, int], n_classes: int)
 
 
 @torch.inference_mode()
-def _ask(spec: External, model: nn.Module, images: Images) -> Tensor:
+def _ask(spec: External, model: nn.Module, images: Images, batch_size: int = 50) -> Tensor:
     preprocess = Preprocess(spec)
     with library.explained(spec.architecture or spec.kind, images.shape[1:3]):
-        parts = [model(preprocess(part)) for part in torch.split(torch.from_numpy(images), 50)]
+        parts = [model(preprocess(part)) for part in torch.split(torch.from_numpy(images), batch_size)]
     return torch.cat(parts).float()
 
 

@@ -22,6 +22,8 @@ from pipeline.runtime.files import read_file
 _MAX_WEIGHTS = 16 * 2**30
 # A number of classes by which the last layer is recognized: no layer has that width by chance.
 _MARKED = 997
+# Types of weights and buffers that networks of these libraries have.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 
 class Body(FirstLayer):
@@ -298,9 +300,14 @@ def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
             f"{where}: no weights: neither safetensors nor what torch.save(model.state_dict()) writes ({said})"
         ) from None
     tensors = {str(name).removeprefix("module."): value for name, value in loaded.items()}  # of DataParallel
-    if not all(tensor.layout == torch.strided and tensor.isfinite().all() for tensor in tensors.values()):
-        raise PipelineError(f"{where}: some of its weights are sparse, or not finite numbers")
+    if not all(map(_is_usable, tensors.values())):
+        raise PipelineError(f"{where}: some of its weights are sparse, quantized, complex, or not finite numbers")
     return tensors
+
+
+def _is_usable(tensor: Tensor) -> bool:
+    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"  # meta: without values
+    return is_dense and tensor.dtype in _DTYPES and bool(tensor.isfinite().all())
 
 
 def version(network: object) -> str | None:

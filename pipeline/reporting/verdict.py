@@ -98,7 +98,8 @@ def describe_repair(comparisons: Sequence[Comparison], is_weak: bool = False) ->
     also = [other.strategy for other in others if other.beats_baseline]
     if also:
         gain = "Strategy {} gains" if len(also) == 1 else "Strategies {} gain"
-        said.append(f"{gain.format(_listed(also))} under damage too.")
+        clean = _listed([points(other.clean_gain) for other in others if other.beats_baseline])
+        said.append(f"{gain.format(_listed(also))} under damage too (on clean images {clean} points).")
     return " ".join(said)
 
 
@@ -112,7 +113,7 @@ def describe_certainty(n_examples: int, n_seeds: int) -> str:
     images = f"{n_examples:,} test image{'' if n_examples == 1 else 's'}"
     within = percent(2 * (0.25 / n_examples) ** 0.5)  # at an accuracy of one half, the least certain
     seeds = "One training seed: another may change more" if n_seeds == 1 else f"Means over {n_seeds} training seeds"
-    return f"{images}: an accuracy is known to ± {within} points (± is two standard errors). {seeds}."
+    return f"{images}: an accuracy is known to ± {within} points or better (± is two standard errors). {seeds}."
 
 
 def describe_weakness(clean: float, n_examples: int, n_classes: int, key: str, epochs: int) -> str | None:

@@ -126,7 +126,7 @@ class DaskCluster:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = Client(_scheduler_address(self.address), timeout=_PATIENCE, set_as_default=False)  # type: ignore[no-untyped-call]
-        except (OSError, TimeoutError, ValueError, KeyError) as error:
+        except (OSError, TimeoutError, ValueError) as error:
             said = " ".join(str(error).split()) or type(error).__name__
             raise PipelineError(
                 f"{ENGINE_VARIABLE}: no Dask scheduler answers at {self.address} ({said}); start one, or unset "
@@ -153,10 +153,16 @@ def _scheduler_address(address: str) -> str:
     """Return the address itself, or the one in the scheduler file that `address` names.
 
     Raises:
-        ValueError: It is not an address.
+        ValueError: It is not an address, and not the file of a scheduler.
     """
     if "://" not in address:
-        address = json.loads(read_file(Path(address), 2**20))["address"]
+        try:
+            content = json.loads(read_file(Path(address), 2**20))
+        except PipelineError as error:  # a folder, a pipe
+            raise ValueError(str(error)) from None
+        if not isinstance(content, dict) or not isinstance(content.get("address"), str):
+            raise ValueError("not the file of a Dask scheduler")
+        address = content["address"]
     parts = urlsplit(address)
     if parts.scheme not in ("tcp", "tls", "ws", "wss") or not parts.hostname or not parts.port:
         raise ValueError("no address such as tcp://10.0.0.1:8786")

@@ -14,10 +14,11 @@ class Values(BaseModel):
 
 
 def to_yaml(value: Any, is_block: bool = False) -> str:
-    """Return plain values as params.yaml writes them: on one line or, with `is_block`, a line per key."""
+    """Return plain values as YAML: on one line or, with `is_block`, in the form that DVC writes, a line per value."""
     yaml, written = YAML(typ="safe", pure=True), StringIO()
-    yaml.default_flow_style = None if is_block else True  # None: lists of numbers and names on one line
+    yaml.default_flow_style = not is_block
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.representer.ignore_aliases = lambda data: True  # a value that stands twice is written twice
     yaml.width = 2**31
     yaml.dump(value, written)
     return written.getvalue().removesuffix("...\n").strip()

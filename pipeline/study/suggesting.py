@@ -14,7 +14,7 @@ def suggest_pixel_levels(size: tuple[int, int]) -> dict[str, Any]:
     Args:
         size: Height and width of the images.
 
-    Source: our choice: 2.5, 5 and 10 % of the pixels, which for 64x64, rounded, are the levels of profile `own`. Less
+    Source: our choice: 2.5, 5 and 10 % of the pixels, which for 64x64 are the levels of profile `own`. Less
     is hard to see among so many pixels, and more hides what is pictured.
     """
     n_pixels = size[0] * size[1]
