@@ -217,6 +217,9 @@ def test_other_weights_than_params_name_are_refused(taught: Path) -> None:
 # Models of others.
 
 
+SAME = helper.make_node("Identity", ["raw"], ["logits"])
+
+
 def colour_graph(
     channels_last: bool = False,
     is_probability: bool = False,
@@ -226,7 +229,7 @@ def colour_graph(
     order: Sequence[int] = range(N_CLASSES),
     is_apart: bool = False,
     says_class: bool = False,
-    last: Sequence[onnx.NodeProto] = (helper.make_node("Identity", ["raw"], ["logits"]),),
+    last: Sequence[onnx.NodeProto] = (SAME,),
     outputs: Sequence[onnx.ValueInfoProto] = (),
 ) -> bytes:
     """A graph that knows the colours by their means, in [0, 1] and RGB, or BGR where it `swaps`.
@@ -350,7 +353,6 @@ def test_the_size_that_a_model_takes_is_given_to_it(graph: Path) -> None:
     assert import_model(spec(graph, size=(16, 16)), side=32).accuracy == 1
 
 
-SAME = helper.make_node("Identity", ["raw"], ["logits"])
 # Outputs that are no answers.
 LISTED = helper.make_node("SequenceConstruct", ["raw"], ["no answer"])
 LIST = helper.make_tensor_sequence_value_info("no answer", TensorProto.FLOAT, None)

@@ -176,10 +176,8 @@ def test_arrays_in_a_file_keep_their_order(name: str, channels: int, tmp_path: P
 def test_names_of_classes_that_do_not_fit_are_said_not_to_be_used(
     names: Any, tmp_path: Path, place: Place, in_process: None
 ) -> None:
-    images, labels = np.zeros((30, *SIZE), np.uint8), np.arange(30) % 3
-    as_zarr(
-        tmp_path, {f"{s}/{k}": v for s in ("train", "test") for k, v in (("images", images), ("labels", labels))}, 3
-    )
+    of_split = {"images": np.zeros((30, *SIZE), np.uint8), "labels": np.arange(30) % 3}
+    as_zarr(tmp_path, {f"{split}/{kind}": of_split[kind] for split in ("train", "test") for kind in of_split}, 3)
     for given, said in ((names, True), (["x", "y", "z"], False)):
         zarr.open_group(tmp_path / "a.zarr", mode="r+").attrs["classes"] = given
         printed = succeed("describe", str(tmp_path / "a.zarr"))

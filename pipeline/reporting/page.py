@@ -103,9 +103,11 @@ def write_report(params: Params, params_path: Path, folder: Path) -> int:
     has_canonical = any(name in DATASETS for name in params.datasets)
     differences = _differences(params_path) if has_canonical else []
     described = [_Described(study, params, differences).context() for study in plan_studies(params).values()]
+    families = [[name for name in params.perturbations if PERTURBATIONS[name].family == one] for one in _FAMILIES]
     page = template.render(
         studies=described,
         params=params,
+        families=[names for names in families if len(names) > 1],
         units={name: perturbation.unit for name, perturbation in PERTURBATIONS.items()},
         differences=differences,
         has_canonical=has_canonical,
