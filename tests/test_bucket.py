@@ -37,7 +37,7 @@ from pipeline.training import work
 from pipeline.training.cache import CacheEntry
 from tests.conftest import ROOT, command_environment, differing, tree
 from tests.photos import copy_of, run_stages
-from tests.test_cluster import begun
+from tests.test_cluster import begun, wait_for
 from tests.test_store import make_values
 
 SHAPE = (3, 1100, 28, 28, 1)
@@ -576,7 +576,8 @@ def test_ctrl_c_ends_a_stage_that_waits_for_a_slow_server(
     server.fail(hang=30)
     command = [sys.executable, "-m", "pipeline", "prepare", "photos"]
     with subprocess.Popen(command, cwd=copy_of(photos, tmp_path / "study"), env=command_environment()) as stage:
-        time.sleep(6)
+        wait_for(lambda: json.loads(server.ask("GET", "/-/faults"))["n_requests"] > 0, 60)
+        time.sleep(0.5)  # until it waits for the answer
         stage.send_signal(signal.SIGINT)
         began = time.monotonic()
         try:

@@ -269,6 +269,7 @@ def study_outputs(folder: Path) -> dict[Snippet, str]:
     return outputs
 
 
+@pytest.mark.slow
 def test_snippets_on_a_finished_study_say_what_the_page_says(tmp_path: Path) -> None:
     if not is_study_finished():
         assert not os.environ.get("REQUIRE_STUDY"), "no finished study of profile quick in this checkout: dvc repro"

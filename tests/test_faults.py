@@ -151,7 +151,7 @@ def wait_for(child: Child, kind: str, paths: list[Path], before: list[int | None
 # Killed.
 
 
-@pytest.mark.parametrize("n_kills", [pytest.param(9, id="quick"), pytest.param(400, id="long", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [pytest.param(6, id="quick"), pytest.param(400, id="long", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", KILLED)
 def test_a_stage_killed_at_any_moment_leaves_whole_outputs_and_ends_with_the_same_bytes(
     stage: str, n_kills: int, finished: Path

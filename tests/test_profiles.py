@@ -114,7 +114,9 @@ def without_block(text: str, *path: str) -> list[str]:
     return lines[:start] + lines[stop:]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    "profile", [pytest.param(name, marks=[] if name in ("quick", "own") else pytest.mark.slow) for name in PROFILES]
+)
 def test_a_part_left_out_takes_its_own_comments_and_no_others(profile: str, tmp_path: Path) -> None:
     text = PROFILES[profile]
     for block in OPTIONAL:

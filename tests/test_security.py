@@ -98,6 +98,7 @@ def brightness_graph() -> bytes:
     return content
 
 
+@pytest.mark.slow
 def test_every_stage_runs_without_a_network_in_all_its_processes(
     study: Path, tiny_values: dict[str, Any], tiny_datasets: dict[str, Arrays], write_params: WriteParams
 ) -> None:

@@ -119,7 +119,7 @@ def test_every_flipped_bit_in_a_shard_is_detected(tmp_path: Path, monkeypatch: p
     file = next((tmp_path / "a.zarr").rglob("c.*"))
     content = file.read_bytes()
     n_bits, n_index_bits = 8 * len(content), 8 * (2 * 16 + 4)  # offset and size of two chunks, and a checksum
-    drawn = np.random.default_rng(1).choice(n_bits - n_index_bits, 500, replace=False)
+    drawn = np.random.default_rng(1).choice(n_bits - n_index_bits, 100, replace=False)
     for bit in [*drawn.tolist(), *range(n_bits - n_index_bits, n_bits)]:
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -293,10 +293,9 @@ def test_a_store_is_the_same_whatever_the_environment_says(tmp_path: Path) -> No
         if key not in BLOCKS
     }
     code = "import sys; from pathlib import Path; from tests.test_store import *; write_and_read(Path(sys.argv[1]))"
-    for name, environment in (("a", {}), ("b", variables)):
-        command = [sys.executable, "-c", code, str(tmp_path / f"{name}.zarr")]
-        subprocess.run(command, env=command_environment() | environment, check=True)
-    assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
+    command = [sys.executable, "-c", code, str(tmp_path / "b.zarr")]
+    subprocess.run(command, env=command_environment() | variables, check=True)
+    assert tree(tmp_path / "b.zarr") == write_and_read(tmp_path / "a.zarr")
 
 
 def test_threads_that_overlap_leave_the_settings_as_they_were(tmp_path: Path) -> None:

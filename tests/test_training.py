@@ -48,6 +48,13 @@ def splits(tiny_arrays: dict[str, Arrays]) -> Splits:
 
 
 @pytest.fixture(scope="module")
+def few(splits: Splits) -> Splits:
+    """Enough for three steps and a part of one."""
+    train, test = (Examples(split.images[:330], split.labels[:330], 10) for split in splits)
+    return train, test
+
+
+@pytest.fixture(scope="module")
 def textures() -> Splits:
     """Images whose class is what they are covered with; where things lie does not matter to a fast network."""
     rng = np.random.default_rng(5)
@@ -128,23 +135,23 @@ Unchanged = dict[Callable[..., Recipe], dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
-def unchanged(splits: Splits) -> Unchanged:
-    return {make: train_weights(splits, make(epochs=1)) for make in ENTRIES}
+def unchanged(few: Splits) -> Unchanged:
+    return {make: train_weights(few, make(epochs=1)) for make in ENTRIES}
 
 
 @pytest.mark.parametrize(
     ("make", "changes"), [pytest.param(make, one, id=str(one)) for make, all_of in ENTRIES.items() for one in all_of]
 )
 def test_every_entry_of_a_recipe_counts(
-    make: Callable[..., Recipe], changes: dict[str, Any], splits: Splits, unchanged: Unchanged
+    make: Callable[..., Recipe], changes: dict[str, Any], few: Splits, unchanged: Unchanged
 ) -> None:
-    assert not same(unchanged[make], train_weights(splits, make(epochs=1, **changes)))
+    assert not same(unchanged[make], train_weights(few, make(epochs=1, **changes)))
 
 
 @pytest.mark.parametrize("whiten", [True, False])
-def test_filters_for_patches_are_learned_if_they_do_not_whiten(splits: Splits, whiten: bool) -> None:
+def test_filters_for_patches_are_learned_if_they_do_not_whiten(few: Splits, whiten: bool) -> None:
     network = {**FAST["network"], "whiten": whiten}
-    one, two = (train_weights(splits, make_fast_recipe(epochs=n, network=network)) for n in (1, 2))
+    one, two = (train_weights(few, make_fast_recipe(epochs=n, network=network)) for n in (1, 2))
     assert torch.equal(one["network.patches.weight"], two["network.patches.weight"]) == whiten
     assert not torch.equal(one["network.patches.bias"], two["network.patches.bias"])
 
