@@ -391,6 +391,15 @@ IN_TRAINING = {
         helper.make_node("ReduceMean", ["raw", "first"], ["mean_of_batch"], keepdims=1),
         helper.make_node("Sub", ["raw", "mean_of_batch"], ["logits"]),
     ],
+    "no number in small batches": [
+        helper.make_node("Shape", ["raw"], ["n"], start=0, end=1),
+        helper.make_node("Cast", ["n"], ["n_images"], to=TensorProto.FLOAT),
+        helper.make_node("Constant", [], ["few"], value_floats=[7.5]),
+        helper.make_node("Sub", ["n_images", "few"], ["more"]),
+        helper.make_node("Sqrt", ["more"], ["root"]),
+        helper.make_node("Sub", ["root", "root"], ["zero"]),
+        helper.make_node("Add", ["raw", "zero"], ["logits"]),
+    ],
 }
 
 

@@ -33,6 +33,8 @@ _MODEL, _DESCRIPTION = "model", "description.json"
 # How far two answers to the same images may lie apart, as a share of the standard deviation of all answers: rounding
 # stays far below, dropout and normalization by the batch lie above. Our choice.
 _SAME = 0.03
+# ONNX types that a graph may take and give.
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Preprocess(nn.Module):
@@ -59,10 +61,6 @@ class Preprocess(nn.Module):
         if self.spec.size is not None and tuple(values.shape[2:]) != self.spec.size:
             values = interpolate(values, size=self.spec.size, mode="bilinear", antialias=True)
         return (values / self.spec.scale - self.mean) / self.std
-
-
-# ONNX types that a graph may take and give.
-_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxModel(nn.Module):
@@ -249,7 +247,7 @@ def import_model(
     if not answers.isfinite().all():
         raise PipelineError(f"{spec.path}: some of its answers are not finite; check scale, mean and std")
     again = _ask(spec, model, images[::-1].copy(), batch_size=7).flip(0)  # every image among others
-    if (answers - again).abs().max() > _SAME * answers.std(correction=0):
+    if not (answers - again).abs().max() <= _SAME * answers.std(correction=0):  # NaN differs too
         raise PipelineError(
             f"{spec.path}: gives other answers to the same images when asked again in other batches, so it would be "
             "measured by chance; export it in evaluation mode (torch: model.eval())"
