@@ -1,1 +1,1 @@
-"""How far image classifiers fall when cameras damage images, as a reproducible data pipeline."""
+"""How much accuracy image classifiers lose when cameras damage images, as a reproducible data pipeline."""

@@ -104,9 +104,9 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def main() -> None:
-    """How far image classifiers fall when cameras damage images.
+    """Measure how much accuracy image classifiers lose when cameras damage images.
 
-    Each command is one stage of the pipeline that `dvc repro` runs, and works without DVC too.
+    The commands from check to report are the stages that `dvc repro` runs, and work without DVC too.
     """
     n_files = _most_open_files()
     if n_files < _FEWEST_OPEN_FILES:

@@ -54,6 +54,7 @@ LONG = "takes minutes to hours; names and options are looked up"
 SNIPPETS = {
     "python3.11 -m venv .venv && . .venv/bin/activate && pip install -q -c constraints.txt -e . && dvc repro": SETS_UP,
     "python3.11 -m venv .venv && . .venv/bin/activate && pip install -q -c constraints.txt -e '.[dev]' &&": SETS_UP,
+    "python3.11 -m venv .venv && . .venv/bin/activate\npip install": "needs a network beyond the package index",
     "dvc plots show": INDEX,
     "$ dvc metrics show metrics/": INDEX,
     "$ head -4 metrics/impact/cells/mnist.csv": INDEX,
