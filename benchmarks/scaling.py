@@ -389,8 +389,10 @@ def measure_store(task: _Task, like: Variant) -> tuple[float, float]:
     """Seconds for making and storing a perturbed image, and for reading it."""
     clean = store.read_clean(task.study.dataset, "train", "images")[:10_000]
     path = task.folder / "store.zarr"
-    planned = PlannedArray(task.study.dataset, replace(like, split="train"), (len(clean),))
-    written = median_of(3, partial(write_perturbed, path, [planned], {"train": clean}, LocalThreads(1)))
+    dataset = task.study.dataset
+    planned = PlannedArray(dataset, replace(like, split="train"), (len(clean),))
+    given = dataset, like.perturbation, [planned], {"train": clean}, LocalThreads(1)
+    written = median_of(3, partial(write_perturbed, path, *given))
     read = median_of(3, lambda: store.read(store.get_array(store.open_store(path, ""), planned.name, ""), ""))
     shutil.rmtree(path)
     return written / len(clean), read / len(clean)

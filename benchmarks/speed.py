@@ -40,7 +40,7 @@ from torchvision.datasets import VisionDataset
 from benchmarks import peers
 from benchmarks.stage_costs import describe_machine
 from pipeline.data import seeding, store
-from pipeline.data.arrays import Images
+from pipeline.data.arrays import Images, Labels
 from pipeline.data.datasets import CIFAR10, DATASETS
 from pipeline.evaluation import measuring
 from pipeline.models.classifier import Classifier, build_network, fit_standardization
@@ -169,7 +169,7 @@ def compare_stores(images: Images, rounds: int) -> list[Measurement]:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
             ours, theirs = Path(folder, "ours.zarr"), Path(folder, "theirs.zarr")
             engine = LocalThreads(torch.get_num_threads())
-            write = partial(generation.write_perturbed, ours, arrays_planned, {"test": images}, engine)
+            write = partial(generation.write_perturbed, ours, CIFAR10, name, arrays_planned, {"test": images}, engine)
             write()
             arrays: list[Any] = [group["test"] for _, group in zarr.open_group(ours, mode="r").groups()]
             finished = [array[...] for array in arrays]
@@ -242,7 +242,7 @@ def write_plainly(path: Path, arrays: list[Any], layouts: list[tuple[Any, Any]])
 class PlainDataset(VisionDataset):  # type: ignore[misc]  # torchvision has no types
     """Images one by one through PIL and transforms, like torchvision's own MNIST and CIFAR10."""
 
-    def __init__(self, images: Images, labels: Images) -> None:
+    def __init__(self, images: Images, labels: Labels) -> None:
         mean, std = (images / 255).mean((0, 1, 2)), (images / 255).std((0, 1, 2))
         super().__init__("", transform=transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)]))
         self.images, self.labels = images.squeeze(), labels.tolist()

@@ -1,13 +1,12 @@
 """All commands, and the messages for errors that a user can fix."""
 
 import errno
-import re
 import sys
 from typing import Any
 
 import click
 
-from pipeline.runtime.errors import PipelineError, printable
+from pipeline.runtime.errors import PipelineError, lacks_memory, printable
 from pipeline.stages.ablations import ablations
 from pipeline.stages.check import check
 from pipeline.stages.clean import clean
@@ -44,8 +43,6 @@ _ADVICE = {
 # Workers, their pipes, and a store take a few dozen.
 _FEWEST_OPEN_FILES = 64
 _ASK_FOR_LESS = "ask for less in params.yaml, such as a smaller batch_size, or run with fewer --workers"
-# What libraries say of a lack of memory. Their own error classes are not imported for it: torch takes seconds.
-_NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|ALLOC_FAILED|map segment", re.IGNORECASE)
 
 
 def _explain(error: Exception) -> str | None:
@@ -54,8 +51,8 @@ def _explain(error: Exception) -> str | None:
     match error:
         case PipelineError():
             return str(error)
-        case MemoryError() | OSError(errno=errno.ENOMEM):
-            return f"not enough memory ({text or 'no more is said'}); {_ASK_FOR_LESS}"
+        case _ if lacks_memory(error):
+            return f"not enough memory{f' ({text[:200]})' if text else ''}; {_ASK_FOR_LESS}"
         case OSError(filename=None):
             # Not about a path: the message must name nothing that could be taken for one.
             name = errno.errorcode.get(error.errno or 0, type(error).__name__)
@@ -72,8 +69,7 @@ def _explain(error: Exception) -> str | None:
             return f"{text}; {_ADVICE[errno.EAGAIN]}"
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return f"{text.partition('.')[0]}; choose another architecture, or device: cpu"
-    from_library = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
-    return f"not enough memory ({text[:200]}); {_ASK_FOR_LESS}" if from_library and _NO_MEMORY.search(text) else None
+    return None
 
 
 def _most_open_files() -> int:

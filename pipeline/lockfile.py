@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from typing_extensions import TypedDict  # pydantic requires it before Python 3.12
 
+from pipeline.data.watching import is_ignored
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
@@ -20,8 +21,6 @@ from pipeline.runtime.files import read_file
 _MAX_LOCK_BYTES, _MAX_OUTPUT_BYTES = 16 * 2**20, 2**30
 # DVC adds five levels to the nesting of params.
 _MAX_DEPTH = 50
-# The patterns in .dvcignore.
-_IGNORED = ("__pycache__", "*.partial", "*.running", ".DS_Store", "Thumbs.db")
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def digest(path: Path) -> str:
     files = [
         {"md5": _md5(file), "relpath": file.relative_to(path).as_posix()}
         for file in path.rglob("*")
-        if not file.is_dir() and not any(file.match(pattern) for pattern in _IGNORED)
+        if not file.is_dir() and not is_ignored(file)
     ]
     files.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"

@@ -57,7 +57,7 @@ class Perturb(v2.Transform):  # type: ignore[misc]
             options: Options of the kernel.
 
         Raises:
-            ValueError: An unknown name or option, or a level out of range.
+            ValueError: An unknown name or option, or a level out of range for images of any size.
             TypeError: The generator is not an `np.random.Generator`.
         """
         super().__init__()
@@ -69,8 +69,10 @@ class Perturb(v2.Transform):  # type: ignore[misc]
             raise ValueError(f"level: {level!r}; give the lower one first")
         self.generator = generator
         self._of_worker: tuple[int, np.random.Generator] | None = None
-        for one in (self.low, self.high):  # the kernel checks them
-            self._damage(np.zeros((1, 256, 256, 3), np.uint8), one, np.random.default_rng(0))
+        limit, smaller = (PERTURBATIONS[name].max_level(side, side) for side in (2**16, 256))
+        for one in (self.low, self.high):  # the kernel checks them; those for larger images it checks at every call
+            checked = one if one > limit else min(one, smaller)
+            self._damage(np.zeros((1, 256, 256, 3), np.uint8), checked, np.random.default_rng(0))
         if not isinstance(generator, np.random.Generator):
             raise TypeError(f"generator: of type {type(generator).__name__}; give a `numpy.random.default_rng(seed)`")
         self._entropy = [int(word) for word in np.random.default_rng(generator.integers(2**63)).integers(2**32, size=4)]
@@ -163,9 +165,8 @@ class StoreDataset(Dataset[tuple[Any, Any]]):
         if "perturbation" in attributes:
             if level is None:
                 raise PipelineError(f"{self.path}: a perturbed store; say which level")
-            self._clean = self.path.resolve().parents[2] / layout.clean_store(str(attributes["dataset"])).relative_to(
-                "data"
-            )
+            root = self.path.absolute().parents[2]  # a link may lead to another place
+            self._clean = root / layout.clean_store(str(attributes["dataset"])).relative_to("data")
         elif level is not None:
             raise PipelineError(f"{self.path}: a clean store has no levels")
         if self._name not in opened:

@@ -43,20 +43,20 @@ class Finding:
 def attempt(what: Path, check: Callable[[], list[Finding]]) -> list[Finding]:
     """Return a check's findings or, if it fails, that failure as a finding, so that other checks can follow."""
     problems: list[str] = []
-    with _noted(problems, what, "python -m pipeline verify"):
+    with _noted(problems, what):
         return check()
     return [Finding(problem, True) for problem in problems]
 
 
 @contextmanager
-def _noted(problems: list[str], path: Path, made_by: str) -> Iterator[None]:
+def _noted(problems: list[str], path: Path, made_by: str | None = None) -> Iterator[None]:
     """Add an error in the block to `problems` instead of raising it."""
     try:
         yield
     except (PipelineError, OSError) as error:
         is_bare = isinstance(error, OSError)
         text = f"{error.filename or path}: {error.strerror or error}" if is_bare else str(error)  # type: ignore[union-attr]
-        is_advised = "`" in text or isinstance(error, UnreachableError)
+        is_advised = made_by is None or "`" in text or isinstance(error, UnreachableError)
         problems.append(text if is_advised else f"{text}; make it again with `{made_by}`")
 
 
@@ -330,18 +330,17 @@ def _jobs(study: Study) -> list[TrainingJob]:
 
 def verify_leftovers(studies: Iterable[Study]) -> list[Finding]:
     """Report all outputs that params do not ask for as problems: stages depend on whole folders."""
-    roots, expected = [Path("metrics"), layout.external_model("any").parent], [layout.report()]
+    expected = [layout.report()]
     for study in studies:
         name = study.dataset.name
         stores = [layout.perturbed_store(name, perturbation) for perturbation in study.arrays]
-        roots += [layout.perturbed_store(name, "any").parent, layout.natural_models(name).parent]
-        expected += [*stores, *(model.path for model in study.external)]
+        expected += [layout.clean_store(name), *stores, *(model.path for model in study.external)]
         expected += [path for job in _jobs(study) for path in (job.path, job.path.with_suffix(".json"))]
         expected += [path for path in _metric_outputs(study) if path.suffix]
         expected += _summaries(study)
     return [
         Finding(f"{path}: params.yaml does not ask for it; remove it with `rm -r {path}`", True)
-        for root in roots
+        for root in layout.WRITTEN
         for path in _strays(root, expected)
     ]
 
@@ -367,7 +366,8 @@ def _strays(root: Path, expected: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in sorted(root.glob("*")):
         # Without a leading dot, it is a file that zarr was writing when it was killed.
-        is_left_out = path.name in _NOT_OURS or (path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX))
+        is_ours = path == layout.cached_models() or (path.name.startswith(".") and path.name.endswith(PARTIAL_SUFFIX))
+        is_left_out = is_ours or path.name in _NOT_OURS
         if path in holders or any(path.rglob(".gitkeep")):  # DVC needs the folder, even if nothing belongs in it
             found += _strays(path, known)
         elif path not in known and not is_left_out and not _holds_folders_only(path):

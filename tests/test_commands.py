@@ -173,7 +173,7 @@ def test_a_profile_is_put_in_place_though_nobody_reads_what_changes(reader: str,
         (">&-", ""),
         ("<&- >&- 2>&-", ""),
         ("2>&-", f"params.yaml: valid; mnist, cifar10; {', '.join(PERTURBATIONS)}; constant, incremental, transfer\n"),
-        (">/dev/full", "standard output: No space left on device; what is said from here on is lost\n"),
+        (">/dev/full", "standard output: No space left on device; further output is lost\n"),
         (">/dev/full 2>&1", ""),
     ],
 )

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 from torchvision import models as library_models
 
 from pipeline.evaluation.measuring import Predictor
@@ -636,6 +638,39 @@ def test_a_model_repaired_with_another_preprocessing_is_another_model(
     assert is_changed == [old["repairs"] is not None for old in before] == [False, True]
 
 
+def test_lack_of_memory_is_not_said_to_be_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+    with pytest.raises(RuntimeError, match="allocate memory"), library.explained("vit_h_14", (518, 518)):
+        raise full
+    path, description = tmp_path / "a.safetensors", {"network": {}, "shape": list(SHAPE), "n_classes": N_CLASSES}
+    path.write_bytes(b"")
+    monkeypatch.setattr(storage, "read_description", lambda *_: description)
+    monkeypatch.setattr(storage, "read_weights", lambda *_: b"")
+    for error in (full, MemoryError()):
+        monkeypatch.setattr(safetensors.torch, "load", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            storage.load(path, "make it")
+    missing = PipelineError("timm is not installed: `pip install`")
+    monkeypatch.setattr(safetensors.torch, "load", Mock(side_effect=missing))
+    with pytest.raises(PipelineError, match=r"a\.safetensors: timm is not installed: `pip install`$"):
+        storage.load(path, "make it")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: classifier.Classifier(SHAPE, Standardize(np.zeros(1), np.ones(1)), nn.Sequential()), "train it again"),
+        (lambda: external.ExternalClassifier(spec(Path("a")), nn.Identity(), SHAPE, 3, False, None), "check its scale"),
+    ],
+    ids=["trained here", "of the user"],
+)
+def test_an_output_that_is_not_finite_is_an_error_with_a_remedy_that_fits(make: Any, said: str) -> None:
+    model = make()
+    model.forward = lambda images: torch.full((len(images), N_CLASSES), torch.nan)
+    with pytest.raises(PipelineError, match=f"its output is not a finite number; {said}"):
+        Predictor(model, select_device("cpu"), "float32")(torch.from_numpy(examples(4).images))
+
+
 BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"models.graph.dataset": "photos"}, "models.graph.dataset: unknown 'photos'; choose from colours"),
     ({"models.graph.architecture": "resnet18"}, "models.graph.architecture: name the one of torchvision or timm"),
@@ -648,6 +683,10 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"models.noise_accuracy": {}}, "models.noise_accuracy"),
     ({"strategies.repair.recipes.colours.model": "theirs"}, "unknown 'theirs'; models has graph, mine for colours"),
     ({"strategies.repair.recipes.colours.model": "graph"}, "an ONNX graph cannot be trained"),
+    (
+        {"train.recipes.colours.drop_last": False, "strategies.repair.recipes.colours.batch_size": 13},
+        "strategies.repair.recipes.colours.batch_size: leaves a last batch of one image, too few for BatchNorm",
+    ),
     ({"models.mine.channels": "bgr"}, "only a model that takes images as they are can be trained"),
     ({"train.recipes.colours.network.kind": "keras"}, "train.recipes.colours.network.kind: unknown 'keras'"),
     ({"train.recipes.colours.network.widths": [3]}, "train.recipes.colours.network.widths: unknown key"),

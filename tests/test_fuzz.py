@@ -276,7 +276,7 @@ def clean_store(files: str, spoil: Spoil) -> Reader:
 def perturbed_store(files: str, spoil: Spoil) -> Reader:
     path, clean = layout.perturbed_store("mnist", "noise"), {split: MNIST[split, "images"] for split in N_EXAMPLES}
     planned = plan_arrays(params.load(), DATASETS["mnist"], "noise")
-    generation.write_perturbed(path, planned, clean, LocalThreads(1))
+    generation.write_perturbed(path, DATASETS["mnist"], "noise", planned, clean, LocalThreads(1))
 
     def read() -> list[Any]:
         opened = [array.opened() for array in planned]

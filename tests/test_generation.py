@@ -52,7 +52,7 @@ def write(
     path: Path, dataset: Dataset, variants: list[tuple[Variant, tuple[int, ...]]], clean: dict[str, Images], n: int
 ) -> None:
     arrays = [PlannedArray(dataset, variant, leading) for variant, leading in variants]
-    generation.write_perturbed(path, arrays, clean, LocalThreads(n))
+    generation.write_perturbed(path, dataset, variants[0][0].perturbation, arrays, clean, LocalThreads(n))
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)

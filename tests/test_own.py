@@ -306,7 +306,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], object], float | None, str]] = {
     "accents": (lambda photos: add_class(photos, "o\u0308l"), 0.3, "two folders with the same name"),
     "no-test-images": (lambda photos: None, 1e-9, "the test set is empty"),
     "class-in-test-only": (add_class_to_test, None, "no training images of bee"),
-    "unprintable": (lambda photos: (photos / "ant").rename(photos / "a\tb"), 0.3, "is no name of a class"),
+    "unprintable": (lambda photos: (photos / "ant").rename(photos / "a\tb"), 0.3, "is not a valid class name"),
 }
 
 

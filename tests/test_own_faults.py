@@ -191,7 +191,7 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (lambda p: spoiled(folder(p, *TWO), b"a/c", linked("../b")), "a/c: a link to a folder; DVC would not see"),
     (lambda p: spoiled(folder(p, *TWO), b"c", linked("nowhere")), "c: a link to nowhere"),
     (lambda p: spoiled(folder(p, *SPLIT), b"val", linked("nowhere")), "val: a link to nowhere"),
-    (lambda p: spoiled(folder(p, *TWO), b"c\xff", renamed), "is no name of a class; rename it"),
+    (lambda p: spoiled(folder(p, *TWO), b"c\xff", renamed), "is not a valid class name; rename it"),
     (lambda p: spoiled(folder(p, *TWO), b"c.bak", renamed), ".dvcignore names *.bak: DVC would not see"),
     (lambda p: spoiled(folder(p, *TWO), b"a/x.heic", touched), "x.heic: not a PNG, JPEG or WebP; convert it"),
     (lambda p: folder(p, *SPLIT, "Train/a/1.png"), "has Train, test, train; join them, or, if these are classes, re"),
@@ -200,8 +200,8 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (lambda p: npz(p.with_suffix(".npz"), **EMPTY), "y_train: no images"),
     (lambda p: npz(p.with_suffix(".npz"), 0), "y_train: no images"),
     (lambda p: foreign(p.with_suffix(".zarr"), classes=["a", "a"]), "'a' names 2 classes; rename it"),
-    (lambda p: foreign(p.with_suffix(".zarr"), classes=["a", ""]), "'' is no name of a class; rename it"),
-    (lambda p: foreign(p.with_suffix(".zarr"), classes=["a", "\x1b[2J"]), r"'\x1b[2J' is no name of a class"),
+    (lambda p: foreign(p.with_suffix(".zarr"), classes=["a", ""]), "'' is not a valid class name; rename it"),
+    (lambda p: foreign(p.with_suffix(".zarr"), classes=["a", "\x1b[2J"]), r"'\x1b[2J' is not a valid class name"),
     (lambda p: foreign(p.with_suffix(".zarr"), classes=["a", "b" * 2**22]), "the names of 2 classes are too long"),
 ]
 

@@ -155,7 +155,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (f"{MNIST}.adam.learning_rate", 0.0, ": 0.0: "),
     ("perturb.seed", -1, ": -1: "),
     ("train.seeds", [], ": empty; give at least one"),
-    ("train.seeds", [1, 2, 1], ": a seed stands there twice"),
+    ("train.seeds", [1, 2, 1], ": a seed is listed twice"),
     ("ablations.transfer", {"a": {}}, ": the name of a way of training; choose another"),
     ("impact.n_examples", 21, ": 21: "),
     ("device", "gpu", ": unknown 'gpu'; choose from auto, cpu, cuda, cuda:N"),

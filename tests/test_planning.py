@@ -42,6 +42,17 @@ def test_quick_in_numbers(quick_values: dict[str, Any]) -> None:
         assert len(study.cells("ablations")) == 6 * (2 + 3 * (4 * 3 + 1))
 
 
+@pytest.mark.parametrize(("key", "value"), [("epochs", 5), ("batch_size", 50), ("adam.learning_rate", 0.02)])
+def test_what_decides_the_natural_model_decides_those_that_start_from_it(
+    key: str, value: float, quick_values: dict[str, Any]
+) -> None:
+    values = quick_values, changed(quick_values, {f"train.recipes.mnist.{key}": value})
+    before, after = (plan_study(params.validate(one, WHERE), "mnist") for one in values)
+    for strategy in ("train", "strategies"):
+        for job, other in zip(before.jobs(strategy), after.jobs(strategy), strict=True):
+            assert job.description != other.description, job.key
+
+
 @pytest.mark.parametrize("seeds", [[1], [3, 5]])
 def test_every_seed_has_models_and_cells_of_its_own(seeds: list[int], quick_values: dict[str, Any]) -> None:
     study = plan_study(params.validate(changed(quick_values, {"train.seeds": seeds}), WHERE), "mnist")

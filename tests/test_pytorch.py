@@ -110,6 +110,14 @@ def test_bad_arguments_are_refused_at_once(arguments: tuple[Any, ...], error: ty
         perturb(*arguments)
 
 
+@pytest.mark.parametrize(("name", "level"), [("hot", 70_000), ("blur", 70.0)])
+def test_a_level_for_large_images_is_refused_only_for_small_ones(name: str, level: float) -> None:
+    transform = perturb(name, level)
+    assert transform(torch.zeros(1, 300, 300, dtype=torch.uint8)).shape == (1, 300, 300)
+    with pytest.raises(ValueError, match="is outside"):
+        transform(IMAGES)
+
+
 def test_bad_inputs_are_refused() -> None:
     with pytest.raises(TypeError, match=r"before v2\.ToDtype"):
         perturb()(IMAGES.float())
@@ -133,7 +141,7 @@ def stores(study: Path) -> Path:
         PlannedArray(dataset, Variant("noise", 0.5, "test", 1, {}), (2, 100)),
     ]
     clean = {split: store.read_clean(dataset, split, "images") for split in ("train", "test")}
-    write_perturbed(layout.perturbed_store("mnist", "noise"), arrays, clean, LocalThreads(1))
+    write_perturbed(layout.perturbed_store("mnist", "noise"), dataset, "noise", arrays, clean, LocalThreads(1))
     return study
 
 
@@ -151,6 +159,9 @@ def test_a_data_set_gives_the_images_of_its_store(stores: Path) -> None:
     assert len(noisy) == 100
     assert np.array_equal(noisy[-1][0].numpy().transpose(1, 2, 0), store.read_part(array, (1, 99), ""))
     assert [noisy[i][1] for i in range(len(noisy))] == labels[:100].tolist()
+    assert len(StoreDataset("data/perturbed/mnist/noise.zarr", "train", level=0.5)) == 300
+    (stores / "data/perturbed").rename(stores / "elsewhere")
+    (stores / "data/perturbed").symlink_to(stores / "elsewhere")
     assert len(StoreDataset("data/perturbed/mnist/noise.zarr", "train", level=0.5)) == 300
 
 

@@ -220,6 +220,11 @@ def test_the_authors_numbers_stand_only_beside_their_settings(reported: Path) ->
     differences = [("train.recipes.cifar10.drop_last", True, False)]
     assert page.is_as_published("mnist", differences)
     assert not page.is_as_published("cifar10", differences)
+    of_others = ("datasets.noise.n_test", "train.recipes.noise.epochs", "strategies.transfer.recipes.noise.epochs")
+    theirs = ("models.mine.path", "strategies.repair.share")
+    assert page.is_as_published("mnist", [(key, None, 1) for key in (*of_others, *theirs)])
+    for key in ("perturbations.noise.test_levels", "datasets.mnist.n_test", "strategies.incremental.start"):
+        assert not page.is_as_published("mnist", [(key, None, 1)])
 
 
 def test_what_files_say_is_text_on_the_page(reported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

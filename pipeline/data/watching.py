@@ -41,15 +41,20 @@ def find_overlooked(folder: Path) -> str | None:
 
     DVC always sees files that are named individually, and folders outside the repository whatever their names.
     """
-    full, content = _absolute(folder), b""
+    full = _absolute(folder)
     if not full.is_relative_to(Path.cwd()):
         return None
-    with suppress(FileNotFoundError):
-        content = read_file(Path(".dvcignore"), _MAX_IGNORED)
-    is_ignored, found = _parse(content, str(Path.cwd())).matches(str(full.parent), full.name, is_dir=True, details=True)
-    if not is_ignored:
+    is_named, found = _patterns().matches(str(full.parent), full.name, is_dir=True, details=True)
+    if not is_named:
         return None
     return f".dvcignore names {found[-1].patterns}: DVC would not see what changes there; move it elsewhere"
+
+
+def is_ignored(file: Path) -> bool:
+    """Whether .dvcignore names a file of the repository, or a folder in which it lies."""
+    full, root = _absolute(file), Path.cwd()
+    ways = [way for way in (full, *full.parents) if way.is_relative_to(root) and way != root]
+    return any(_patterns().matches(str(way.parent), way.name, is_dir=way != full) for way in ways)
 
 
 def _absolute(path: Path) -> Path:
@@ -58,6 +63,13 @@ def _absolute(path: Path) -> Path:
 
 def _ways(path: Path) -> set[Path]:
     return {_absolute(path), Path(os.path.realpath(path))}
+
+
+def _patterns() -> "DvcIgnorePatterns":
+    content = b""
+    with suppress(FileNotFoundError):
+        content = read_file(Path(".dvcignore"), _MAX_IGNORED)
+    return _parse(content, str(Path.cwd()))
 
 
 @lru_cache(maxsize=1)

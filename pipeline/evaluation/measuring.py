@@ -65,9 +65,7 @@ class Predictor:
             logits: Tensor = self._classifier(images)
             if not logits.isfinite().all():
                 which = self._classifier.path or "a model"
-                raise PipelineError(
-                    f"{which}: its answer is not a finite number; train it again, with a lower learning rate"
-                )
+                raise PipelineError(f"{which}: its output is not a finite number; {self._classifier.if_not_finite}")
             return logits
 
 
@@ -79,7 +77,7 @@ class Predictions:
         models: The models.
         cells: A measurement for every model.
         images: uint8 (N, H, W, C).
-        labels: uint8 (N,).
+        labels: uint8 or uint16 (N,).
         classes: Model → predicted classes, int64 (N,).
     """
 

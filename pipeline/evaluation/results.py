@@ -196,6 +196,8 @@ def write_cells(
         with replacing_folder(folder) as staged:
             for path, summary in summaries.items():
                 write_text(staged / path.relative_to(folder), summary_to_json(summary))
+            write_texts(texts)  # before the summaries, which a full disk must not leave beside other cells
+        texts = {}
     write_texts(texts)
     names = {path: " ".join((name, *path.with_suffix("").parts[4:])) for path in summaries}
     return [line for path, summary in summaries.items() for line in _lines_of(names[path], summary)]

@@ -157,9 +157,11 @@ class Classifier(nn.Module):
     Attributes:
         shape: (H, W, C) of the images it takes.
         path: File that it was loaded from; None if it was not loaded.
+        if_not_finite: What to do if its output is not finite.
     """
 
     path: Path | None = None
+    if_not_finite = "train it again, with a lower learning rate"
 
     def __init__(self, shape: tuple[int, int, int], standardize: Standardize, network: nn.Sequential) -> None:
         super().__init__()

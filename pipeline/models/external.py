@@ -157,7 +157,10 @@ class ExternalClassifier(nn.Module):
         path: The user's file.
         is_probability: Whether the model outputs probabilities, whose logarithms are the logits.
         answers: Index of the model's output for each class; None: outputs are in the order of the classes.
+        if_not_finite: As that of `Classifier`.
     """
+
+    if_not_finite = "check its scale, mean and std, or export it in float32"
 
     def __init__(
         self,

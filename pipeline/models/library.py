@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.models.layers import FirstLayer
 from pipeline.recipes.recipe import LibraryNetwork
-from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.errors import PipelineError, lacks_memory
 from pipeline.runtime.files import read_file
 
 _MAX_WEIGHTS = 16 * 2**30
@@ -154,7 +154,7 @@ def explained(architecture: str, size: tuple[int, ...]) -> Iterator[None]:
     except PipelineError:
         raise
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if lacks_memory(error):
             raise
         said = " ".join(str(error).split())[:200]
         raise PipelineError(

@@ -14,7 +14,7 @@ import torch
 from pipeline.models.classifier import Classifier, build_network
 from pipeline.models.layers import Standardize
 from pipeline.recipes.recipe import NETWORKS
-from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.errors import PipelineError, lacks_memory
 from pipeline.runtime.files import read_file, replacing_file, write_text
 
 SCHEMA_VERSION = 4
@@ -160,16 +160,20 @@ def load(path: Path, made_by: str, expected: Mapping[str, Any] | None = None) ->
         shape = (height, width, channels)
         mean = tensors["standardize.mean"].numpy().astype(np.float64)
         if mean.shape not in (shape, (1, 1, channels), (1, 1, 1)):
-            raise PipelineError(f"no standardization of {shape} images")
+            raise ValueError(f"no standardization of {shape} images")
         with torch.device("meta"):  # no memory for what the description claims until the weights are known to fit
             claimed = build_network(network, shape, n_classes).state_dict()
         if any(tensors[f"network.{name}"].shape != tensor.shape for name, tensor in claimed.items()):
-            raise PipelineError("weights of another shape than the network")
+            raise ValueError("weights of another shape than the network")
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise PipelineError("weights that are not finite numbers")
+            raise ValueError("weights that are not finite numbers")
         classifier = Classifier(shape, Standardize(mean, np.ones_like(mean)), build_network(network, shape, n_classes))
         classifier.load_state_dict(tensors)
+    except PipelineError as error:  # a library is missing
+        raise PipelineError(f"{path}: {error}") from None
     except Exception as error:  # damaged files can raise anything; the file is what the user can act on
+        if lacks_memory(error):
+            raise
         problem = shorten(str(error), 200) or type(error).__name__
         raise PipelineError(f"{path}: damaged model ({problem}); make it again with `{made_by}`") from None
     _check_expected(path, description, expected or {}, made_by)

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.data import store
 from pipeline.data.arrays import Images
+from pipeline.data.datasets import Dataset
 from pipeline.data.seeding import block_generator, block_size, level_name
 from pipeline.perturbations.variants import PlannedArray, Variant
 from pipeline.runtime.engine import Engine, Held, check_wanted, shown_here
@@ -65,6 +66,8 @@ class _Job:
 
 def write_perturbed(
     path: Path,
+    dataset: Dataset,
+    perturbation: str,
     arrays: Sequence[PlannedArray],
     clean: Mapping[str, Images],
     engine: Engine,
@@ -74,12 +77,13 @@ def write_perturbed(
 
     Args:
         path: The store.
-        arrays: All of its arrays.
+        dataset: The data set that is perturbed.
+        perturbation: Name of the perturbation.
+        arrays: All arrays of the store; there may be none.
         clean: Full clean images of every split that occurs, uint8 (N, H, W, C).
-        engine: Fills arrays in parallel; results do not depend on how many.
+        engine: Fills arrays in parallel; results do not depend on the number of workers.
         progress: Called with the number of images finished since the last call.
     """
-    dataset, perturbation = arrays[0].dataset, arrays[0].variant.perturbation
     held = {split: Held(images, partial(store.read_clean, dataset, split, "images")) for split, images in clean.items()}
     with store.replacing_store(path, {"dataset": dataset.name, "perturbation": perturbation}) as root:
         made, jobs = {}, []

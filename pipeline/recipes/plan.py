@@ -15,9 +15,9 @@ class ModelKey:
     """The name of a model, unique within its data set.
 
     Attributes:
-        strategy: `natural`, a strategy of params.yaml, or an ablation.
+        strategy: `natural`, a strategy of params.yaml, an ablation, or the name of a user's model.
         label: What it was trained on, such as `clean` or `noise-0.05`; for an ablation, the variant's name.
-        seed: One of `train.seeds`.
+        seed: One of `train.seeds`; 0 for a user's model.
     """
 
     strategy: str

@@ -1,5 +1,6 @@
 """Writes the report: one page with every number from a metric file of this run, and every figure inside the page."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -68,7 +69,7 @@ _MAX_MATRIX, _N_PAIRS = 25, 10
 # Values that do not change what is measured.
 _NO_SETTINGS = ("device", "prepare", "impact.n_examples", "impact.batch_size", "evaluate.batch_size")
 # Further values that do not change what the authors measured.
-_NOT_THEIRS = ("ablations", "evaluate.cross_trials", "train.seeds", "perturb.seed")
+_NOT_THEIRS = ("ablations", "evaluate.cross_trials", "models", "perturb.seed", "strategies.repair", "train.seeds")
 _ACCURACIES = {
     "clean_accuracy": "clean",
     "robust_accuracy": "robust",
@@ -134,9 +135,13 @@ def is_as_published(dataset: str, differences: Sequence[tuple[str, Any, Any]]) -
         dataset: Name of the data set.
         differences: Keys whose values differ, with the values in profile `paper` and here.
     """
-    others = set(DATASETS) - {dataset}
-    keys = [key for key, _, _ in differences if not others & set(key.split("."))]
-    return all(key.startswith(_NOT_THEIRS) for key in keys)
+    return all(key.startswith(_NOT_THEIRS) or _dataset_of(key) not in (None, dataset) for key, _, _ in differences)
+
+
+def _dataset_of(key: str) -> str | None:
+    """The data set that a key of params.yaml belongs to; None if it belongs to all."""
+    found = re.match(r"(?:datasets|train\.recipes|strategies\.[^.]+\.recipes)\.([^.]+)", key)
+    return found and found[1]
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 ENGINE_VARIABLE = "PIPELINE_ENGINE"
 # Timeouts in seconds: for the scheduler to answer, and for a first worker to be there.
 _PATIENCE = 30
-# Libraries that decide results beside our own code: cv2 and zarr write and decode, torch and numpy compute.
-_LIBRARIES = ("numpy", "torch", "torchvision", "opencv-python-headless", "zarr", "numcodecs")
+# Libraries that decide results beside our own code: cv2 and zarr write and decode, the others compute; the last two are
+# extras.
+_LIBRARIES = ("numpy", "torch", "torchvision", "opencv-python-headless", "zarr", "numcodecs", "onnxruntime", "timm")
 
 
 def find_cluster(say: Callable[[str], object]) -> "DaskCluster | None":

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.memory import keep_freed_memory
-from pipeline.runtime.stopping import begun_deaf, ended_when_stopped, stop_on_signals
+from pipeline.runtime.stopping import ended_when_stopped, signals_blocked, stop_on_signals
 from pipeline.runtime.streams import outlive_readers
 
 Job = TypeVar("Job")
@@ -198,9 +198,9 @@ def _begin_server(*preload: str) -> BaseContext:
 
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(preload))
-        with begun_deaf():
+        with signals_blocked():
             resource_tracker.ensure_running()  # unblocks SIGINT when it returns
-        with suppress(OSError), begun_deaf():
+        with suppress(OSError), signals_blocked():
             forkserver.ensure_running()
             return context
     return multiprocessing.get_context("spawn")
@@ -213,7 +213,7 @@ def _run(
     waiting = iter(jobs)
     try:
         while True:
-            with begun_deaf():  # the pool starts its processes with the first job
+            with signals_blocked():  # the pool starts its processes with the first job
                 for job in islice(waiting, n_ahead - len(under_way)):
                     under_way[pool.submit(work, job)] = job
             if not under_way:

@@ -1,6 +1,10 @@
 """The one error that users see: what is wrong, where, and what to do."""
 
 import errno
+import re
+
+# What libraries say of a lack of memory. Their own error classes are not imported for it: torch takes seconds.
+_NO_MEMORY = re.compile(r"(allocate|enough|out of|insufficient) memory|ALLOC_FAILED|map segment", re.IGNORECASE)
 
 
 class PipelineError(Exception):
@@ -20,6 +24,14 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, UnreachableError):
         return True
     return isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, Python's own or a library's, means that there is not enough memory."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    from_library = isinstance(error, RuntimeError | ImportError) or type(error).__module__ == "cv2"
+    return from_library and _NO_MEMORY.search(str(error)) is not None
 
 
 def printable(text: str) -> str:

@@ -33,7 +33,7 @@ def ended_when_stopped(end: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def begun_deaf() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Block SIGINT and SIGHUP, which a terminal sends to all, in processes started here: their parent ends them.
 
     Signals that stop this process itself wait for the end of the block.

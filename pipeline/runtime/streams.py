@@ -22,7 +22,7 @@ class _Outlet(io.FileIO):
             os.close(nowhere)
             # A broken pipe only says that the reader has seen enough, as `head` has.
             if number == 1 and error.errno != errno.EPIPE:
-                sys.stderr.write(f"standard output: {error.strerror}; what is said from here on is lost\n")
+                sys.stderr.write(f"standard output: {error.strerror}; further output is lost\n")
             return len(content)
         return n_written
 

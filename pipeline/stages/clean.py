@@ -13,8 +13,8 @@ _COMPILED = Path(__file__).parents[1] / "models/accelerated/__pycache__"
 
 @click.command(short_help="Remove unused models from the model cache.")
 @params_option
-@click.option("--yes", "is_meant", is_flag=True, help="Remove it; without this, only say what would be removed.")
-def clean(params_path: Path, is_meant: bool) -> None:
+@click.option("--yes", "is_confirmed", is_flag=True, help="Remove it; without this, only say what would be removed.")
+def clean(params_path: Path, is_confirmed: bool) -> None:
     """Show, and with --yes remove, unused models in models/.finished and half-made files of killed runs.
 
     A model is used if the stages, with this params.yaml, code and machine, would take it from there instead of training
@@ -40,19 +40,17 @@ def clean(params_path: Path, is_meant: bool) -> None:
     in_use, cached = {find_entry(job).key for job in jobs}, cached_files()
     waste = [(files, name_entry(key)) for key, files in cached.items() if key not in in_use]
     n_models, listed = len(waste), {path for files, _ in waste for path in files}
-    partial = [
-        path for path in _half_made(params_path, Path(params.prepare.download_folder, "npm")) if path not in listed
-    ]
+    partial = [path for path in _half_made(params_path, params.prepare.downloads / "npm") if path not in listed]
     waste += [([path], "half made") for path in partial]
     n_bytes = 0
     for files, what in waste:
         n_bytes_here = sum(_size_of(path) for path in files)
         n_bytes += n_bytes_here
         click.echo(f"{files[0]}: {n_bytes_here / 2**10:,.0f} KiB, {what}")
-        for path in files if is_meant else []:
+        for path in files if is_confirmed else []:
             remove(path)
     said = f"{n_models} of {len(cached)} models in {layout.cached_models()} and {len(partial)} half-made files"
-    if is_meant:
+    if is_confirmed:
         click.echo(f"{said} removed: {n_bytes / 2**20:.1f} MiB")
     else:
         click.echo(f"{said} are not used: {n_bytes / 2**20:.1f} MiB. Remove them with `python -m pipeline clean --yes`")

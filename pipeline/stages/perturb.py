@@ -34,5 +34,5 @@ def perturb(dataset: str, perturbation: str, params_path: Path, workers: int) ->
     n_images = sum(array.n_images for array in arrays)
     path = layout.perturbed_store(dataset, perturbation)
     with progress_bar(f"{dataset} {perturbation}", n_images) as bar:
-        write_perturbed(path, arrays, clean, find_engine(LocalThreads(workers), say), bar.update)
+        write_perturbed(path, spec, perturbation, arrays, clean, find_engine(LocalThreads(workers), say), bar.update)
     click.echo(f"{path}: {n_images:,} images in {len(arrays)} arrays")

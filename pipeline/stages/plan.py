@@ -1,5 +1,6 @@
 """Command plan: list what stages would do, before they do it."""
 
+from math import prod
 from pathlib import Path
 
 import click
@@ -29,11 +30,11 @@ def plan(stage: str | None, dataset: str | None, params_path: Path) -> None:
         if stage == "perturb":
             arrays = [array for of_store in study.arrays.values() for array in of_store]
             n_images = sum(array.n_images for array in arrays)
-            n_bytes = sum(_size(array.shape) for array in arrays)
+            n_bytes = sum(prod(array.shape) for array in arrays)
             click.echo(f"{name} perturb: {len(arrays)} arrays, {n_images:,} images, {n_bytes:,} bytes")
             for array in arrays:
                 shape = "x".join(map(str, array.shape))
-                click.echo(f"  {array.path}/{array.name}: {shape}, {_size(array.shape):,} bytes")
+                click.echo(f"  {array.path}/{array.name}: {shape}, {prod(array.shape):,} bytes")
             return
         if stage in ("train", "strategies", "ablations"):
             jobs = study.jobs(stage)
@@ -53,9 +54,3 @@ def plan(stage: str | None, dataset: str | None, params_path: Path) -> None:
     for study in studies:
         for name in [stage] if stage else _STAGES:
             show(name, study)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    from math import prod
-
-    return prod(shape)

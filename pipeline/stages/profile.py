@@ -17,7 +17,7 @@ def profile(name: str, params_path: Path) -> None:
     """
     from pipeline.runtime import layout
     from pipeline.runtime.errors import PipelineError
-    from pipeline.runtime.files import read_file, write_text
+    from pipeline.runtime.files import read_file, replacing_file, write_text
     from pipeline.runtime.values import to_yaml
     from pipeline.study.params import validate
     from pipeline.study.reading import MAX_BYTES, changed_keys, read
@@ -33,10 +33,12 @@ def profile(name: str, params_path: Path) -> None:
     except PipelineError:  # missing or damaged: everything in the profile counts as changed
         old = {}
     changes = changed_keys(old, new)
-    if old and all(changed_keys(old, read(layout.PROFILES / f"{one}.yaml")) for one in known):
+    is_profile = any(not changed_keys(old, read(layout.PROFILES / f"{one}.yaml")) for one in known) if old else False
+    if params_path.exists() and not is_profile:
         kept = params_path.with_name(f"{params_path.name}.bak")
-        write_text(kept, read_file(params_path, MAX_BYTES).decode("utf-8"))
-        click.echo(f"{kept}: what {params_path} was")
+        with replacing_file(kept) as partial:
+            partial.write_bytes(read_file(params_path, MAX_BYTES))
+        click.echo(f"{kept}: the previous {params_path}")
     write_text(params_path, read_file(path, MAX_BYTES).decode("utf-8"))
     for key, before, after in changes:
         click.echo(f"{key}: {to_yaml(before)} -> {to_yaml(after)}")

@@ -78,7 +78,7 @@ def verify(
             say(verification.verify_report(recorded))
             say(verification.attempt(layout.cached_models(), verification.verify_cached))
             say(verification.attempt(layout.report().parent, partial(verification.verify_leftovers, studies)))
-    click.echo(f"{n_problems} problem(s), {n_fine} thing(s) as they should be")
+    click.echo(f"{n_problems} problem(s), {n_fine} check(s) passed")
     if n_problems:
         click.echo(_ADVICE)
         context.exit(1)

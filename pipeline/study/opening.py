@@ -1,6 +1,5 @@
 """Opens the stores that a study has planned, checked against the plan, and removes those that it has not."""
 
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pipeline.data.arrays import Images, Labels
 from pipeline.data.store import read_clean
 from pipeline.perturbations.variants import StoredArray
 from pipeline.runtime import layout
-from pipeline.runtime.files import PARTIAL_SUFFIX
+from pipeline.runtime.files import PARTIAL_SUFFIX, remove
 from pipeline.study.planning import Study
 
 # Suffix of stores that are being removed; it ends like that of half-made ones, which DVC and git ignore.
@@ -77,8 +76,5 @@ def remove_stale_stores(study: Study) -> list[Path]:
                 path.rename(path.with_name(f".{path.name}.{uuid4().hex}{_STALE_SUFFIX}"))
                 stale.append(path)
     for path in folder.glob(f".*{_STALE_SUFFIX}"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
     return stale

@@ -12,7 +12,7 @@ from pipeline.data.seeding import level_name
 from pipeline.data.watching import find_problem
 from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.recipes.external import External
-from pipeline.recipes.plan import NATURAL
+from pipeline.recipes.plan import NATURAL, Plan
 from pipeline.recipes.recipe import RECIPES, FastRecipe, Recipe, RecipeOf
 from pipeline.recipes.strategies import STRATEGIES
 from pipeline.runtime import layout
@@ -151,7 +151,7 @@ class Params(_Datasets):
     def _check_train(cls, train: Train, info: ValidationInfo) -> Train:
         datasets, shapes = info.data.get("datasets", {}), {**_PUBLISHED, **_shapes(info)}
         problems = [] if train.seeds else ["train.seeds: empty; give at least one"]
-        problems += ["train.seeds: a seed stands there twice"] * (len(set(train.seeds)) < len(train.seeds))
+        problems += ["train.seeds: a seed is listed twice"] * (len(set(train.seeds)) < len(train.seeds))
         problems += [f"train.recipes: no recipe for '{name}'" for name in datasets if name not in train.recipes]
         for name, recipe in train.recipes.items():
             if name in shapes:
@@ -198,11 +198,11 @@ class Params(_Datasets):
                     recipe = info.data["train"].recipes[dataset]
                     plan = STRATEGIES[name].plan(parsed[name], recipe, dataset)
                     planned = plan.recipe
+                    key = f"strategies.{name}.recipes.{dataset}"
                     if plan.repairs is not None and "models" in info.data:  # else their own problem is reported
-                        key = f"strategies.{name}.recipes.{dataset}.model"
-                        problems += _repair_problems(key, plan.repairs, dataset, info.data["models"])
-                    if planned.batch_size != recipe.batch_size:
-                        problems += _batch_problems(f"strategies.{name}.recipes.{dataset}", planned, subset)
+                        problems += _repair_problems(key, plan, dataset, info.data["models"], subset)
+                    elif planned.batch_size != recipe.batch_size:
+                        problems += _batch_problems(key, planned, subset)
             except ValidationError as error:
                 problems += [f"strategies.{name}.{line}" for detail in error.errors() for line in _explain(detail)]
             except KeyError as error:
@@ -330,15 +330,18 @@ def _recipe_problems(key: str, shape: Shape, recipe: Recipe, subset: Subset | No
     return problems + _batch_problems(key, recipe, subset)
 
 
-def _repair_problems(key: str, name: str, dataset: str, models: Mapping[str, External]) -> list[str]:
+def _repair_problems(
+    key: str, plan: Plan, dataset: str, models: Mapping[str, External], subset: Subset | None
+) -> list[str]:
+    name = str(plan.repairs)
     if name not in models or models[name].dataset != dataset:
         of_dataset = [model for model, spec in models.items() if spec.dataset == dataset]
-        return [f"{key}: unknown {name!r}; models has {', '.join(of_dataset) or 'none'} for {dataset}"]
+        return [f"{key}.model: unknown {name!r}; models has {', '.join(of_dataset) or 'none'} for {dataset}"]
     try:
-        _ = models[name].network
+        recipe = plan.recipe.model_copy(update={"network": models[name].network})
     except ValueError as error:
-        return [f"{key}: {error}"]
-    return []
+        return [f"{key}.model: {error}"]
+    return _batch_problems(key, recipe, subset)
 
 
 def _batch_problems(key: str, recipe: Recipe, subset: Subset | None) -> list[str]:
@@ -385,7 +388,7 @@ def _level_problems(
                 )
                 break
     if len({level_name(level) for level in levels}) < len(levels):
-        problems.append(f"{key}: a level stands there twice")
+        problems.append(f"{key}: a level is listed twice")
     return problems
 
 

@@ -299,7 +299,7 @@ def _plan_model(
         n_threads=0 if stage == "train" else 1,
         path=path or layout.model(dataset.name, key.strategy, key.label, key.seed),
         made_by=f"python -m pipeline {stage} {dataset.name}",
-        description=_describe_model(subset.n_train, subset.n_test, dataset, key, plan, trained_on, repairs),
+        description=_describe_model(subset.n_train, subset.n_test, dataset, key, plan, trained_on, start, repairs),
     )
 
 
@@ -318,10 +318,13 @@ def _describe_model(
     key: ModelKey,
     plan: Plan,
     trained_on: PlannedArray | None,
+    start: TrainingJob | ExternalModel | None,
     repairs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return everything in params that decides a model and its learning curve, as JSON values."""
+    of_start = {"natural": start.description} if isinstance(start, TrainingJob) else {}
     return {
+        **of_start,
         "dataset": dataset.name,
         "source_sha256": {f"{split}_{kind}": digest for (split, kind), digest in dataset.digests.items()},
         "n_train": n_train,

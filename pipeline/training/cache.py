@@ -223,11 +223,12 @@ def find_entry(job: TrainingJob) -> CacheEntry:
 
 
 def _digest_start(start: TrainingJob | ExternalModel | None) -> Any:
-    """Digest of the weights that a model starts from."""
+    """Digest of the weights that a model starts from, and of the code that makes a classifier of a user's model."""
     if start is None:
         return None
     if isinstance(start, ExternalModel):
-        return external.read_description(start.path, start.made_by)["model_sha256"]
+        code = digest_code({external.__name__: Path(str(external.__file__))})
+        return [external.read_description(start.path, start.made_by)["model_sha256"], code]
     return storage.read_checked(start.path, start.made_by, start.description)["weights_sha256"]
 
 

@@ -10,14 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pipeline.data.arrays import Images
+from pipeline.data.arrays import Images, Labels
 from pipeline.data.seeding import derive_seed
 from pipeline.models.classifier import HEAD, Classifier, build_network, check_step, fit_standardization
 from pipeline.models.devices import images_per_pass, select_precision
@@ -37,12 +35,12 @@ class Examples:
 
     Attributes:
         images: uint8 (N, H, W, C), 0-255.
-        labels: uint8 (N,), 0 to n_classes - 1.
+        labels: uint8 or uint16 (N,), 0 to n_classes - 1.
         n_classes: Number of classes in the data set.
     """
 
     images: Images
-    labels: NDArray[np.uint8]
+    labels: Labels
     n_classes: int
 
 
@@ -79,7 +77,7 @@ def train_model(
     data: TrainingData,
     seed_names: tuple[int | str, ...],
     device: torch.device,
-    natural: Classifier | None = None,
+    start: Classifier | None = None,
     checkpoint: Path | None = None,
     report: Callable[[Epoch], Any] = lambda epoch: None,
     progress: Callable[[int], Any] = lambda n_images: None,
@@ -94,7 +92,7 @@ def train_model(
         seed_names: Names that the seeds of initial weights, image order, dropout and augmentation are derived from. On
             one machine with the same number of threads the weights are the same, bit for bit.
         device: Device to train on.
-        natural: The model to start from, the natural one or the user's; None for a plan that starts from scratch.
+        start: The model to start from, the natural one or the user's; None for a plan that starts from scratch.
         checkpoint: File with the state after the last complete epoch; training resumes from it and reaches the same
             weights. None: no checkpoints.
         report: Called after every epoch.
@@ -106,7 +104,7 @@ def train_model(
 
     Source: paper sections IV and VI.
     """
-    training = _Training(plan, data, seed_names, device, natural)
+    training = _Training(plan, data, seed_names, device, start)
     curve = _resume(checkpoint, training.classifier, training.optimizer)
     for epoch in range(len(curve) + 1, plan.recipe.epochs + 1):
         curve.append(training.run_epoch(epoch, progress))
@@ -125,11 +123,11 @@ class _Training:
         data: TrainingData,
         seed_names: tuple[int | str, ...],
         device: torch.device,
-        natural: Classifier | None,
+        start: Classifier | None,
     ) -> None:
         self.plan, self.recipe, self.seed_names = plan, plan.recipe, seed_names
         _seed_torch(*seed_names, "weights")
-        self.classifier, started = _start(plan, data, natural, device)
+        self.classifier, started = _start(plan, data, start, device)
         self.classifier.to(device)
         self.classifier.network.to(memory_format=torch.channels_last)
         self.frozen = started if plan.freezes_start else []
@@ -217,26 +215,26 @@ def _take(values: Tensor, order: Tensor | None, start: int, stop: int) -> Tensor
 
 
 def _start(
-    plan: Plan, data: TrainingData, natural: Classifier | None, device: torch.device
+    plan: Plan, data: TrainingData, start: Classifier | None, device: torch.device
 ) -> tuple[Classifier, list[nn.Module]]:
     """Return the classifier before its first step, and those of its layers that start with the natural weights."""
     clean = data.train.images
     height, width, channels = clean.shape[1:]
     shape = (height, width, channels)
     check_step(plan.recipe.network, shape, data.train.n_classes, plan.recipe.batch_size, device)
-    if natural is None and (plan.starts_from_natural or plan.repairs is not None):
+    if start is None and (plan.starts_from_natural or plan.repairs is not None):
         raise PipelineError("this strategy starts from another model, and there is none")
-    if natural is not None and plan.repairs is not None:
-        return natural, []
+    if start is not None and plan.repairs is not None:
+        return start, []
     seen = clean if data.perturbed is None or not plan.fits_on_perturbed else data.perturbed
     network = build_network(plan.recipe.network, shape, data.train.n_classes)
     classifier = Classifier(shape, Standardize(*fit_standardization(seen, plan.recipe.standardize)), network)
     classifier.fit(torch.from_numpy(seen[:5000]))
     classifier.load_start()
-    if natural is None:
+    if start is None:
         return classifier, []
     # All but the output layer, which the new head replaces.
-    own, given = (dict(model.network.named_children()) for model in (classifier, natural))
+    own, given = (dict(model.network.named_children()) for model in (classifier, start))
     shared = [name for name in own if name in given and name != HEAD]
     for name in shared:
         own[name].load_state_dict(given[name].state_dict())

@@ -102,7 +102,7 @@ static inline void pool(const float *map, float *maxima, uint8_t *places) {
         float value = window[k / POOL * ROW + k % POOL];
         int is_larger = value > maximum;
         maximum = is_larger ? value : maximum;
-        place += (k - place) * is_larger; /* no branch: nobody could guess it */
+        place += (k - place) * is_larger; /* branch-free: a branch would be mispredicted */
       }
       maxima[y * POOLED_WIDTH + x] = maximum;
       places[y * POOLED_WIDTH + x] = place;

@@ -174,16 +174,16 @@ class _Window(torch.autograd.Function):
         (out,) = ctx.saved_tensors
         task: _Task = ctx.task
         geometry = task.geometry
-        of_weight = torch.empty(geometry.filters, 1, geometry.kernel, geometry.kernel)
-        of_bias, of_gamma, of_beta = torch.empty(3, geometry.filters)
+        grad_weight = torch.empty(geometry.filters, 1, geometry.kernel, geometry.kernel)
+        grad_bias, grad_gamma, grad_beta = torch.empty(3, geometry.filters)
         given = (*task.images, task.is_batch, task.floor, task.kept_factor)
         made = ctx.norms, ctx.maxima, out, ctx.maps, ctx.places
-        of = gradients[0].contiguous(), of_weight, of_bias, of_gamma, of_beta
+        of = gradients[0].contiguous(), grad_weight, grad_bias, grad_gamma, grad_beta
         _call(geometry, "backward", len(out), *given, *made, *of)
         if task.running[0] is None:
-            return of_weight, of_bias, None, None, None
+            return grad_weight, grad_bias, None, None, None
         # In training, BatchNorm subtracts again what a bias adds to a batch.
-        return of_weight, None if task.is_batch else of_bias, of_gamma, of_beta, None
+        return grad_weight, None if task.is_batch else grad_bias, grad_gamma, grad_beta, None
 
 
 def first_block(network: Network, convolution: Convolution, shape: tuple[int, int, int]) -> Block:

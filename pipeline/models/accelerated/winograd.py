@@ -97,21 +97,23 @@ class _Winograd(torch.autograd.Function):
         of_tiles, of_filters, of_results = _transforms(tiles.dtype)
         gradient = gradients[0].permute(0, 2, 3, 1).reshape(n, rows, _TILE, columns, _TILE, n_filters)
         gradient = gradient.permute(2, 4, 0, 1, 3, 5).contiguous()
-        of_maps = (of_results.T @ gradient.view(_TILE**2, -1)).view(_SEEN**2, -1, n_filters)
-        of_weight = of_filters.T @ torch.bmm(tiles.transpose(1, 2), of_maps).view(_SEEN**2, -1)
-        of_weight = of_weight.view(3, 3, channels, n_filters).permute(3, 2, 0, 1)
-        of_bias = of_maps[_SEEN + 1].sum(0)
+        grad_maps = (of_results.T @ gradient.view(_TILE**2, -1)).view(_SEEN**2, -1, n_filters)
+        grad_weight = of_filters.T @ torch.bmm(tiles.transpose(1, 2), grad_maps).view(_SEEN**2, -1)
+        grad_weight = grad_weight.view(3, 3, channels, n_filters).permute(3, 2, 0, 1)
+        grad_bias = grad_maps[_SEEN + 1].sum(0)
         if not ctx.needs_input_grad[0]:
-            return None, of_weight, of_bias
-        of_seen = of_tiles.T @ torch.bmm(of_maps, filters.transpose(1, 2)).view(_SEEN**2, -1)
-        of_seen = of_seen.view(_SEEN, _SEEN, n, rows, columns, channels)
+            return None, grad_weight, grad_bias
+        grad_seen = of_tiles.T @ torch.bmm(grad_maps, filters.transpose(1, 2)).view(_SEEN**2, -1)
+        grad_seen = grad_seen.view(_SEEN, _SEEN, n, rows, columns, channels)
         # Tiles overlap by two rows and columns.
-        of_padded = gradient.new_zeros(n, rows + 1, _TILE, columns + 1, _TILE, channels).permute(2, 4, 0, 1, 3, 5)
+        grad_padded = gradient.new_zeros(n, rows + 1, _TILE, columns + 1, _TILE, channels).permute(2, 4, 0, 1, 3, 5)
         more = _SEEN - _TILE
-        of_padded[:, :, :, :-1, :-1] = of_seen[:_TILE, :_TILE]
-        of_padded[:more, :, :, 1:, :-1] += of_seen[_TILE:, :_TILE]
-        of_padded[:, :more, :, :-1, 1:] += of_seen[:_TILE, _TILE:]
-        of_padded[:more, :more, :, 1:, 1:] += of_seen[_TILE:, _TILE:]
-        of_images = of_padded.permute(2, 3, 0, 4, 1, 5).reshape(n, (rows + 1) * _TILE, (columns + 1) * _TILE, channels)
+        grad_padded[:, :, :, :-1, :-1] = grad_seen[:_TILE, :_TILE]
+        grad_padded[:more, :, :, 1:, :-1] += grad_seen[_TILE:, :_TILE]
+        grad_padded[:, :more, :, :-1, 1:] += grad_seen[:_TILE, _TILE:]
+        grad_padded[:more, :more, :, 1:, 1:] += grad_seen[_TILE:, _TILE:]
+        grad_images = grad_padded.permute(2, 3, 0, 4, 1, 5).reshape(
+            n, (rows + 1) * _TILE, (columns + 1) * _TILE, channels
+        )
         inner = slice(1, rows * _TILE + 1), slice(1, columns * _TILE + 1)
-        return of_images[:, *inner].permute(0, 3, 1, 2), of_weight, of_bias
+        return grad_images[:, *inner].permute(0, 3, 1, 2), grad_weight, grad_bias
