@@ -62,7 +62,7 @@ def _explain(error: Exception) -> str | None:
         case UnicodeEncodeError():
             return f"{error.object!a}: cannot be written as {error.encoding}; set LC_ALL=C.UTF-8"
         case ValueError() if "is malformed, original error message" in text:  # from the reader of zarr's settings
-            return f"{text}; mend or remove that file (ZARR_CONFIG says where else zarr looks)"
+            return f"{text}; fix or remove that file (ZARR_CONFIG says where else zarr looks)"
         case Warning():
             return f"{text} (PYTHONWARNINGS or -W makes an error of this warning)"
         case RuntimeError() if "can't start new thread" in text:

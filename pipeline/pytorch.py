@@ -69,10 +69,10 @@ class Perturb(v2.Transform):  # type: ignore[misc]
             raise ValueError(f"level: {level!r}; give the lower one first")
         self.generator = generator
         self._of_worker: tuple[int, np.random.Generator] | None = None
-        limit, smaller = (PERTURBATIONS[name].max_level(side, side) for side in (2**16, 256))
+        limit, smaller = (PERTURBATIONS[name].max_level(side, side) for side in (2**16, 64))
         for one in (self.low, self.high):  # the kernel checks them; those for larger images it checks at every call
             checked = one if one > limit else min(one, smaller)
-            self._damage(np.zeros((1, 256, 256, 3), np.uint8), checked, np.random.default_rng(0))
+            self._damage(np.zeros((1, 64, 64, 3), np.uint8), checked, np.random.default_rng(0))
         if not isinstance(generator, np.random.Generator):
             raise TypeError(f"generator: of type {type(generator).__name__}; give a `numpy.random.default_rng(seed)`")
         self._entropy = [int(word) for word in np.random.default_rng(generator.integers(2**63)).integers(2**32, size=4)]

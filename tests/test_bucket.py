@@ -114,7 +114,10 @@ def values(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     return make_values(SHAPE)
 
 
-@pytest.mark.parametrize("fault", [{}, {"busy": 2}, {"cut": True}], ids=str)
+FAULTS = [{}, *(pytest.param(fault, marks=pytest.mark.slow) for fault in ({"busy": 2}, {"cut": True}))]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_store_holds_what_one_in_a_folder_holds(fault: dict[str, Any], server: Server, values: np.ndarray) -> None:
     server.fail(**fault)
     write(values)
@@ -323,7 +326,13 @@ def test_a_bucket_that_is_not_there_is_one_error(
     assert not PATH.exists()
 
 
-@pytest.mark.parametrize("cause", ["Connection refused", "failed to lookup address", "InvalidMessage"])
+UNANSWERED = [
+    "Connection refused",
+    *(pytest.param(cause, marks=pytest.mark.slow) for cause in ("failed to lookup address", "InvalidMessage")),
+]
+
+
+@pytest.mark.parametrize("cause", UNANSWERED)
 def test_a_server_that_does_not_answer_is_one_error(
     cause: str, server: Server, values: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,7 @@ def test_a_job_whose_worker_dies_is_done_by_another(engine: DaskCluster, tmp_pat
     assert process != os.getpid()
 
 
+@pytest.mark.slow
 def test_a_job_whose_result_was_fetched_is_not_done_again_if_its_worker_dies(
     engine: DaskCluster, tmp_path: Path
 ) -> None:
@@ -216,6 +217,7 @@ def test_a_cluster_that_is_not_there_is_one_error(case: str, tmp_path: Path, mon
         list(DaskCluster(make(), lambda line: None).run(square, [1]))
 
 
+@pytest.mark.slow
 def test_a_scheduler_without_workers_and_one_that_goes_away_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,11 +305,11 @@ def test_workers_that_are_killed_change_no_byte(
             for name in ("data/perturbed", "models", "metrics"):
                 subprocess.run(["rm", "-rf", name], check=True)
             for command in STAGES:
-                stage = begin(folder, command, file)
+                stage, most = begin(folder, command, file), n_killed + 20  # a slow machine would never get on
                 while stage.poll() is None:
                     time.sleep(rng.uniform(0.2, 3))
                     busy = [worker for worker, keys in client.processing().items() if keys]  # type: ignore[no-untyped-call]
-                    if busy:
+                    if busy and n_killed < most:
                         victim = rng.choice(busy)
                         process = client.run(os.getpid, workers=[victim], on_error="ignore").get(victim)
                         if process is not None:

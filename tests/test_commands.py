@@ -261,7 +261,7 @@ def test_settings_of_zarr_that_are_no_yaml_are_named(folder: Path) -> None:
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: ")
     assert f"{folder}/zarr.yaml" in line
-    assert "mend or remove that file" in line
+    assert "fix or remove that file" in line
 
 
 @pytest.mark.parametrize("command", ["check", "prepare mnist", "perturb mnist hot", "report", "verify"])

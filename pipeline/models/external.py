@@ -119,7 +119,7 @@ class OnnxModel(nn.Module):
         self.is_channels_last = self.shape[3] in (1, 3) and self.shape[1] not in (1, 3)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the graph's answers: its first output of floats with two axes or, without any, the first of floats."""
+        """Return the graph's first output of floats with two axes or, without any, the first of floats."""
         values = images.permute(0, 2, 3, 1) if self.is_channels_last else images
         _, *given = values.shape
         wanted = [own if isinstance(own, int) else other for own, other in zip(self.shape[1:], given, strict=True)]
@@ -144,7 +144,7 @@ class OnnxModel(nn.Module):
                     "takes, or export it with height, width and channels fixed"
                 ) from None
             if np.ndim(answer) == 0:
-                raise PipelineError(f"{self.where}: its output {self.answer!r} is one number, not one answer per image")
+                raise PipelineError(f"{self.where}: its output {self.answer!r} is one number, not a row per image")
             answers.append(np.asarray(answer)[: len(part)])
         return torch.from_numpy(np.concatenate(answers)).to(images.device)
 
@@ -242,18 +242,18 @@ def import_model(
     model = _open(spec, content, (height, width), n_classes)
     answers = _ask(spec, model, images)
     if answers.shape != (len(images), n_classes):
-        gives = f"answers of shape {tuple(answers.shape)} for {len(images)} images"
+        gives = f"outputs of shape {tuple(answers.shape)} for {len(images)} images"
         raise PipelineError(
             f"{spec.path}: gives {gives}, and {spec.dataset} has {n_classes} classes; a model for other classes needs "
             "a new last layer"
         )
     if not answers.isfinite().all():
-        raise PipelineError(f"{spec.path}: some of its answers are not finite; check scale, mean and std")
+        raise PipelineError(f"{spec.path}: some of its outputs are not finite; check scale, mean and std")
     again = _ask(spec, model, images[::-1].copy(), batch_size=7).flip(0)  # every image among others
     if not (answers - again).abs().max() <= _SAME * answers.std(correction=0):  # NaN differs too
         raise PipelineError(
-            f"{spec.path}: gives other answers to the same images when asked again in other batches, so it would be "
-            "measured by chance; export it in evaluation mode (torch: model.eval())"
+            f"{spec.path}: gives other outputs for the same images when run again in other batches, so its "
+            "accuracy would depend on chance; export it in evaluation mode (torch: model.eval())"
         )
     answers = _in_order(answers, of_class)
     is_probability = bool((answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-3).all())
@@ -383,20 +383,20 @@ def _check_answers(
             said = ", ".join(
                 f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in changes.items()
             )
-            better, found = f"with {said} it has {100 * right:.0f} % right", right
+            better, found = f"with {said} it has {100 * right:.0f} %", right
     # The class that each output stands for most often: if these are the same classes in another order, that explains
     # more than preprocessing does.
     order = np.array([np.bincount(labels[answers == i], minlength=len(classes)).argmax() for i in range(len(classes))])
     if len(np.unique(order)) == len(order) and (right := float((order[answers] == labels).mean())) > found:
         meant = dict(zip(range(len(classes)) if of_class is None else of_class, order, strict=True))
         names = to_yaml([classes[meant[i]] for i in range(len(classes))])
-        better = f"with its classes in another order it has {100 * right:.0f} % right: classes: {names}"
+        better = f"with its classes in another order it has {100 * right:.0f} %: classes: {names}"
     if _is_guessing(answers, labels):
         raise PipelineError(
-            f"{spec.path}: {100 * accuracy:.0f} % of {n} clean test images right, no more than by guessing; probably "
+            f"{spec.path}: {100 * accuracy:.0f} % accuracy on {n} clean test images, no better than guessing; probably "
             f"its preprocessing or the order of its classes{f': {better}' if better else ''}"
         )
-    return (f"{100 * accuracy:.0f} % of {n} clean test images right, but {better}",) if better else ()
+    return (f"{100 * accuracy:.0f} % accuracy on {n} clean test images, but {better}",) if better else ()
 
 
 def _is_guessing(answers: NDArray[np.int64], labels: Labels) -> bool:

@@ -75,7 +75,7 @@ class External(Values):
             said = [f"unknown {_some(unknown)}"] * bool(unknown) + [f"without {_some(missing)}"] * bool(missing)
             raise ValueError(
                 f"classes: {', '.join(said)}; give the names of {self.dataset}, {_some(classes)}, in the order of the "
-                "model's answers, or leave it empty for that order"
+                "model's outputs, or leave it empty for that order"
             )
         return [number[name] for name in classes]
 

@@ -10,7 +10,7 @@ from pipeline.stages.options import params_option, progress_bar
 # trusts write-protected files in its cache, which may be hard links to those in the workspace.
 _ADVICE = (
     "Run the commands named above (nothing else helps with stores in object storage), or let DVC look at everything "
-    "anew, its cache too, and mend what it finds:\n"
+    "anew, its cache too, and repair what it finds:\n"
     "  find .dvc/cache/files data models metrics -type f -exec chmod u+w {} + -exec touch {} +\n"
     "  dvc repro"
 )
