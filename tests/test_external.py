@@ -433,7 +433,7 @@ def test_classes_in_another_order_are_said(graph: Path) -> None:
     (remark,) = import_model(spec(graph)).remarks
     assert remark.endswith("with its classes in another order it has 100 %: classes: [c0, c2, c1, c3]")
     graph.write_bytes(colour_graph(order=[1, 2, 3, 0]))
-    with pytest.raises(PipelineError, match=r"no more than by guessing; .*: classes: \[c1, c2, c3, c0\]$"):
+    with pytest.raises(PipelineError, match=r"no better than guessing; .*: classes: \[c1, c2, c3, c0\]$"):
         import_model(spec(graph))
     # Where a wrong order is given, the right one is still that of the model's outputs.
     with pytest.raises(PipelineError, match=r": classes: \[c1, c2, c3, c0\]$"):
