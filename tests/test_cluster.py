@@ -131,6 +131,7 @@ def die(mark: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_every_job_is_done_once_and_the_first_error_ends_all(
     engine: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def test_every_job_is_done_once_and_the_first_error_ends_all(
         list(engine.run(square, [1, 13, *range(100, 1000)]))
 
 
+@pytest.mark.slow
 def test_a_job_whose_worker_dies_is_done_by_another(engine: DaskCluster, tmp_path: Path) -> None:
     [(_, process)] = engine.run(die_once, [tmp_path / "mark"])
     assert process != os.getpid()
@@ -161,11 +163,13 @@ def test_a_job_whose_result_was_fetched_is_not_done_again_if_its_worker_dies(
     assert {len(list(job.iterdir())) for job, _ in fetched} == {1}
 
 
+@pytest.mark.slow
 def test_a_job_of_which_workers_die_is_an_error_with_advice(engine: DaskCluster, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"2 workers died of one job, the last at tcp://.*--memory-limit"):
         list(engine.run(die, [tmp_path]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torch", "pipeline", "python"])
 def test_a_worker_with_another_version_is_refused_by_name(
     engine: DaskCluster, name: str, monkeypatch: pytest.MonkeyPatch

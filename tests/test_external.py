@@ -570,6 +570,7 @@ def colours(own_study: MakeOwnStudy, write_params: WriteParams, taught: Path) ->
     return values
 
 
+@pytest.mark.slow
 def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, Any], write_params: WriteParams) -> None:
     for command in (
         "prepare colours",

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT, command_environment
 
 CODE = """
@@ -95,6 +97,7 @@ print(json.dumps([changed, imported]))
 """
 
 
+@pytest.mark.slow
 def test_no_module_changes_the_state_of_a_library_or_of_the_process() -> None:
     command = [sys.executable, "-W", "ignore", "-c", CODE]
     said = subprocess.run(command, cwd=ROOT, env=command_environment(), capture_output=True, text=True, check=True)
