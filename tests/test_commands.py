@@ -122,7 +122,7 @@ def test_an_error_is_said_by_its_right_name(error: BaseException, expected: str)
 # Signals.
 
 
-@pytest.mark.parametrize("n", [pytest.param(5, id="quick"), pytest.param(400, id="long", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [pytest.param(4, id="quick"), pytest.param(400, id="long", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", ["check", "verify --data", "prepare mnist", "report"])
 def test_ctrl_c_at_any_moment_from_the_start_shows_no_code_of_ours(command: str, n: int, folder: Path) -> None:
     rng = random.Random(f"{FAULTS_SEED} {command} early")

@@ -57,7 +57,7 @@ from tests.test_security import brightness_graph
 from tests.test_sources import batch_bytes, mnist_package, png_bytes, write_files, write_package, write_tar
 
 SEED = os.environ.get("FUZZ_SEED", "1")
-N_QUICK, N_SLOW = 100, 5000
+N_QUICK, N_SLOW = 60, 5000
 # For one input, and beyond what the process has at the start; the largest valid file has some kilobytes.
 MAX_SECONDS, MAX_BYTES = 20, 400 * 2**20
 MAX_MESSAGE = 3000

@@ -281,7 +281,7 @@ def test_training_that_was_killed_goes_on_to_the_same_weights_and_curve(
         return *found, reported
 
     whole, whole_curve, _ = train(None, None)
-    for n_done in (1, 3, 4):
+    for n_done in (1, 4):
         checkpoint = tmp_path / f"{n_done}.checkpoint"
         with pytest.raises(KilledError):
             train(n_done, checkpoint)
@@ -290,4 +290,4 @@ def test_training_that_was_killed_goes_on_to_the_same_weights_and_curve(
         assert reported == list(range(n_done + 1, 5))
         assert curve == whole_curve
         assert same(whole.state_dict(), resumed.state_dict())
-    assert {path.name for path in tmp_path.iterdir()} == {"1.checkpoint", "3.checkpoint", "4.checkpoint"}
+    assert {path.name for path in tmp_path.iterdir()} == {"1.checkpoint", "4.checkpoint"}
