@@ -5,24 +5,26 @@
     python -m benchmarks.campaign paper cifar10 --list           # what is to do, in which order, and what is done
     python -m benchmarks.campaign paper cifar10                  # do it, at the lowest priority; Ctrl-C at any time
 
-As soon as a model is trained and measured, its cells and its learning curve are in results/NAME-DATASET/, with the
-machine that made them: commit them, and no other machine repeats it. Training goes on from the last whole epoch, and
-finished models stay in the model cache, where `dvc repro` finds them.
+What is known of a model is in results/NAME-DATASET/: its learning curve, with the machine that made it, as soon as it
+is trained, and every cell as soon as it is measured. Commit them, and no other machine repeats a finished model. After
+a stop, training goes on from the last whole epoch and measuring from the last whole level of damage. Finished models
+stay in the model cache, where `dvc repro` finds them.
 """
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import click
 import pandas as pd
 
 from benchmarks.reproduction import RESULTS, describe_machine
-from pipeline.evaluation.measuring import extract_nothing, load_models, local_engine, measure
-from pipeline.evaluation.metrics import to_csv, to_frame
+from pipeline.evaluation.measuring import load_models, local_engine, measure
+from pipeline.evaluation.metrics import Cell, to_csv
 from pipeline.recipes.plan import NATURAL
 from pipeline.runtime import layout
 from pipeline.runtime.engine import Held, LocalProcesses
@@ -41,6 +43,7 @@ _PIXELS = ("stuck", "hot", "dead")
 _HARDEST = {"noise-0.05", "blur-1", *(f"{name}-{n}" for name in _PIXELS for n in (11, 3))}
 _MIDDLE = {"noise-0.0255", "blur-0.52", *(f"{name}-6" for name in _PIXELS)}
 _MODEL = ["strategy", "label", "seed"]
+_IMAGES = ["split", "perturbation", "level", "trial"]
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,16 @@ def only(study: Study, job: TrainingJob) -> Study:
     )
 
 
+def without(study: Study, stage: str, measured: Collection[object]) -> Study:
+    """The study of one model without the arrays all of whose cells are measured; clean images stay."""
+    wanted = {(cell.perturbation, cell.level) for cell in study.cells(stage) if cell.images not in measured}
+    arrays = {
+        name: [array for array in arrays if (name, array.variant.level) in wanted]
+        for name, arrays in study.arrays.items()
+    }
+    return replace(study, arrays=arrays)
+
+
 @dataclass(frozen=True)
 class Results:
     """What is known of a study's models.
@@ -118,14 +131,38 @@ class Results:
         path = self.folder / f"{name}.csv"
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
-    def has(self, job: TrainingJob) -> bool:
-        """Whether all of a model's rows are there; that of table `models` is written last."""
-        return bool(_rows_of(self.table("models"), job).any())
+    def rows(self, name: str, job: TrainingJob) -> pd.DataFrame:
+        """What a table has of a model."""
+        table = self.table(name)
+        rows: pd.DataFrame = table[_rows_of(table, job)]
+        return rows
+
+    def has(self, study: Study, group: Group, job: TrainingJob) -> bool:
+        """Whether a model's learning curve and all of its cells are there."""
+        one = only(study, job)
+        n_cells = [(len(self.rows(stage, job)), len(one.cells(stage))) for stage in group.stages]
+        return bool(len(self.rows("models", job))) and all(n == n_planned for n, n_planned in n_cells)
 
     def add(self, name: str, job: TrainingJob, rows: pd.DataFrame) -> None:
         """Put a model's rows in the place of those that are there."""
         table = self.table(name)
-        write_text(self.folder / f"{name}.csv", to_csv(pd.concat([table[~_rows_of(table, job)], rows])))
+        old = _rows_of(table, job)
+        place, others = int(old.argmax()) if old.any() else len(table), table[~old]
+        write_text(self.folder / f"{name}.csv", to_csv(pd.concat([others[:place], rows, others[place:]])))
+
+    def add_trained(self, job: TrainingJob, curve: pd.DataFrame, facts: dict[str, Any], stages: Iterable[str]) -> None:
+        """Put a trained model's curve and facts into the tables, unless these very weights are known.
+
+        Cells of another model of this name, of another machine or of an earlier training, are removed.
+        """
+        known = self.rows("curves", job)
+        if len(self.rows("models", job)) and to_csv(known) == to_csv(curve):
+            return
+        for stage in stages:
+            if len(self.rows(stage, job)):
+                self.add(stage, job, pd.DataFrame())
+        self.add("curves", job, curve)
+        self.add("models", job, pd.DataFrame([{**vars(job.key), **facts}]))
 
 
 def _rows_of(table: pd.DataFrame, job: TrainingJob) -> Any:
@@ -155,25 +192,37 @@ def train_starts(jobs: Iterable[TrainingJob]) -> None:
 
 def run(study: Study, group: Group, found: Results, n_workers: int) -> Iterator[str]:
     """Train and measure the models of a group that have no results yet; a line for each that is finished."""
-    waiting = [job for job in group.jobs if not found.has(job)]
+    waiting = [job for job in group.jobs if not found.has(study, group, job)]
     train_starts(waiting)
     trained: Any = ((job, train_timed(job)) for job in waiting)  # on all cores, as stage train does
     if waiting and waiting[0].key.strategy != NATURAL:
         trained = LocalProcesses(n_workers, work.PRELOAD).run(train_timed, waiting)
     for job, (entry, seconds) in trained:
-        found.add("curves", job, copy_out(entry, job))
-        for stage in group.stages:
-            found.add(stage, job, _measure(only(study, job), stage))
         facts = {"seconds": round(seconds), **describe_machine(study)}
-        found.add("models", job, pd.DataFrame([{**vars(job.key), **facts}]))
+        found.add_trained(job, copy_out(entry, job), facts, group.stages)
+        for stage in group.stages:
+            known = pd.concat(found.rows(name, job) for name in group.stages)  # stages may share images
+            _measure(only(study, job), stage, job, known, found)
         yield f"{study.dataset.name} {job.key}: trained in {seconds:.0f} s, and measured"
 
 
-def _measure(study: Study, stage: str) -> pd.DataFrame:
-    data, models = open_study(study, stage), load_models(study, stage)
-    here = Held(study, lambda: study)
-    cells, _ = measure(here, stage, models, data, extract_nothing, local_engine(study.device))
-    return to_frame(cells)
+def _measure(study: Study, stage: str, job: TrainingJob, known: pd.DataFrame, found: Results) -> None:
+    """Measure what is not known of a model, and keep every cell at once, in the order of the stage's rows."""
+    planned, lock = [cell.images for cell in study.cells(stage)], Lock()
+    cells: dict[object, Mapping[Any, Any]] = {tuple(row[c] for c in _IMAGES): row for row in known.to_dict("records")}
+
+    def keep(measured: Sequence[Cell]) -> None:
+        with lock:  # called in several threads
+            cells.update({cell.images: vars(cell) for cell in measured})
+            found.add(stage, job, pd.DataFrame([cells[images] for images in planned if images in cells]))
+
+    if cells:
+        keep(())
+    if cells.keys() >= set(planned):
+        return
+    rest = without(study, stage, cells)
+    here, models, data = Held(rest, lambda: rest), load_models(rest, stage), open_study(rest, stage)
+    measure(here, stage, models, data, lambda predictions: keep(predictions.cells), local_engine(rest.device))
 
 
 @click.command()
@@ -189,7 +238,7 @@ def main(name: str, dataset: str, only_list: bool, n_workers: int) -> None:
         if not only_list:
             found.check_params()
         for group in order(study):
-            n_done = sum(map(found.has, group.jobs))
+            n_done = sum(found.has(study, group, job) for job in group.jobs)
             click.echo(f"{group.name}: {n_done} of {len(group.jobs)} done")
             for line in () if only_list else run(study, group, found, n_workers):
                 click.echo(line)

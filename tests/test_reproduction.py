@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -10,6 +11,9 @@ from ruamel.yaml import YAML
 
 from benchmarks import campaign
 from benchmarks.reproduction import PAGE, RESULTS, render
+from pipeline.evaluation.measuring import Predictions, measure
+from pipeline.evaluation.metrics import Cell
+from pipeline.recipes.plan import CLEAN, NATURAL
 from pipeline.runtime import layout
 from pipeline.study.planning import MEASURING
 from tests.conftest import write_yaml
@@ -82,12 +86,57 @@ def test_a_campaign_goes_on_after_a_stop_and_on_another_machine(
     expected = pd.read_csv(table)
     assert set(expected.strategy) == {"natural", "transfer"}
     shutil.rmtree(results / "tiny-mnist")
-    measure = campaign._measure
+    part = campaign._measure
     with monkeypatch.context() as patch:
-        patch.setattr(campaign, "_measure", lambda study, stage: stop() if study.strategies else measure(study, stage))
+        patch.setattr(campaign, "_measure", lambda study, *of: stop() if study.strategies else part(study, *of))
         assert go().exit_code == 1
     assert "natural models: 1 of 1 done" in go("--list").output
     assert set(pd.read_csv(table).strategy) == {"natural"}
     shutil.rmtree(layout.natural_models("mnist"))
     assert go().exit_code == 0
     pd.testing.assert_frame_equal(pd.read_csv(table), expected)
+
+
+def test_a_campaign_stopped_while_it_measures_keeps_the_cells(
+    finished: Path, in_process: None, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on with those that are left, unless the model is another one now."""
+    measured: list[Cell] = []
+    n_most = 4
+
+    def counted(study: Any, stage: str, models: Any, data: Any, keep: Any, engine: Any) -> Any:
+        def keep_and_count(predictions: Predictions) -> None:
+            if len(measured) == n_most:
+                raise KeyboardInterrupt
+            measured.extend(predictions.cells)
+            keep(predictions)
+
+        return measure(study, stage, models, data, keep_and_count, engine)
+
+    def go() -> int:
+        measured.clear()
+        return CliRunner().invoke(campaign.main, ["tiny", "mnist"]).exit_code
+
+    monkeypatch.setattr(campaign, "measure", counted)
+    table = results / "tiny-mnist/impact.csv"
+    assert go() == 1
+    assert len(pd.read_csv(table)) == len(measured) == 4
+    n_most = 100_000
+    assert go() == 0
+    expected = table.read_bytes()
+    of_damage = [cell.images for cell in measured if cell.strategy == NATURAL and cell.perturbation != CLEAN]
+    assert len(of_damage) == len(set(of_damage)) > 4  # by whichever stage
+    n_rest = len(measured)
+
+    kept = {path: path.read_bytes() for path in table.parent.iterdir()}
+    cells, curves = pd.read_csv(table), table.with_name("curves.csv")
+    cells.iloc[:-1].to_csv(table, index=False)  # stopped before the last one
+    assert go() == 0
+    assert 1 <= len(measured) < n_rest
+    assert kept == {path: path.read_bytes() for path in table.parent.iterdir()}
+
+    cells.assign(n_correct=0).iloc[:-1].to_csv(table, index=False)
+    curve = pd.read_csv(curves)
+    curve.assign(train_loss=curve.train_loss + 1).to_csv(curves, index=False)  # of another model
+    assert go() == 0
+    assert table.read_bytes() == expected
