@@ -1,8 +1,8 @@
-"""Makes the tables of docs/reproduction.md from the cells under results/.
+"""Makes the tables of docs/reproduction.md and docs/claims.md from the cells under results/.
 
 python -m benchmarks.reproduction collect NAME DATASET   # after dvc repro: keep its cells as results/NAME-DATASET/
 python -m benchmarks.reproduction collect NAME DATASET --stage impact   # only those of `dvc repro impact@DATASET`
-python -m benchmarks.reproduction write                  # put every table into docs/reproduction.md
+python -m benchmarks.reproduction write                  # put every table into both pages
 """
 
 import importlib.metadata
@@ -20,6 +20,7 @@ import click
 import pandas as pd
 import torch
 
+from benchmarks.claims import OTHER_NETWORK, authors, list_claims, ours
 from pipeline.data.datasets import DATASETS
 from pipeline.data.seeding import level_name
 from pipeline.evaluation import results
@@ -38,7 +39,7 @@ from pipeline.study.reading import MAX_BYTES
 ROOT = Path(__file__).parents[1]
 # Stages that have learning curves.
 CURVES = ("train", "strategies")
-RESULTS, PAGE = ROOT / "results", ROOT / "docs/reproduction.md"
+RESULTS, PAGES = ROOT / "results", (ROOT / "docs/reproduction.md", ROOT / "docs/claims.md")
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) of ([a-z0-9-]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
@@ -90,8 +91,9 @@ def describe_machine(study: Study) -> dict[str, Any]:
 
 @main.command()
 def write() -> None:
-    """Put every table into docs/reproduction.md."""
-    write_text(PAGE, render(PAGE.read_text(encoding="utf-8")))
+    """Put every table into docs/reproduction.md and docs/claims.md."""
+    for page in PAGES:
+        write_text(page, render(page.read_text(encoding="utf-8")))
 
 
 def render(page: str) -> str:
@@ -281,6 +283,22 @@ def cross(name: str) -> str:
     return _table(["trained on", *columns], rows)
 
 
+def claims(name: str) -> str:
+    """The claims of the paper's text, on the authors' numbers, on a study's, and on those of another network."""
+    dataset = name.split("-")[1]
+    sources = {"authors' figures": authors(DATASETS[dataset]), "ours": ours(RESULTS / name)}
+    if dataset in OTHER_NETWORK:
+        sources["ours, another network"] = ours(RESULTS / OTHER_NETWORK[dataset])
+    made, rows = list_claims(dataset), []
+    checked = [[claim.check(source) for source in sources.values()] for claim in made]
+    for claim, of_claim in zip(made, checked, strict=True):
+        shown = ["" if found is None else f"{found[0]:.1f}, {'yes' if found[1] else '**no**'}" for found in of_claim]
+        rows.append([f"{claim.section}: {claim.says}", claim.condition, *shown])
+    measured = [[found[1] for found in of_source if found] for of_source in zip(*checked, strict=True)]
+    rows.append(["claims that hold", "", *(f"{sum(holds)} of {len(holds)}" for holds in measured)])
+    return _table(["section: claim", "holds if", *sources], rows)
+
+
 TABLES: Mapping[str, Callable[[str], str]] = {
     "machine": machine,
     "impact": impact,
@@ -292,6 +310,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "repair": repair,
     "strategies": strategies,
     "cross": cross,
+    "claims": claims,
 }
 
 
