@@ -84,6 +84,10 @@ class Accuracies:
         """Mean accuracy of the models that a strategy trained on one perturbation."""
         return float(np.mean([self(strategy, m, perturbation, level) for m in self.labels(strategy, trained_on)]))
 
+    def on(self, strategy: str, trained_on: str, perturbation: str, level: float) -> float:
+        """The highest accuracy on one level of the models that a strategy trained on one perturbation."""
+        return max(self(strategy, m, perturbation, level) for m in self.labels(strategy, trained_on))
+
     def lowest(self, strategy: str, label: str, perturbation: str) -> float:
         """The lowest accuracy of a model over the levels of one perturbation in section VI."""
         return min(self(strategy, label, name, level) for name, level in TESTS if name == perturbation)
@@ -201,8 +205,7 @@ def _gain(a: Accuracies, strategy: str, trained_on: str, tested_on: str) -> floa
 
 def _hardest(a: Accuracies, strategy: str, perturbation: str, level: float) -> float:
     """What the best model of a strategy gains on one level."""
-    labels = a.labels(strategy, perturbation)
-    return max(a(strategy, label, perturbation, level) for label in labels) - a.natural(perturbation, level)
+    return a.on(strategy, perturbation, perturbation, level) - a.natural(perturbation, level)
 
 
 def _clean_cost(a: Accuracies, strategy: str, perturbation: str, level: float) -> float:
