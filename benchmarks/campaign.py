@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 import pandas as pd
+import torch
 
 from benchmarks.reproduction import RESULTS, describe_machine
 from pipeline.evaluation.measuring import load_models, local_engine, measure
@@ -129,7 +130,14 @@ class Results:
     def table(self, name: str) -> pd.DataFrame:
         """A table of results; empty, without columns, where there is none."""
         path = self.folder / f"{name}.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        if not path.exists():
+            return pd.DataFrame()
+        try:
+            return pd.read_csv(path, dtype={"commit": str, "label": str})
+        except pd.errors.ParserError as error:
+            raise PipelineError(f"{path}: damaged ({error}); restore it with `git checkout`, or delete it") from None
+        except pd.errors.EmptyDataError:  # after a power cut
+            return pd.DataFrame()
 
     def rows(self, name: str, job: TrainingJob) -> pd.DataFrame:
         """What a table has of a model."""
@@ -148,7 +156,9 @@ class Results:
         table = self.table(name)
         old = _rows_of(table, job)
         place, others = int(old.argmax()) if old.any() else len(table), table[~old]
-        write_text(self.folder / f"{name}.csv", to_csv(pd.concat([others[:place], rows, others[place:]])))
+        path, changed = self.folder / f"{name}.csv", pd.concat([others[:place], rows, others[place:]])
+        if len(changed.columns):
+            write_text(path, to_csv(changed))
 
     def add_trained(self, job: TrainingJob, curve: pd.DataFrame, facts: dict[str, Any], stages: Iterable[str]) -> None:
         """Put a trained model's curve and facts into the tables, unless these very weights are known.
@@ -156,13 +166,14 @@ class Results:
         Cells of another model of this name, of another machine or of an earlier training, are removed.
         """
         known = self.rows("curves", job)
-        if len(self.rows("models", job)) and to_csv(known) == to_csv(curve):
+        if len(known) and to_csv(known) == to_csv(curve):
             return
         for stage in stages:
             if len(self.rows(stage, job)):
                 self.add(stage, job, pd.DataFrame())
-        self.add("curves", job, curve)
+        # The curve last: a stop before it leaves another curve, and these rows are written again.
         self.add("models", job, pd.DataFrame([{**vars(job.key), **facts}]))
+        self.add("curves", job, curve)
 
 
 def _rows_of(table: pd.DataFrame, job: TrainingJob) -> Any:
@@ -172,7 +183,7 @@ def _rows_of(table: pd.DataFrame, job: TrainingJob) -> Any:
 
 
 def train_timed(job: TrainingJob) -> tuple[CacheEntry, float]:
-    """A finished model, and how many seconds this took: those since the checkpoint, if there was one."""
+    """A finished model, and how many seconds this took: less if it was interrupted, since the checkpoint only."""
     began = time.monotonic()
     return work.train(job), time.monotonic() - began
 
@@ -192,7 +203,12 @@ def train_starts(jobs: Iterable[TrainingJob]) -> None:
 
 def run(study: Study, group: Group, found: Results, n_workers: int) -> Iterator[str]:
     """Train and measure the models of a group that have no results yet; a line for each that is finished."""
-    waiting = [job for job in group.jobs if not found.has(study, group, job)]
+    # The number of threads is set here, for workers too, as in `work.train_all`: the weights depend on it.
+    waiting = [
+        replace(job, n_threads=job.n_threads or torch.get_num_threads())
+        for job in group.jobs
+        if not found.has(study, group, job)
+    ]
     train_starts(waiting)
     trained: Any = ((job, train_timed(job)) for job in waiting)  # on all cores, as stage train does
     if waiting and waiting[0].key.strategy != NATURAL:

@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
-from benchmarks import campaign
-from benchmarks.reproduction import PAGES, RESULTS, render
+from benchmarks import campaign, reproduction
+from benchmarks.campaign import Results
+from benchmarks.reproduction import _BLOCK, PAGES, RESULTS, render
 from pipeline.evaluation.measuring import Predictions, measure
 from pipeline.evaluation.metrics import Cell
 from pipeline.recipes.plan import CLEAN, NATURAL
@@ -22,7 +23,7 @@ from tests.conftest import write_yaml
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_every_table_is_made_from_the_results(path: Path) -> None:
     page = path.read_text(encoding="utf-8")
-    assert page.count("<!-- table: ") == page.count("<!-- end -->") >= 1
+    assert page.count("<!-- table: ") == page.count("<!-- end -->") == len(_BLOCK.findall(page)) >= 1
     assert render(page) == page
 
 
@@ -32,6 +33,11 @@ def test_results_are_whole_and_shown(folder: str) -> None:
     assert {"params.yaml", "impact.csv"} <= names
     assert {"machine.json", "models.csv"} & names
     assert f" of {folder} -->" in PAGES[0].read_text(encoding="utf-8")
+
+
+def stop() -> None:
+    """Stop as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -71,9 +77,6 @@ def test_a_campaign_goes_on_after_a_stop_and_on_another_machine(
     finished: Path, in_process: None, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which has the rows of the natural model, but not its weights."""
-
-    def stop() -> None:
-        raise KeyboardInterrupt
 
     def go(*options: str) -> Result:
         return CliRunner().invoke(campaign.main, ["tiny", "mnist", *options])
@@ -136,8 +139,30 @@ def test_a_campaign_stopped_while_it_measures_keeps_the_cells(
     assert 1 <= len(measured) < n_rest
     assert kept == {path: path.read_bytes() for path in table.parent.iterdir()}
 
+    models = table.with_name("models.csv")
+    pd.read_csv(models).assign(processor="another").to_csv(models, index=False)
     cells.assign(n_correct=0).iloc[:-1].to_csv(table, index=False)
     curve = pd.read_csv(curves)
     curve.assign(train_loss=curve.train_loss + 1).to_csv(curves, index=False)  # of another model
+    add = Results.add
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", lambda self, name, *of: stop() if name == "curves" else add(self, name, *of))
+        assert go() == 1
     assert go() == 0
     assert table.read_bytes() == expected
+    assert "another" not in set(pd.read_csv(models).query("strategy == 'natural'").processor)
+
+
+def test_pages_are_made_from_a_campaign_that_has_only_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "paper-cifar10", ignore_errors=True)
+    monkeypatch.setattr(reproduction, "RESULTS", tmp_path)
+    before = reproduction.headline("paper")
+    begun = shutil.copytree(tmp_path / "paper-mnist", tmp_path / "paper-cifar10")
+    assert reproduction.headline("paper") != before
+    cells = pd.read_csv(begun / "evaluate.csv")
+    cells[cells["label"].isin(["clean", "hot-3"])].to_csv(begun / "evaluate.csv", index=False)
+    assert reproduction.headline("paper") == before
+    (begun / "evaluate.csv").unlink()
+    assert reproduction.headline("paper") == before
+    assert "| 97.2, **no** |" in reproduction.claims("paper-cifar10")
