@@ -201,6 +201,25 @@ def agreement(name: str) -> str:
     )
 
 
+def labels(name: str) -> str:
+    """Whether the cells can tell that the authors' pixel models labelled k were trained with k + 1 pixels."""
+    theirs, own, distances = authors(DATASETS[name.split("-")[1]]), ours(RESULTS / name), []
+    tests = [*((kind, 2.0) for kind in PIXELS), (CLEAN, 0.0)]
+    for shift in (0, 1):
+        pairs = [
+            (theirs(strategy, f"{kind}-{k + 1}", *test), own(strategy, f"{kind}-{k + shift}", *test))
+            for strategy in STRATEGIES
+            for kind in PIXELS
+            for k in range(1, 11)
+            for test in tests
+        ]
+        distances.append(sum(abs(one - other) for one, other in pairs) / len(pairs))
+    return (
+        f"Mean distance of the pixel models' cells: {distances[1]:.3f} points if label k stands for k + 1 pixels, "
+        f"{distances[0]:.3f} if it stands for k.\n"
+    )
+
+
 def far(name: str) -> str:
     """The strategies' cells that are more than two points away from the authors'."""
     joined = pd.concat(_beside_authors(name))
@@ -393,6 +412,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "components": lambda name: _ablation(name, "components"),
     "distances": distances,
     "agreement": agreement,
+    "labels": labels,
     "far": far,
     "repair": repair,
     "strategies": strategies,
