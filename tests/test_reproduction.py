@@ -73,6 +73,7 @@ def test_a_campaign_gives_the_rows_of_the_stages_and_repeats_none(
     assert "differs from params.yaml; restore that, or choose another NAME" in refused.output
 
 
+@pytest.mark.slow
 def test_a_campaign_goes_on_after_a_stop_and_on_another_machine(
     finished: Path, in_process: None, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_campaign_goes_on_after_a_stop_and_on_another_machine(
     pd.testing.assert_frame_equal(pd.read_csv(table), expected)
 
 
+@pytest.mark.slow
 def test_a_campaign_stopped_while_it_measures_keeps_the_cells(
     finished: Path, in_process: None, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
