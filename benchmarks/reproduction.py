@@ -122,8 +122,8 @@ def machine(name: str) -> str:
         models = pd.read_csv(RESULTS / name / "models.csv", dtype={"commit": str})
         facts = ["processor", "capability", "cores", "device", "precision", "torch"]
         lines = [
-            f"{len(rows)} models: {of[0]} ({of[1]}), {of[2]} cores, {of[3]}, {of[4]}, torch {of[5]}, "
-            f"commits {', '.join(sorted(set(rows['commit'])))}; "
+            f"{len(rows)} model{'s'[: len(rows) - 1]}: {of[0]} ({of[1]}), {of[2]} cores, {of[3]}, {of[4]}, "
+            f"torch {of[5]}, commits {', '.join(sorted(set(rows['commit'])))}; "
             f"{rows['seconds'].sum() / 3600:.1f} h of training or more.\n"
             for of, rows in models.groupby(facts)
         ]
@@ -305,7 +305,7 @@ def cross(name: str) -> str:
 
 
 # Where the numbers of the README's table come from: data set → results of natural models, and of strategies.
-_HALVES = {"mnist": ("seeds-mnist", "paper-mnist"), "cifar10": ("trial-cifar10", "paper-cifar10")}
+_HALVES = {"mnist": ("seeds-mnist", "paper-mnist"), "cifar10": ("paper-cifar10", "paper-cifar10")}
 _HARDEST = {f"five {name} pixels": (name, 5.0) for name in PIXELS}
 _STRONGEST = {"noise, σ = 0.05": ("noise", 0.05), "blur, σ = 1 pixel": ("blur", 1.0)}
 

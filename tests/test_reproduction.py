@@ -157,14 +157,14 @@ def test_a_campaign_stopped_while_it_measures_keeps_the_cells(
 
 def test_pages_are_made_from_a_campaign_that_has_only_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "paper-cifar10", ignore_errors=True)
+    shutil.rmtree(tmp_path / "paper-cifar10")
     monkeypatch.setattr(reproduction, "RESULTS", tmp_path)
-    before = reproduction.headline("paper")
+    n_rows = reproduction.headline("paper").count("|  |\n")  # nothing is measured
     begun = shutil.copytree(tmp_path / "paper-mnist", tmp_path / "paper-cifar10")
-    assert reproduction.headline("paper") != before
+    assert reproduction.headline("paper").count("|  |\n") == 0
     cells = pd.read_csv(begun / "evaluate.csv")
     cells[cells["label"].isin(["clean", "hot-3"])].to_csv(begun / "evaluate.csv", index=False)
-    assert reproduction.headline("paper") == before
+    assert reproduction.headline("paper").count("|  |\n") == 3 < n_rows == 10
     (begun / "evaluate.csv").unlink()
-    assert reproduction.headline("paper") == before
+    assert reproduction.headline("paper").count("|  |\n") == 3
     assert "| 97.2, **no** |" in reproduction.claims("paper-cifar10")
