@@ -373,6 +373,24 @@ def _panels(name: str, joined: pd.DataFrame) -> str:
     return _table(header, rows)
 
 
+def blur(name: str) -> str:
+    """Natural models on images blurred in other ways than by the study, beside the study's and the authors'."""
+    dataset = name.split("-")[1]
+    theirs, own, cells = authors(DATASETS[dataset]), ours(RESULTS / f"paper-{dataset}"), _cells(name, "impact")
+    accuracy = (100 * cells["n_correct"] / cells["n_examples"]).groupby(
+        [cells["level"], cells["mixes_channels"], cells["values"]]
+    )
+    means, rows = accuracy.mean(), []
+    for level in cells["level"].unique():
+        others = [
+            means[level, mixes, values] for mixes, values in ((True, "float"), (False, "float"), (False, "uint8"))
+        ]
+        shown = [theirs.natural("blur", level), own.natural("blur", level), *others]
+        rows.append([f"blur {level_name(level)}", *(f"{value:.1f}" for value in shown)])
+    header = ["tested on", "authors", "mixed, uint8 (the study)", "mixed, floating point"]
+    return _table([*header, "not mixed, floating point", "not mixed, uint8"], rows)
+
+
 def claims(name: str) -> str:
     """The claims of the paper's text, on the authors' numbers, on a study's, and on those of another network."""
     sources, rows = _sources(name), []
@@ -420,6 +438,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "headline": headline,
     "impact-panels": impact_panels,
     "strategy-panels": strategy_panels,
+    "blur": blur,
     "claims": claims,
     "summary": summary,
 }

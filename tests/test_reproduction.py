@@ -4,16 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
-from benchmarks import campaign, reproduction
+from benchmarks import blur_channels, campaign, reproduction
 from benchmarks.campaign import Results
 from benchmarks.reproduction import _BLOCK, PAGES, RESULTS, render
 from pipeline.evaluation.measuring import Predictions, measure
 from pipeline.evaluation.metrics import Cell
+from pipeline.perturbations.blur import gaussian_blur
 from pipeline.recipes.plan import CLEAN, NATURAL
 from pipeline.runtime import layout
 from pipeline.study.planning import MEASURING
@@ -168,3 +170,11 @@ def test_pages_are_made_from_a_campaign_that_has_only_begun(tmp_path: Path, monk
     (begun / "evaluate.csv").unlink()
     assert reproduction.headline("paper").count("|  |\n") == 3
     assert "| 97.2, **no** |" in reproduction.claims("paper-cifar10")
+
+
+@pytest.mark.parametrize("mixes", [True, False])
+def test_the_blur_of_the_experiment_is_that_of_the_study_but_for_rounding(mixes: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    found = blur_channels.blur(images.astype(np.float64), 0.7, mixes=mixes)
+    assert np.abs(found - gaussian_blur(images, 0.7, mix_channels=mixes)).max() <= 2
+    assert np.abs(found - gaussian_blur(images, 0.7, mix_channels=not mixes)).max() > 20
