@@ -7,7 +7,6 @@ The authors' script blurs in floating point, and along the channel axis too. The
 (`mix_channels: true` in profile `paper`) and rounds to uint8.
 """
 
-import json
 from collections.abc import Iterator
 
 import click
@@ -17,17 +16,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.reproduction import RESULTS, describe_machine
+from benchmarks.reproduction import RESULTS, keep
 from pipeline.data import store
-from pipeline.evaluation.metrics import to_csv
 from pipeline.models import storage
 from pipeline.models.devices import select_device
-from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file, write_text
 from pipeline.study.params import load
 from pipeline.study.planning import Study, plan_study
-from pipeline.study.reading import MAX_BYTES
 
 Values = NDArray[np.float64]
 # (how values are stored, whether the blur mixes the channels)
@@ -67,16 +62,13 @@ def run(study: Study) -> Iterator[dict[str, object]]:
 def main() -> None:
     """Test the natural models of params.yaml, and keep the results."""
     try:
-        study, folder, rows = plan_study(load(), "cifar10"), RESULTS / "blur-cifar10", []
+        study, rows = plan_study(load(), "cifar10"), []
         for row in run(study):
             click.echo(" ".join(map(str, row.values())))
             rows.append(row)
     except PipelineError as error:
         raise click.ClickException(str(error)) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "impact.csv", to_csv(pd.DataFrame(rows)))
-    write_text(folder / layout.PARAMS.name, read_file(layout.PARAMS, MAX_BYTES).decode())
-    write_text(folder / "machine.json", json.dumps({**describe_machine(study), "seconds": {}}, indent=2) + "\n")
+    keep(RESULTS / "blur-cifar10", study, {"impact": pd.DataFrame(rows)}, {})
 
 
 if __name__ == "__main__":

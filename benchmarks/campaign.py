@@ -23,6 +23,7 @@ import click
 import pandas as pd
 import torch
 
+from benchmarks.claims import PIXELS
 from benchmarks.reproduction import RESULTS, describe_machine
 from pipeline.evaluation.measuring import load_models, local_engine, measure
 from pipeline.evaluation.metrics import Cell, to_csv
@@ -40,9 +41,8 @@ from pipeline.training.cache import CacheEntry
 from pipeline.training.job import TrainingJob
 
 # Training levels by what they tell: the hardest, and three pixels, which the paper's text discusses; then the middle.
-_PIXELS = ("stuck", "hot", "dead")
-_HARDEST = {"noise-0.05", "blur-1", *(f"{name}-{n}" for name in _PIXELS for n in (11, 3))}
-_MIDDLE = {"noise-0.0255", "blur-0.52", *(f"{name}-6" for name in _PIXELS)}
+_HARDEST = {"noise-0.05", "blur-1", *(f"{name}-{n}" for name in PIXELS for n in (11, 3))}
+_MIDDLE = {"noise-0.0255", "blur-0.52", *(f"{name}-6" for name in PIXELS)}
 _MODEL = ["strategy", "label", "seed"]
 _IMAGES = ["split", "perturbation", "level", "trial"]
 

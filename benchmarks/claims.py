@@ -165,6 +165,18 @@ def change(section: str, says: str, given: float, value: Callable[[Accuracies], 
     return Claim(section, says, value, given - max(1, given / 4), given + max(1, given / 4))
 
 
+def authors_strategies(dataset: Dataset, strategy: str) -> pd.DataFrame:
+    """The authors' models of a strategy: columns strategy, label, perturbation, level and accuracy, in percent."""
+    table = published.read_strategies(dataset, strategy)
+    pairs = zip(table["train_perturbation"], table["train_level"], strict=True)
+    return table.assign(
+        strategy=strategy,
+        label=[f"{name}-{level_name(level)}" for name, level in pairs],
+        perturbation=table["perturbation"].replace(NATURAL, CLEAN),
+        accuracy=100 * table["mean"],
+    )
+
+
 def authors(dataset: Dataset) -> Accuracies:
     """The numbers behind the authors' figures, and Table I."""
     impact = published.read_impact(dataset)
@@ -176,17 +188,9 @@ def authors(dataset: Dataset) -> Accuracies:
     tables = [pd.DataFrame(first).iloc[:1], natural, pd.DataFrame({**variants, "perturbation": CLEAN, "level": 0})]
     levels: dict[str, list[float]] = {}
     for strategy in STRATEGIES:
-        table = published.read_strategies(dataset, strategy)
+        table = authors_strategies(dataset, strategy)
         levels = {str(name): list(of["train_level"].unique()) for name, of in table.groupby("train_perturbation")}
-        pairs = zip(table["train_perturbation"], table["train_level"], strict=True)
-        tables.append(
-            table.assign(
-                strategy=strategy,
-                label=[f"{name}-{level_name(level)}" for name, level in pairs],
-                perturbation=table["perturbation"].replace(NATURAL, CLEAN),
-                accuracy=100 * table["mean"],
-            )
-        )
+        tables.append(table)
     return Accuracies(pd.concat(tables), levels, dict(zip(impact["kind"], impact["natural"], strict=True)))
 
 

@@ -20,7 +20,17 @@ import click
 import pandas as pd
 import torch
 
-from benchmarks.claims import OTHER_NETWORK, PIXELS, STRATEGIES, Accuracies, authors, list_claims, measured, ours
+from benchmarks.claims import (
+    OTHER_NETWORK,
+    PIXELS,
+    STRATEGIES,
+    Accuracies,
+    authors,
+    authors_strategies,
+    list_claims,
+    measured,
+    ours,
+)
 from pipeline.data.datasets import DATASETS
 from pipeline.data.seeding import level_name
 from pipeline.evaluation import results
@@ -60,18 +70,20 @@ def collect(name: str, dataset: str, stages: tuple[str, ...], seconds: tuple[str
     stages = stages or CURVES + MEASURING
     tables = {stage: results.read_cells(study, stage) for stage in stages if stage in MEASURING}
     tables |= {f"curves-{stage}": results.read_curves(study, stage) for stage in stages if stage in CURVES}
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage, table in tables.items():
-        write_text(folder / f"{stage}.csv", to_csv(table))
-    write_text(folder / "params.yaml", read_file(layout.PARAMS, MAX_BYTES).decode())
     took = {stage: float(n) for stage, _, n in (part.partition("=") for part in seconds)}
-    machine = {
-        **describe_machine(study),
-        "threads": {"train": torch.get_num_threads(), "strategies": 1, "ablations": 1},
-    }
-    machine["seconds"] = took
-    write_text(folder / "machine.json", json.dumps(machine, indent=2) + "\n")
+    keep(folder, study, tables, took)
     click.echo(f"{folder.relative_to(ROOT)}: {sum(map(len, tables.values())):,} rows")
+
+
+def keep(folder: Path, study: Study, tables: Mapping[str, pd.DataFrame], seconds: Mapping[str, float]) -> None:
+    """Write tables to a folder of results, with params.yaml and the machine that they were measured on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", to_csv(table))
+    write_text(folder / "params.yaml", read_file(layout.PARAMS, MAX_BYTES).decode())
+    threads = {"train": torch.get_num_threads(), "strategies": 1, "ablations": 1}
+    facts = {**describe_machine(study), "threads": threads, "seconds": seconds}
+    write_text(folder / "machine.json", json.dumps(facts, indent=2) + "\n")
 
 
 def describe_machine(study: Study) -> dict[str, Any]:
@@ -242,13 +254,7 @@ def _beside_authors(name: str) -> list[pd.DataFrame]:
     for strategy in cells.loc[cells["strategy"] != NATURAL, "strategy"].unique():
         of_models = cells[cells["strategy"] == strategy].groupby(["label", "perturbation", "level"], as_index=False)
         ours = of_models["mean"].mean()
-        theirs = published.read_strategies(dataset, strategy)
-        labels = zip(theirs["train_perturbation"], theirs["train_level"], strict=True)
-        theirs = theirs.assign(
-            label=[f"{perturbation}-{level_name(level)}" for perturbation, level in labels],
-            perturbation=theirs["perturbation"].replace(NATURAL, CLEAN),
-            theirs=100 * theirs["mean"],
-        )
+        theirs = authors_strategies(dataset, str(strategy)).rename(columns={"accuracy": "theirs"})
         columns = ["label", "perturbation", "level"]
         both = ours.merge(theirs[[*columns, "theirs"]], on=columns)
         trained = [split_label(label)[0] for label in both["label"]]
