@@ -75,6 +75,34 @@ def test_a_campaign_gives_the_rows_of_the_stages_and_repeats_none(
     assert "differs from params.yaml; restore that, or choose another NAME" in refused.output
 
 
+def test_a_campaign_measures_the_damage_that_a_model_was_trained_on_before_other_damage(
+    finished: Path, in_process: None, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only the models of the strategy that is asked for."""
+
+    def go(*options: str) -> Result:
+        return CliRunner().invoke(campaign.main, ["tiny", "mnist", "--only", *options])
+
+    run = campaign.run
+    with monkeypatch.context() as patch:
+        patch.setattr(campaign, "run", lambda study, group, *of: run(study, group, *of) if group.only_own else stop())
+        assert go("constant").exit_code == 1
+    *own, other = go("constant", "--list").output.splitlines()
+    assert own
+    assert not any(": 0 of " in line for line in own)
+    assert other.startswith("other damage: 0 of ")
+    expected = pd.read_csv(layout.cells("evaluate", "mnist")).query("strategy == 'constant'")
+    found = pd.read_csv(results / "tiny-mnist/evaluate.csv")
+    pd.testing.assert_frame_equal(found, expected.query("seen or perturbation == 'clean'").reset_index(drop=True))
+    assert len(found) < len(expected)
+    assert go("constant").exit_code == 0
+    assert len(pd.read_csv(results / "tiny-mnist/evaluate.csv")) == len(expected)
+
+    refused = go("constatn")
+    assert refused.exit_code == 1
+    assert "--only: unknown 'constatn'; params.yaml has natural, " in refused.output
+
+
 @pytest.mark.slow
 def test_a_campaign_goes_on_after_a_stop_and_on_another_machine(
     finished: Path, in_process: None, results: Path, monkeypatch: pytest.MonkeyPatch
