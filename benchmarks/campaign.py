@@ -13,8 +13,8 @@ stay in the model cache, where `dvc repro` finds them.
 """
 
 import os
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.claims import PIXELS
 from benchmarks.reproduction import RESULTS, describe_machine
+from benchmarks.timing import train_timed
 from pipeline.evaluation.measuring import load_models, local_engine, measure
 from pipeline.evaluation.metrics import Cell, to_csv
 from pipeline.recipes.plan import NATURAL
@@ -33,6 +34,7 @@ from pipeline.runtime import layout
 from pipeline.runtime.engine import Held, LocalProcesses
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, write_text
+from pipeline.runtime.stopping import ended_when_stopped, stop_on_signals
 from pipeline.study.opening import open_study
 from pipeline.study.params import load
 from pipeline.study.planning import Study, plan_study
@@ -85,6 +87,19 @@ def order(study: Study) -> list[Group]:
         Group("other ablations", others, ("ablations",)),
         Group("other damage", [*hardest, *transfer, *middle, *rest], ("evaluate",)),
     ]
+    return [group for group in groups if group.jobs]
+
+
+def of_strategy(study: Study, name: str) -> list[Group]:
+    """The groups' models of one strategy or ablation, or the natural ones; groups without models are left out.
+
+    Raises:
+        PipelineError: There is no such strategy.
+    """
+    groups = [replace(group, jobs=[job for job in group.jobs if job.key.strategy == name]) for group in order(study)]
+    if not any(group.jobs for group in groups):
+        names = ", ".join([NATURAL, *study.strategies, *study.ablations])
+        raise PipelineError(f"--only: unknown '{name}'; params.yaml has {names}")
     return [group for group in groups if group.jobs]
 
 
@@ -194,12 +209,6 @@ def _rows_of(table: pd.DataFrame, job: TrainingJob) -> Any:
     return (table[_MODEL] == list(vars(job.key).values())).all(axis=1)
 
 
-def train_timed(job: TrainingJob) -> tuple[CacheEntry, float]:
-    """A finished model, and how many seconds this took: less if it was interrupted, since the checkpoint only."""
-    began = time.monotonic()
-    return work.train(job), time.monotonic() - began
-
-
 def copy_out(entry: CacheEntry, job: TrainingJob) -> pd.DataFrame:
     """Copy a finished model from the cache to its path, and return its learning curve."""
     job.path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,6 +262,28 @@ def _measure(study: Study, stage: str, job: TrainingJob, known: pd.DataFrame, fo
     measure(here, stage, models, data, lambda predictions: keep(predictions.cells), local_engine(rest.device))
 
 
+@contextmanager
+def lowest_priority() -> Iterator[None]:
+    """Give way to all other work of this machine."""
+    os.nice(19)
+    # Linux weighs sessions (terminals) against each other, and `nice` only within one: man 7 sched, autogroup. The
+    # terminal's other commands keep its weight, so it is put back.
+    session, before = Path("/proc/self/autogroup"), ""
+    with suppress(OSError):
+        before = session.read_text(encoding="ascii").split()[-1]
+        session.write_text("19", encoding="ascii")
+
+    def put_back() -> None:
+        with suppress(OSError):
+            session.write_text(before, encoding="ascii")
+
+    try:
+        with ended_when_stopped(put_back):
+            yield
+    finally:
+        put_back()
+
+
 @click.command()
 @click.argument("name")
 @click.argument("dataset")
@@ -261,28 +292,21 @@ def _measure(study: Study, stage: str, job: TrainingJob, known: pd.DataFrame, fo
 @click.option("--only", "strategy", help="Only models of this strategy or ablation.  [default: all]")
 def main(name: str, dataset: str, only_list: bool, n_workers: int, strategy: str | None) -> None:
     """Train and measure all models of DATASET in params.yaml, the most wanted first, into results/NAME-DATASET/."""
-    os.nice(19)
     try:
         study, found = plan_study(load(), dataset), Results(RESULTS / f"{name}-{dataset}")
+        groups = order(study) if strategy is None else of_strategy(study, strategy)
         if not only_list:
             found.check_params()
-        groups = order(study)
-        if strategy:
-            wanted = [replace(group, jobs=[j for j in group.jobs if j.key.strategy == strategy]) for group in groups]
-            groups = [group for group in wanted if group.jobs]
-            if not groups:
-                names = ", ".join([NATURAL, *study.strategies, *study.ablations])
-                raise PipelineError(f"--only: unknown '{strategy}'; params.yaml has {names}")
-        for group in groups:
-            n_done = sum(found.has(study, group, job) for job in group.jobs)
-            click.echo(f"{group.name}: {n_done} of {len(group.jobs)} done")
-            for line in () if only_list else run(study, group, found, n_workers):
-                click.echo(line)
+        with lowest_priority():
+            for group in groups:
+                n_done = sum(found.has(study, group, job) for job in group.jobs)
+                click.echo(f"{group.name}: {n_done} of {len(group.jobs)} done")
+                for line in () if only_list else run(study, group, found, n_workers):
+                    click.echo(line)
     except PipelineError as error:
         raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":
-    from benchmarks.campaign import main as importable  # worker processes import its functions by this name
-
-    importable()
+    stop_on_signals("Stopped by {signal}: whole epochs and measured cells are kept; run again to go on.")
+    main()

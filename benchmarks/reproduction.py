@@ -397,6 +397,25 @@ def blur(name: str) -> str:
     return _table([*header, "not mixed, floating point", "not mixed, uint8"], rows)
 
 
+def rounding(name: str) -> str:
+    """Models on images in floating point and rounded to uint8, beside the authors'; mean ± sd over seeds."""
+    cells, theirs, rows = _cells(name, "impact"), authors(DATASETS[name.split("-")[1]]), []
+    cells = cells.assign(accuracy=100 * cells["n_correct"] / cells["n_examples"])
+    for (strategy, label, perturbation, level), group in cells.groupby(
+        ["strategy", "label", "perturbation", "level"], sort=False
+    ):
+        published_is = measured(partial(theirs, str(strategy), str(label), str(perturbation), float(str(level))))
+        by_seed = group.pivot_table(index="seed", columns="values", values="accuracy")
+        of_both = [by_seed["float"], by_seed["uint8"], by_seed["float"] - by_seed["uint8"]]
+        shown = [
+            f"{values.mean():{sign}.1f} ± {values.std():.1f}"
+            for values, sign in zip(of_both, ("", "", "+"), strict=True)
+        ]
+        test = CLEAN if perturbation == CLEAN else f"{perturbation} {level_name(float(str(level)))}"
+        rows.append([f"{strategy}, {label}", test, "" if published_is is None else f"{published_is:.1f}", *shown])
+    return _table(["model", "tested on", "authors", "floating point", "uint8", "difference"], rows)
+
+
 def claims(name: str) -> str:
     """The claims of the paper's text, on the authors' numbers, on a study's, and on those of another network."""
     sources, rows = _sources(name), []
@@ -445,6 +464,7 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "impact-panels": impact_panels,
     "strategy-panels": strategy_panels,
     "blur": blur,
+    "rounding": rounding,
     "claims": claims,
     "summary": summary,
 }

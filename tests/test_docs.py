@@ -34,7 +34,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from ruamel.yaml import YAML
 
-from benchmarks import blur_channels, campaign, object_storage, reproduction, scaling, speed, stage_costs
+from benchmarks import blur_channels, campaign, object_storage, reproduction, rounding, scaling, speed, stage_costs
 from pipeline.commands import main
 from pipeline.study.params import validate
 from tests.conftest import DOWNLOADS, ROOT, command_environment, copy_index, run
@@ -369,6 +369,7 @@ SCRIPTS = {
     "benchmarks.object_storage": object_storage.main,
     "benchmarks.campaign": campaign.main,
     "benchmarks.blur_channels": blur_channels.main,
+    "benchmarks.rounding": rounding.main,
     "benchmarks.scaling": scaling.main,
     "benchmarks/stage_costs.py": stage_costs.main,
 }

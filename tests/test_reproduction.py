@@ -1,25 +1,33 @@
 """docs/reproduction.md says what the committed results say, and a campaign's results are those of the stages."""
 
+import os
 import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from ruamel.yaml import YAML
 
-from benchmarks import blur_channels, campaign, reproduction
+from benchmarks import blur_channels, campaign, reproduction, rounding
 from benchmarks.campaign import Results
 from benchmarks.reproduction import _BLOCK, PAGES, RESULTS, render
 from pipeline.evaluation.measuring import Predictions, measure
 from pipeline.evaluation.metrics import Cell
+from pipeline.models.classifier import Classifier, build_network, fit_standardization
+from pipeline.models.layers import Standardize
 from pipeline.perturbations.blur import gaussian_blur
 from pipeline.recipes.plan import CLEAN, NATURAL
 from pipeline.runtime import layout
-from pipeline.study.planning import MEASURING
-from tests.conftest import write_yaml
+from pipeline.study.params import load
+from pipeline.study.planning import MEASURING, plan_study
+from tests.conftest import ROOT, write_yaml
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -46,7 +54,7 @@ def stop() -> None:
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where campaigns of this test put what they find."""
     monkeypatch.setattr(campaign, "RESULTS", tmp_path)
-    monkeypatch.setattr("os.nice", lambda increment: increment)
+    monkeypatch.setattr(campaign, "lowest_priority", nullcontext)
     return tmp_path
 
 
@@ -185,6 +193,15 @@ def test_a_campaign_stopped_while_it_measures_keeps_the_cells(
     assert "another" not in set(pd.read_csv(models).query("strategy == 'natural'").processor)
 
 
+@pytest.mark.skipif(not os.access("/proc/self/autogroup", os.W_OK), reason="only Linux weighs sessions")
+def test_a_campaign_gives_way_to_other_terminals_and_leaves_its_own_as_it_was() -> None:
+    shown = "print(os.nice(0), open('/proc/self/autogroup').read().split()[-1])"
+    code = f"import os; from benchmarks.campaign import lowest_priority\nwith lowest_priority(): {shown}\n{shown}"
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=ROOT, start_new_session=True, capture_output=True, text=True, check=True)
+    assert ran.stdout.split("\n") == ["19 19", "19 0", ""]
+
+
 def test_pages_are_made_from_a_campaign_that_has_only_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "paper-cifar10")
@@ -206,3 +223,29 @@ def test_the_blur_of_the_experiment_is_that_of_the_study_but_for_rounding(mixes:
     found = blur_channels.blur(images.astype(np.float64), 0.7, mixes=mixes)
     assert np.abs(found - gaussian_blur(images, 0.7, mix_channels=mixes)).max() <= 2
     assert np.abs(found - gaussian_blur(images, 0.7, mix_channels=not mixes)).max() > 20
+
+
+def test_the_experiment_about_rounding_has_the_network_and_standardization_of_the_study() -> None:
+    recipe = plan_study(load(ROOT / "profiles/paper.yaml"), "mnist").natural[0].plan.recipe
+    assert (recipe.learning_rate, recipe.epochs, recipe.batch_size) == (0.05, 50, 1500)
+    images = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), np.uint8)
+    images[:, :3] = 0  # as at the border of digits
+    standardize = Standardize(*fit_standardization(images, "pixel"))
+    study = Classifier((28, 28, 1), standardize, build_network(recipe.network, (28, 28, 1), 10)).eval()
+    network, grey = rounding.PaperNetwork().eval(), images[..., 0] / 255
+    own = network.state_dict()
+    values = zip(own.items(), study.network.state_dict().values(), strict=True)
+    network.load_state_dict({name: value.reshape(like.shape) for (name, like), value in values})
+    with torch.inference_mode():
+        found, expected = network(rounding.Standardization(grey)(grey)), study(torch.from_numpy(images))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_experiment_about_rounding_has_the_damage_of_the_study() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    blurred = 255 * rounding.store_as("uint8", rounding.damage(images / 255, "blur", 1.0))
+    expected = gaussian_blur(images[..., None], 1.0)[..., 0]
+    assert np.abs(blurred - expected).max() <= 2
+    assert np.abs(images - expected.astype(int)).max() > 50
+    noise = 255 * rounding.damage(np.full((20, 28, 28), 0.5), "noise", 0.01) - 127.5
+    assert 2.4 < noise.std() < 2.7
