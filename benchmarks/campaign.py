@@ -59,7 +59,7 @@ class Group:
         jobs: The models.
         stages: The stages whose cells are measured of each.
         only_own: Whether they are measured on clean images and the damage that they were trained on only, as the paper
-            did; this takes a quarter of the time.
+            did; this takes half of the time or less.
     """
 
     name: str
