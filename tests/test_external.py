@@ -136,17 +136,17 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model(images)
     path = tmp_path_factory.mktemp("taught") / "mine.pt"
     torch.save(model.state_dict(), path)
-    assert (answers_of(path, data.images).argmax(1).numpy() == data.labels).all()
+    assert (outputs_of(path, data.images).argmax(1).numpy() == data.labels).all()
     return path
 
 
-def answers_of(path: Path, images: Any) -> torch.Tensor:
+def outputs_of(path: Path, images: Any) -> torch.Tensor:
     """What the model in that file says, by torchvision alone."""
     model = library_models.shufflenet_v2_x0_5(num_classes=N_CLASSES)
     model.load_state_dict(torch.load(path, weights_only=True))
     with torch.no_grad():
-        answers: torch.Tensor = model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
-    return answers
+        outputs: torch.Tensor = model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+    return outputs
 
 
 def digest(path: Path) -> str:
@@ -160,7 +160,7 @@ def test_training_starts_from_the_weights_that_params_name(taught: Path, tiny_va
     started = classifier.Classifier(SHAPE, standardize, built)
     started.load_start()
     images = examples(seed=9).images
-    assert torch.allclose(started.eval()(torch.from_numpy(images)), answers_of(taught, images), atol=1e-4)
+    assert torch.allclose(started.eval()(torch.from_numpy(images)), outputs_of(taught, images), atol=1e-4)
     # With a hidden layer behind it, or another number of classes, the rest is taken all the same.
     other = classifier.Classifier(SHAPE, standardize, classifier.build_network(network(weights=weights), SHAPE, 9))
     other.load_start()
@@ -330,7 +330,7 @@ def test_weights_of_a_library_are_imported(taught: Path, tmp_path: Path, monkeyp
         assert import_model(given).accuracy >= 0.5
         model, images = load_imported(given), examples(seed=5).images
         for same in (model, model.to_train().eval()):
-            assert torch.allclose(same(torch.from_numpy(images)), answers_of(taught, images), atol=5e-4)
+            assert torch.allclose(same(torch.from_numpy(images)), outputs_of(taught, images), atol=5e-4)
 
 
 def test_weights_for_other_classes_are_said(taught: Path, graph: Path) -> None:
@@ -463,7 +463,7 @@ def test_a_model_with_another_order_of_classes_is_trained_on_in_that_of_the_data
     images = examples(seed=5).images
     model = load_imported(given)
     for same in (model, model.to_train().eval()):
-        assert torch.allclose(same(torch.from_numpy(images)), answers_of(taught, images), atol=5e-4)
+        assert torch.allclose(same(torch.from_numpy(images)), outputs_of(taught, images), atol=5e-4)
 
 
 def test_other_classes_than_those_of_the_data_set_are_named(graph: Path) -> None:
@@ -480,7 +480,7 @@ def test_weights_in_a_file_of_their_own_are_refused_wherever_it_lies(graph: Path
 
 
 @pytest.mark.parametrize(
-    ("answers", "labels", "is_guessing"),
+    ("predicted", "labels", "is_guessing"),
     [
         ([0] * 40, [0, 1] * 20, True),
         ([0] * 80, [0] * 76 + [1] * 4, True),
@@ -489,8 +489,10 @@ def test_weights_in_a_file_of_their_own_are_refused_wherever_it_lies(graph: Path
         ([0, 1, 2, 0] * 10, [0, 1, 2, 3] * 10, False),
     ],
 )
-def test_guessing_is_no_more_agreement_than_by_chance(answers: list[int], labels: list[int], is_guessing: bool) -> None:
-    assert external._is_guessing(np.array(answers), np.array(labels, np.uint8)) == is_guessing
+def test_guessing_is_no_more_agreement_than_by_chance(
+    predicted: list[int], labels: list[int], is_guessing: bool
+) -> None:
+    assert external._is_guessing(np.array(predicted), np.array(labels, np.uint8)) == is_guessing
 
 
 def test_a_model_is_tried_on_images_of_all_parts_of_the_test_set() -> None:
@@ -522,7 +524,7 @@ def shorten(path: Path) -> None:
 
 
 def disorder(path: Path) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), "answers": [0, 1, 2, 2]}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "output_of_class": [0, 1, 2, 2]}))
 
 
 DAMAGE: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
@@ -531,7 +533,11 @@ DAMAGE: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
     "description": (lambda: shorten(IMPORTED / "description.json"), {}, f"^{IMPORTED}.*`import-model mine`"),
     "no-model": (lambda: (IMPORTED / "model").unlink(), {}, f"^{IMPORTED}.*not whole.*`import-model mine`"),
     "no-description": (lambda: (IMPORTED / "description.json").unlink(), {}, f"^{IMPORTED}.*`import-model mine`"),
-    "answers": (lambda: disorder(IMPORTED / "description.json"), {}, f"^{IMPORTED}.*answers.*`import-model mine`"),
+    "order": (
+        lambda: disorder(IMPORTED / "description.json"),
+        {},
+        f"^{IMPORTED}.*output_of_class.*`import-model mine`",
+    ),
     "params": (lambda: None, {"scale": 254.0}, f"^{IMPORTED}.*imported with other params"),
 }
 

@@ -286,7 +286,7 @@ def perturbed_store(files: str, spoil: Spoil) -> Reader:
 
 
 def saved_model() -> tuple[Path, dict[str, Any], Callable[[], torch.Tensor]]:
-    """A model, its description, and what reads it: the answers to some images."""
+    """A model, its description, and what reads it: the outputs for some images."""
     path, described, images = Path("model.safetensors"), describe(make_network(), seed=1), make_images(3)
     storage.save(make_classifier(make_network()), path, described)
 
@@ -423,8 +423,8 @@ def graph_of_others() -> Reader:
     path.write_bytes(brightness_graph())
 
     def read() -> torch.Tensor:
-        answers: torch.Tensor = OnnxModel(path.read_bytes(), str(path))(torch.zeros(3, 1, 28, 28))
-        return answers
+        outputs: torch.Tensor = OnnxModel(path.read_bytes(), str(path))(torch.zeros(3, 1, 28, 28))
+        return outputs
 
     return Reader([path], fuzzing.spoil_bytes, read, lambda found: isinstance(found, torch.Tensor))
 

@@ -24,13 +24,13 @@ from pipeline.runtime.errors import PipelineError, is_outage
 from pipeline.runtime.files import read_file, replacing_folder
 from pipeline.runtime.values import to_yaml
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _MAX_MODEL, _MAX_DESCRIPTION = 16 * 2**30, 2**22
 # Number of clean test images that a model is checked on when it is imported.
 N_TRIED = 500
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MODEL, _DESCRIPTION = "model", "description.json"
-# How far two answers to the same images may lie apart, as a share of the standard deviation of all answers: rounding
+# How far two outputs for the same images may lie apart, as a share of the standard deviation of all outputs: rounding
 # stays far below, dropout and normalization by the batch lie above. Our choice.
 _SAME = 0.03
 # ONNX types that a graph may take and give.
@@ -107,14 +107,14 @@ class OnnxModel(nn.Module):
         self.name, self.shape = inputs[0].name, inputs[0].shape
         # Exporters of other libraries output class numbers first, and then the scores that decided them.
         outputs = self.session.get_outputs()
-        answers = [given for given in outputs if given.type in _FLOATS]
-        if not answers:
-            gives = "; ".join(f"{given.name}: {given.type}" for given in outputs)
+        arrays = [output for output in outputs if output.type in _FLOATS]
+        if not arrays:
+            gives = "; ".join(f"{output.name}: {output.type}" for output in outputs)
             raise PipelineError(
                 f"{where}: gives {gives}; a classifier gives an array of logits or probabilities: export it with one"
             )
         # The first of two axes; where no shape is known, the first.
-        self.answer = min(answers, key=lambda given: len(given.shape) != 2).name
+        self.output = min(arrays, key=lambda output: len(output.shape) != 2).name
         self.kind = _FLOATS[inputs[0].type]
         self.is_channels_last = self.shape[3] in (1, 3) and self.shape[1] not in (1, 3)
 
@@ -131,22 +131,22 @@ class OnnxModel(nn.Module):
         array = values.contiguous().cpu().numpy().astype(self.kind)
         # A graph that was exported for one batch size takes no other.
         n = self.shape[0] if isinstance(self.shape[0], int) and self.shape[0] > 0 else len(array)
-        answers = []
+        outputs = []
         for start in range(0, len(array), n):
             part = array[start : start + n]
             padded = np.concatenate([part, np.repeat(part[:1], n - len(part), axis=0)])
             try:
-                answer = self.session.run([self.answer], {self.name: padded})[0]
+                output = self.session.run([self.output], {self.name: padded})[0]
             except Exception as error:
                 said = " ".join(str(error).split())[:200]
                 raise PipelineError(
                     f"{self.where}: fails on images of shape {tuple(given)} ({said}); set size and channels to what it "
                     "takes, or export it with height, width and channels fixed"
                 ) from None
-            if np.ndim(answer) == 0:
-                raise PipelineError(f"{self.where}: its output {self.answer!r} is one number, not a row per image")
-            answers.append(np.asarray(answer)[: len(part)])
-        return torch.from_numpy(np.concatenate(answers)).to(images.device)
+            if np.ndim(output) == 0:
+                raise PipelineError(f"{self.where}: its output {self.output!r} is one number, not a row per image")
+            outputs.append(np.asarray(output)[: len(part)])
+        return torch.from_numpy(np.concatenate(outputs)).to(images.device)
 
 
 class ExternalClassifier(nn.Module):
@@ -156,7 +156,7 @@ class ExternalClassifier(nn.Module):
         shape: (H, W, C) of the images it takes.
         path: The user's file.
         is_probability: Whether the model outputs probabilities, whose logarithms are the logits.
-        answers: Index of the model's output for each class; None: outputs are in the order of the classes.
+        output_of_class: Index of the model's output for each class; None: outputs are in the order of the classes.
         if_not_finite: As that of `Classifier`.
     """
 
@@ -169,12 +169,12 @@ class ExternalClassifier(nn.Module):
         shape: tuple[int, int, int],
         n_classes: int,
         is_probability: bool,
-        answers: list[int] | None,
+        output_of_class: list[int] | None,
     ) -> None:
         super().__init__()
         self.preprocess, self.model = Preprocess(spec), model
         self.spec, self.path, self.shape, self.n_classes = spec, Path(spec.path), shape, n_classes
-        self.is_probability, self.answers = is_probability, answers
+        self.is_probability, self.output_of_class = is_probability, output_of_class
 
     def to_train(self) -> Classifier:
         """Return the same model as a `Classifier`, which can be trained."""
@@ -187,14 +187,14 @@ class ExternalClassifier(nn.Module):
         body, output = built[0], built.get_submodule(HEAD)
         assert isinstance(body, library.Body)
         body.take(weights, output, str(self.path))
-        if self.answers is not None:
-            output.load_state_dict({name: tensor[self.answers] for name, tensor in output.state_dict().items()})
+        if (order := self.output_of_class) is not None:
+            output.load_state_dict({name: tensor[order] for name, tensor in output.state_dict().items()})
         return Classifier(self.shape, Standardize(mean, std), built)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits of raw images."""
-        answer = _in_order(self.model(self.preprocess(images)).float(), self.answers)
-        return answer.clamp(min=1e-30).log() if self.is_probability else answer
+        outputs = _in_order(self.model(self.preprocess(images)).float(), self.output_of_class)
+        return outputs.clamp(min=1e-30).log() if self.is_probability else outputs
 
 
 @dataclass(frozen=True)
@@ -229,35 +229,35 @@ def import_model(
 
     Raises:
         PipelineError: The file is missing or damaged, or not a model for these images and classes; params name other
-            classes; it answers differently when asked again; it does no better than guessing, which points to a
+            classes; it gives other outputs when run again; it does no better than guessing, which points to a
             mistake in its preprocessing or in the order of classes.
     """
     try:
-        of_class = spec.find_answers(classes)
+        output_of_class = spec.find_outputs(classes)
     except ValueError as error:
         raise PipelineError(f"models.{name}.{error}") from None
     content = _read(Path(spec.path))
     height, width, channels = images.shape[1:]
     n_classes = len(classes)
     model = _open(spec, content, (height, width), n_classes)
-    answers = _ask(spec, model, images)
-    if answers.shape != (len(images), n_classes):
-        gives = f"outputs of shape {tuple(answers.shape)} for {len(images)} images"
+    outputs = _ask(spec, model, images)
+    if outputs.shape != (len(images), n_classes):
+        gives = f"outputs of shape {tuple(outputs.shape)} for {len(images)} images"
         raise PipelineError(
             f"{spec.path}: gives {gives}, and {spec.dataset} has {n_classes} classes; a model for other classes needs "
             "a new last layer"
         )
-    if not answers.isfinite().all():
+    if not outputs.isfinite().all():
         raise PipelineError(f"{spec.path}: some of its outputs are not finite; check scale, mean and std")
     again = _ask(spec, model, images[::-1].copy(), batch_size=7).flip(0)  # every image among others
-    if not (answers - again).abs().max() <= _SAME * answers.std(correction=0):  # NaN differs too
+    if not (outputs - again).abs().max() <= _SAME * outputs.std(correction=0):  # NaN differs too
         raise PipelineError(
             f"{spec.path}: gives other outputs for the same images when run again in other batches, so its "
             "accuracy would depend on chance; export it in evaluation mode (torch: model.eval())"
         )
-    answers = _in_order(answers, of_class)
-    is_probability = bool((answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-3).all())
-    remarks = _check_answers(spec, model, images, labels, answers.argmax(1).numpy(), classes, of_class)
+    outputs = _in_order(outputs, output_of_class)
+    is_probability = bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-3).all())
+    remarks = _check_predictions(spec, model, images, labels, outputs.argmax(1).numpy(), classes, output_of_class)
     description = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -266,12 +266,12 @@ def import_model(
         "shape": [height, width, channels],
         "n_classes": n_classes,
         "is_probability": is_probability,
-        "answers": of_class,
+        "output_of_class": output_of_class,
     }
     with replacing_folder(folder) as staged:
         (staged / _MODEL).write_bytes(content)
         (staged / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return Imported(_accuracy(answers, labels), len(images), is_probability, remarks)
+    return Imported(_accuracy(outputs, labels), len(images), is_probability, remarks)
 
 
 def tried(n_images: int) -> NDArray[np.int64]:
@@ -300,16 +300,19 @@ def load(folder: Path, spec: External, shape: tuple[int, int, int], n_classes: i
     content = read_file(folder / _MODEL, _MAX_MODEL)
     if hashlib.sha256(content).hexdigest() != description.get("model_sha256"):
         raise PipelineError(f"{folder / _MODEL}: damaged; import it again with `{made_by}`")
-    answers = description.get("answers")
-    if answers is not None and not _is_order(answers, n_classes):
-        raise PipelineError(f"{folder / _DESCRIPTION}: damaged (answers); import the model again with `{made_by}`")
+    output_of_class = description.get("output_of_class")
+    if output_of_class is not None and not _is_order(output_of_class, n_classes):
+        raise PipelineError(
+            f"{folder / _DESCRIPTION}: damaged (output_of_class); import the model again with `{made_by}`"
+        )
     model = _open(spec, content, shape[:2], n_classes)
-    return ExternalClassifier(spec, model, shape, n_classes, bool(description["is_probability"]), answers).eval()
+    is_probability = bool(description["is_probability"])
+    return ExternalClassifier(spec, model, shape, n_classes, is_probability, output_of_class).eval()
 
 
-def _is_order(answers: Any, n_classes: int) -> bool:
-    are_numbers = isinstance(answers, list) and all(type(answer) is int for answer in answers)
-    return are_numbers and sorted(answers) == list(range(n_classes))
+def _is_order(order: Any, n_classes: int) -> bool:
+    are_numbers = isinstance(order, list) and all(type(index) is int for index in order)
+    return are_numbers and sorted(order) == list(range(n_classes))
 
 
 def read_description(folder: Path, made_by: str) -> dict[str, Any]:
@@ -357,28 +360,28 @@ def _ask(spec: External, model: nn.Module, images: Images, batch_size: int = 50)
     return torch.cat(parts).float()
 
 
-def _in_order(answers: Tensor, of_class: list[int] | None) -> Tensor:
-    return answers if of_class is None else answers[:, of_class]
+def _in_order(outputs: Tensor, output_of_class: list[int] | None) -> Tensor:
+    return outputs if output_of_class is None else outputs[:, output_of_class]
 
 
-def _accuracy(answers: Tensor, labels: Labels) -> float:
-    return float((answers.argmax(1).numpy() == labels).mean())
+def _accuracy(outputs: Tensor, labels: Labels) -> float:
+    return float((outputs.argmax(1).numpy() == labels).mean())
 
 
-def _check_answers(
+def _check_predictions(
     spec: External,
     model: nn.Module,
     images: Images,
     labels: Labels,
-    answers: NDArray[np.int64],
+    predicted: NDArray[np.int64],
     classes: Sequence[str],
-    of_class: list[int] | None,
+    output_of_class: list[int] | None,
 ) -> tuple[str, ...]:
     """Return remarks on preprocessing and the order of classes; raise an error if the model only guesses."""
-    n, accuracy = len(labels), float((answers == labels).mean())
+    n, accuracy = len(labels), float((predicted == labels).mean())
     better, found = "", accuracy + 3 * (0.5 / n) ** 0.5  # three standard deviations of the difference of two shares
     for changes in _other_ways(spec):
-        right = _accuracy(_in_order(_ask(spec.model_copy(update=changes), model, images), of_class), labels)
+        right = _accuracy(_in_order(_ask(spec.model_copy(update=changes), model, images), output_of_class), labels)
         if right > found:
             said = ", ".join(
                 f"{key}: {list(value) if isinstance(value, tuple) else value}" for key, value in changes.items()
@@ -386,12 +389,14 @@ def _check_answers(
             better, found = f"with {said} it has {100 * right:.0f} %", right
     # The class that each output stands for most often: if these are the same classes in another order, that explains
     # more than preprocessing does.
-    order = np.array([np.bincount(labels[answers == i], minlength=len(classes)).argmax() for i in range(len(classes))])
-    if len(np.unique(order)) == len(order) and (right := float((order[answers] == labels).mean())) > found:
-        meant = dict(zip(range(len(classes)) if of_class is None else of_class, order, strict=True))
+    order = np.array(
+        [np.bincount(labels[predicted == i], minlength=len(classes)).argmax() for i in range(len(classes))]
+    )
+    if len(np.unique(order)) == len(order) and (right := float((order[predicted] == labels).mean())) > found:
+        meant = dict(zip(range(len(classes)) if output_of_class is None else output_of_class, order, strict=True))
         names = to_yaml([classes[meant[i]] for i in range(len(classes))])
         better = f"with its classes in another order it has {100 * right:.0f} %: classes: {names}"
-    if _is_guessing(answers, labels):
+    if _is_guessing(predicted, labels):
         raise PipelineError(
             f"{spec.path}: {100 * accuracy:.0f} % accuracy on {n} clean test images, no better than guessing; probably "
             f"its preprocessing or the order of its classes{f': {better}' if better else ''}"
@@ -399,8 +404,8 @@ def _check_answers(
     return (f"{100 * accuracy:.0f} % accuracy on {n} clean test images, but {better}",) if better else ()
 
 
-def _is_guessing(answers: NDArray[np.int64], labels: Labels) -> bool:
-    """Whether answers and labels agree no more than by chance: Cohen's kappa is below three standard errors.
+def _is_guessing(predicted: NDArray[np.int64], labels: Labels) -> bool:
+    """Whether predicted classes and labels agree no more than by chance: Cohen's kappa is below three standard errors.
 
     This holds for unbalanced classes too: a model that always gives the most frequent one is guessing.
 
@@ -408,13 +413,13 @@ def _is_guessing(answers: NDArray[np.int64], labels: Labels) -> bool:
     """
     n = len(labels)
     given, wanted = (
-        np.bincount(values, minlength=int(max(answers.max(), labels.max())) + 1) / n for values in (answers, labels)
+        np.bincount(values, minlength=int(max(predicted.max(), labels.max())) + 1) / n for values in (predicted, labels)
     )
     by_chance = float(given @ wanted)
     if wanted.max() == 1:  # one class only: nothing to tell apart
         return False
     variance = by_chance + by_chance**2 - float(given @ wanted**2 + given**2 @ wanted)
-    return bool((answers == labels).mean() - by_chance <= 3 * (max(variance, 0.0) / n) ** 0.5)
+    return bool((predicted == labels).mean() - by_chance <= 3 * (max(variance, 0.0) / n) ** 0.5)
 
 
 def _other_ways(spec: External) -> Iterator[Mapping[str, Any]]:

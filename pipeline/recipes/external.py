@@ -57,7 +57,7 @@ class External(Values):
             raise ValueError(f"classes: {_some(twice)} more than once; name every class once")
         return self
 
-    def find_answers(self, classes: Sequence[str]) -> list[int] | None:
+    def find_outputs(self, classes: Sequence[str]) -> list[int] | None:
         """Return the index of the model's output for each class of the data set; None if both have the same order.
 
         Args:

@@ -10,6 +10,7 @@ from pipeline.stages.options import (
     dataset_argument,
     params_option,
     progress_bar,
+    remove_stale_stores,
     say,
     show_training,
     workers_option,
@@ -30,14 +31,13 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     from pipeline.runtime import layout
     from pipeline.runtime.cluster import find_engine
     from pipeline.runtime.engine import Held, LocalProcesses
-    from pipeline.study.opening import open_study, remove_stale_stores
+    from pipeline.study.opening import open_study
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
 
     params = load(params_path)
     study = plan_study(params, dataset)
-    for path in remove_stale_stores(study):
-        click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
+    remove_stale_stores(study)
     jobs, data = study.jobs("ablations"), open_study(study, "ablations")
 
     # Imported only once params and data are known to be valid: torch takes seconds.

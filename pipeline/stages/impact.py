@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, say
+from pipeline.stages.options import Stage, dataset_argument, params_option, progress_bar, remove_stale_stores, say
 
 
 @click.command(cls=Stage, short_help="Measure the natural model under all damage.")
@@ -19,14 +19,13 @@ def impact(dataset: str, params_path: Path) -> None:
     """
     from pipeline.runtime.cluster import find_engine
     from pipeline.runtime.engine import Held
-    from pipeline.study.opening import open_study, remove_stale_stores
+    from pipeline.study.opening import open_study
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
 
     params = load(params_path)
     study = plan_study(params, dataset)
-    for path in remove_stale_stores(study):
-        click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
+    remove_stale_stores(study)
     data = open_study(study, "impact")
 
     # Imported only once params and data are known to be valid: torch takes seconds.

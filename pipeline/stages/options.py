@@ -13,6 +13,7 @@ from pipeline.runtime import layout
 from pipeline.runtime.files import locked
 
 if TYPE_CHECKING:
+    from pipeline.study.planning import Study
     from pipeline.training.job import TrainingJob
 
 Entry = TypeVar("Entry")
@@ -58,6 +59,14 @@ def progress_bar(description: str, total: int, unit: str = " images") -> Iterato
 def say(line: str) -> None:
     """Print a line for people, which is not a result, to standard error."""
     click.echo(line, err=True)
+
+
+def remove_stale_stores(study: "Study") -> None:
+    """Remove a data set's perturbed stores that params do not name, and say so."""
+    from pipeline.study import opening
+
+    for path in opening.remove_stale_stores(study):
+        click.echo(f"{path}: removed, params do not name it (DVC's cache keeps it)")
 
 
 def show_training(

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.stages.options import Stage, dataset_argument, params_option, say, show_training, workers_option
+from pipeline.stages.options import (
+    Stage,
+    dataset_argument,
+    params_option,
+    remove_stale_stores,
+    say,
+    show_training,
+    workers_option,
+)
 
 
 @click.command(cls=Stage, short_help="Train against every perturbation with every strategy.")
@@ -22,13 +30,11 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     from pipeline.runtime.cluster import find_engine
     from pipeline.runtime.engine import LocalProcesses
     from pipeline.runtime.files import write_text
-    from pipeline.study.opening import remove_stale_stores
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
 
     study = plan_study(load(params_path), dataset)
-    for path in remove_stale_stores(study):
-        click.echo(f"{path}: removed, {params_path} does not name it (DVC's cache keeps it)")
+    remove_stale_stores(study)
     jobs = study.jobs("strategies")
     for job in jobs:
         if job.trained_on is not None:

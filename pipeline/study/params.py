@@ -173,7 +173,7 @@ class Params(_Datasets):
                 problems.append(f"models.{name}.dataset: unknown {model.dataset!r}; choose from {', '.join(datasets)}")
             elif datasets is not None and isinstance(datasets[model.dataset].source, Canonical):
                 try:  # the classes of a user's own images are known only after they are prepared
-                    model.find_answers(DATASETS[model.dataset].classes)
+                    model.find_outputs(DATASETS[model.dataset].classes)
                 except ValueError as error:
                     problems.append(f"models.{name}.{error}")
             if (problem := find_problem(model.path, is_file=True)) is not None:
