@@ -272,9 +272,8 @@ def repair(name: str) -> str:
     own = joined[joined["trained"] == joined["perturbation"]]
     for (label, perturbation, level), group in own.groupby(["label", "perturbation", "level"], sort=False):
         key, of_strategy = (perturbation, level), group.set_index("strategy")[["theirs", "mean"]]
-        pairs = [(authors.get(key), natural.get(key))]
-        pairs += [tuple(of_strategy.loc[strategy]) for strategy in names]
-        shown = ["" if value is None else f"{value:.1f}" for pair in pairs for value in pair]
+        pairs = [(authors.get(key), natural.get(key)), *of_strategy.reindex(names).itertuples(index=False)]
+        shown = ["" if value is None or pd.isna(value) else f"{value:.1f}" for pair in pairs for value in pair]
         rows.append([str(label), f"{perturbation} {level_name(float(str(level)))}", *shown])
     columns = [f"{strategy}, {whose}" for strategy in (NATURAL, *names) for whose in ("authors", "ours")]
     return _table(["trained on", "tested on", *columns], rows)
@@ -285,8 +284,11 @@ def strategies(name: str) -> str:
     cells, rows = _cells(name, "evaluate"), []
     for strategy in cells.loc[cells["strategy"] != NATURAL, "strategy"].unique():
         numbers = summarize_strategy(of_strategy(cells, strategy))
-        pairs = [(numbers[f"{key}_accuracy"], numbers[f"baseline_{key}_accuracy"]) for key in _SHOWN]
-        rows.append([strategy, *(f"{_percent(own)} ({_percent(natural)})" for own, natural in pairs)])
+        pairs = [(numbers.get(f"{key}_accuracy"), numbers.get(f"baseline_{key}_accuracy")) for key in _SHOWN]
+        shown = [
+            "" if own is None or natural is None else f"{_percent(own)} ({_percent(natural)})" for own, natural in pairs
+        ]
+        rows.append([strategy, *shown])
     return _table(["strategy (natural model)", *_SHOWN.values()], rows)
 
 
@@ -304,7 +306,9 @@ def cross(name: str) -> str:
     for (strategy, trained), group in cells.groupby(["strategy", "trained"], sort=False):
         levels = group.groupby(["label", "perturbation", "level"])["accuracy"].mean()
         means, seen = levels.groupby("perturbation").mean(), group.groupby("perturbation")["seen"].any()
-        shown = [f"**{_percent(means[c])}**" if seen[c] else _percent(means[c]) for c in columns]
+        shown = [
+            "" if c not in means else f"**{_percent(means[c])}**" if seen[c] else _percent(means[c]) for c in columns
+        ]
         label = "nothing (natural)" if strategy == NATURAL else f"{trained}, {strategy}"
         rows.append([label, *shown])
     return _table(["trained on", *columns], rows)
