@@ -7,14 +7,15 @@
     python -m benchmarks.campaign paper cifar10 --only transfer  # what is quick first: five epochs instead of twenty
 
 What is known of a model is in results/NAME-DATASET/: its learning curve, with the machine that made it, as soon as it
-is trained, and every cell as soon as it is measured. Commit them, and no other machine repeats a finished model. After
-a stop, training goes on from the last whole epoch and measuring from the last whole level of damage. Finished models
-stay in the model cache, where `dvc repro` finds them.
+is trained, and every cell as soon as it is measured. Commit them, and no other machine repeats a finished model; to go
+on with committed results, first `cp results/NAME-DATASET/params.yaml .`. After a stop, training goes on from the last
+whole epoch and measuring from the last whole level of damage. Finished models stay in the model cache, where `dvc
+repro` finds them.
 """
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -29,6 +30,7 @@ from benchmarks.reproduction import RESULTS, describe_machine
 from benchmarks.timing import train_timed
 from pipeline.evaluation.measuring import load_models, local_engine, measure
 from pipeline.evaluation.metrics import Cell, to_csv
+from pipeline.models import storage
 from pipeline.recipes.plan import NATURAL
 from pipeline.runtime import layout
 from pipeline.runtime.engine import Held, LocalProcesses
@@ -60,12 +62,18 @@ class Group:
         stages: The stages whose cells are measured of each.
         only_own: Whether they are measured on clean images and the damage that they were trained on only, as the paper
             did; this takes half of the time or less.
+        trains: Whether models whose weights are not on this machine are trained.
     """
 
     name: str
     jobs: Sequence[TrainingJob]
     stages: tuple[str, ...]
     only_own: bool = False
+    trains: bool = True
+
+    def part(self, study: Study, job: TrainingJob) -> Study:
+        """The study of one of its models: what is measured of it."""
+        return only(replace(study, cross_trials=0) if self.only_own else study, job)
 
 
 def order(study: Study) -> list[Group]:
@@ -85,7 +93,7 @@ def order(study: Study) -> list[Group]:
         Group("middle levels", middle, ("evaluate",), only_own=True),
         Group("other levels", rest, ("evaluate",), only_own=True),
         Group("other ablations", others, ("ablations",)),
-        Group("other damage", [*hardest, *transfer, *middle, *rest], ("evaluate",)),
+        Group("other damage", [*hardest, *transfer, *middle, *rest], ("evaluate",), trains=False),
     ]
     return [group for group in groups if group.jobs]
 
@@ -103,12 +111,11 @@ def of_strategy(study: Study, name: str) -> list[Group]:
     return [group for group in groups if group.jobs]
 
 
-def only(study: Study, group: Group, job: TrainingJob) -> Study:
-    """The study of one model of a group: the same arrays and levels, and nothing else to measure."""
+def only(study: Study, job: TrainingJob) -> Study:
+    """The study of one model: the same arrays and levels, and nothing else to measure."""
     name = job.key.strategy
     return replace(
         study,
-        cross_trials=0 if group.only_own else study.cross_trials,
         natural=[job] if name == NATURAL else [],
         strategies={name: [job]} if name in study.strategies else {},
         ablations={name: [job]} if name in study.ablations else {},
@@ -137,16 +144,20 @@ class Results:
     folder: Path
 
     def check_params(self) -> None:
-        """Keep params.yaml beside the results.
+        """Check that the results that are there were made with params.yaml.
 
         Raises:
-            PipelineError: Those that are there were made with another.
+            PipelineError: With others.
         """
-        path, current = self.folder / layout.PARAMS, read_file(layout.PARAMS, MAX_BYTES).decode()
-        if path.exists() and path.read_text(encoding="utf-8") != current:
-            raise PipelineError(f"{path}: differs from {layout.PARAMS}; restore that, or choose another NAME")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, current)
+        path = self.folder / layout.PARAMS
+        if path.exists() and load(path) != load():
+            raise PipelineError(f"{path}: differs from {layout.PARAMS}; copy it there, or choose another NAME")
+
+    def keep_params(self) -> None:
+        """Put params.yaml beside the results."""
+        if not (self.folder / layout.PARAMS).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(self.folder / layout.PARAMS, read_file(layout.PARAMS, MAX_BYTES).decode())
 
     def table(self, name: str) -> pd.DataFrame:
         """A table of results; empty, without columns, where there is none."""
@@ -168,10 +179,18 @@ class Results:
 
     def has(self, study: Study, group: Group, job: TrainingJob) -> bool:
         """Whether a model's learning curve and all of its cells are there."""
-        one = only(study, group, job)
+        one = group.part(study, job)
         return bool(len(self.rows("models", job))) and all(
             images_of(self.rows(stage, job)) >= {cell.images for cell in one.cells(stage)} for stage in group.stages
         )
+
+    def has_weights(self, job: TrainingJob) -> bool:
+        """Whether the model whose learning curve is there is at its path on this machine."""
+        try:
+            description = storage.read_checked(job.path, job.made_by, job.description)
+        except PipelineError:
+            return False
+        return to_csv(self.rows("curves", job)) == to_csv(curve_of(job, description["learning_curve"]))
 
     def add(self, name: str, job: TrainingJob, rows: pd.DataFrame) -> None:
         """Put a model's rows in the place of those that are there."""
@@ -209,10 +228,15 @@ def _rows_of(table: pd.DataFrame, job: TrainingJob) -> Any:
     return (table[_MODEL] == list(vars(job.key).values())).all(axis=1)
 
 
+def curve_of(job: TrainingJob, epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """A model's learning curve as rows of results."""
+    return pd.DataFrame({**vars(job.key), **epoch} for epoch in epochs).round(6)
+
+
 def copy_out(entry: CacheEntry, job: TrainingJob) -> pd.DataFrame:
     """Copy a finished model from the cache to its path, and return its learning curve."""
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    return pd.DataFrame({**vars(job.key), **row} for row in entry.copy_to(job.path)).round(6)
+    return curve_of(job, entry.copy_to(job.path))
 
 
 def train_starts(jobs: Iterable[TrainingJob]) -> None:
@@ -224,38 +248,50 @@ def train_starts(jobs: Iterable[TrainingJob]) -> None:
 
 def run(study: Study, group: Group, found: Results, n_workers: int) -> Iterator[str]:
     """Train and measure the models of a group that have no results yet; a line for each that is finished."""
+    waiting = [job for job in group.jobs if not found.has(study, group, job)]
+    trained = [job for job in waiting if found.has_weights(job)]
+    for job in trained:
+        _measure(study, group, job, found)
+        yield f"{study.dataset.name} {job.key}: measured"
     # The number of threads is set here, for workers too, as in `work.train_all`: the weights depend on it.
-    waiting = [
-        replace(job, n_threads=job.n_threads or torch.get_num_threads())
-        for job in group.jobs
-        if not found.has(study, group, job)
-    ]
-    train_starts(waiting)
-    trained: Any = ((job, train_timed(job)) for job in waiting)  # on all cores, as stage train does
-    if waiting and waiting[0].key.strategy != NATURAL:
-        trained = LocalProcesses(n_workers, work.PRELOAD).run(train_timed, waiting)
-    for job, (entry, seconds) in trained:
+    rest = [replace(job, n_threads=job.n_threads or torch.get_num_threads()) for job in waiting if job not in trained]
+    if not group.trains:
+        if rest:
+            yield f"{len(rest)} models are left: their weights are not on this machine"
+        return
+    train_starts(rest)
+    finished: Any = ((job, train_timed(job)) for job in rest)  # on all cores, as stage train does
+    if rest and rest[0].key.strategy != NATURAL:
+        finished = LocalProcesses(n_workers, work.PRELOAD).run(train_timed, rest)
+    for job, (entry, seconds) in finished:
         facts = {"seconds": round(seconds), **describe_machine(study)}
         found.add_trained(job, copy_out(entry, job), facts, group.stages)
-        for stage in group.stages:
-            known = pd.concat(found.rows(name, job) for name in group.stages)  # stages may share images
-            _measure(only(study, group, job), stage, job, known, found)
+        _measure(study, group, job, found)
         yield f"{study.dataset.name} {job.key}: trained in {seconds:.0f} s, and measured"
 
 
-def _measure(study: Study, stage: str, job: TrainingJob, known: pd.DataFrame, found: Results) -> None:
+def _measure(study: Study, group: Group, job: TrainingJob, found: Results) -> None:
     """Measure what is not known of a model, and keep every cell at once, in the order of the stage's rows."""
-    planned, lock = [cell.images for cell in study.cells(stage)], Lock()
+    for stage in group.stages:
+        known = pd.concat(found.rows(name, job) for name in group.stages)  # stages may share images
+        rows = [cell.images for cell in only(study, job).cells(stage)]
+        _measure_stage(group.part(study, job), stage, job, rows, known, found)
+
+
+def _measure_stage(
+    study: Study, stage: str, job: TrainingJob, rows: Sequence[object], known: pd.DataFrame, found: Results
+) -> None:
+    lock = Lock()
     cells: dict[object, Mapping[Any, Any]] = {tuple(row[c] for c in _IMAGES): row for row in known.to_dict("records")}
 
     def keep(measured: Sequence[Cell]) -> None:
         with lock:  # called in several threads
             cells.update({cell.images: vars(cell) for cell in measured})
-            found.add(stage, job, pd.DataFrame([cells[images] for images in planned if images in cells]))
+            found.add(stage, job, pd.DataFrame([cells[images] for images in rows if images in cells]))
 
     if cells:
         keep(())
-    if cells.keys() >= set(planned):
+    if cells.keys() >= {cell.images for cell in study.cells(stage)}:
         return
     rest = without(study, stage, cells)
     here, models, data = Held(rest, lambda: rest), load_models(rest, stage), open_study(rest, stage)
@@ -266,16 +302,17 @@ def _measure(study: Study, stage: str, job: TrainingJob, known: pd.DataFrame, fo
 def lowest_priority() -> Iterator[None]:
     """Give way to all other work of this machine."""
     os.nice(19)
-    # Linux weighs sessions (terminals) against each other, and `nice` only within one: man 7 sched, autogroup. The
-    # terminal's other commands keep its weight, so it is put back.
-    session, before = Path("/proc/self/autogroup"), ""
-    with suppress(OSError):
+    # Linux weighs sessions (terminals) against each other, and `nice` only within one: man 7 sched, autogroup. This
+    # slows the other commands of this terminal too, and is undone at the end.
+    session, before = Path("/proc/self/autogroup"), "19"
+    with suppress(OSError, IndexError):  # the file may be missing, empty or read-only
         before = session.read_text(encoding="ascii").split()[-1]
         session.write_text("19", encoding="ascii")
 
     def put_back() -> None:
-        with suppress(OSError):
-            session.write_text(before, encoding="ascii")
+        if before != "19":  # another campaign of this terminal
+            with suppress(OSError):
+                session.write_text(before, encoding="ascii")
 
     try:
         with ended_when_stopped(put_back):
@@ -295,9 +332,10 @@ def main(name: str, dataset: str, only_list: bool, n_workers: int, strategy: str
     try:
         study, found = plan_study(load(), dataset), Results(RESULTS / f"{name}-{dataset}")
         groups = order(study) if strategy is None else of_strategy(study, strategy)
+        found.check_params()
         if not only_list:
-            found.check_params()
-        with lowest_priority():
+            found.keep_params()
+        with nullcontext() if only_list else lowest_priority():
             for group in groups:
                 n_done = sum(found.has(study, group, job) for job in group.jobs)
                 click.echo(f"{group.name}: {n_done} of {len(group.jobs)} done")

@@ -198,7 +198,7 @@ def distances(name: str) -> str:
                     & (joined["trained"] == trained_on)
                     & ((joined["perturbation"] == CLEAN) == (tested == "clean images"))
                 ]["difference"]
-                row.append(f"{part.mean():+.2f}, {part.abs().mean():.2f}")
+                row.append("" if part.empty else f"{part.mean():+.2f}, {part.abs().mean():.2f}")
             rows.append(row)
     return _table(["trained on; tested on", *joined["strategy"].unique()], rows)
 
@@ -357,15 +357,19 @@ def impact_panels(name: str) -> str:
     ours_is = aggregate_trials(_cells(name, "impact"))[["perturbation", "level", "mean"]]
     ours_is = ours_is.assign(mean=100 * ours_is["mean"], strategy=NATURAL, trained=ours_is["perturbation"])
     columns = ["perturbation", "level"]
-    return _panels(name, ours_is.merge(theirs[[*columns, "mean"]].rename(columns={"mean": "theirs"}), on=columns))
+    theirs = theirs[[*columns, "mean"]].rename(columns={"mean": "theirs"})
+    return _panels(name, ours_is.merge(theirs, on=columns), theirs["perturbation"].value_counts().to_dict())
 
 
 def strategy_panels(name: str) -> str:
     """The panels of figures A, B and C, and how far the strategies' cells are from the authors'."""
-    return _panels(name, pd.concat(_beside_authors(name)))
+    n_cells = (
+        authors_strategies(DATASETS[name.split("-")[1]], STRATEGIES[0])["train_perturbation"].value_counts().to_dict()
+    )
+    return _panels(name, pd.concat(_beside_authors(name)), n_cells)
 
 
-def _panels(name: str, joined: pd.DataFrame) -> str:
+def _panels(name: str, joined: pd.DataFrame, n_cells: Mapping[Any, int]) -> str:
     rows = []
     for (strategy, trained), panel in joined.groupby(["strategy", "trained"], sort=False):
         family = PERTURBATIONS[str(trained)].family
@@ -375,10 +379,12 @@ def _panels(name: str, joined: pd.DataFrame) -> str:
         tolerance = _RUN_TO_RUN.get((name.split("-")[1], family), 1)
         if difference.abs().mean() <= tolerance:
             verdict = "reproduced"
+        is_whole = len(panel) == n_cells[trained]
         figure = _FIGURES[family if strategy == NATURAL else str(strategy)]
         numbers = [f"{difference.mean():+.2f}", f"{difference.abs().mean():.2f}", f"{difference.abs().max():.1f}"]
         numbers.append(f"{(difference.abs() > 2 * tolerance).sum()}")
-        rows.append([f"{figure}: {strategy}, {trained}", f"{len(panel)}", *numbers, verdict])
+        n_found = f"{len(panel)}" if is_whole else f"{len(panel)} of {n_cells[trained]}"
+        rows.append([f"{figure}: {strategy}, {trained}", n_found, *numbers, verdict if is_whole else ""])
     header = ["figure: model, damage", "cells", "ours - authors", "mean distance", "largest", "far cells", "panel is"]
     return _table(header, rows)
 
@@ -402,22 +408,22 @@ def blur(name: str) -> str:
 
 
 def rounding(name: str) -> str:
-    """Models on images in floating point and rounded to uint8, beside the authors'; mean ± sd over seeds."""
+    """Models trained and tested on images in floating point and in uint8, beside the authors'; mean ± sd over seeds."""
     cells, theirs, rows = _cells(name, "impact"), authors(DATASETS[name.split("-")[1]]), []
     cells = cells.assign(accuracy=100 * cells["n_correct"] / cells["n_examples"])
-    for (strategy, label, perturbation, level), group in cells.groupby(
-        ["strategy", "label", "perturbation", "level"], sort=False
-    ):
-        published_is = measured(partial(theirs, str(strategy), str(label), str(perturbation), float(str(level))))
-        by_seed = group.pivot_table(index="seed", columns="values", values="accuracy")
-        of_both = [by_seed["float"], by_seed["uint8"], by_seed["float"] - by_seed["uint8"]]
-        shown = [
-            f"{values.mean():{sign}.1f} ± {values.std():.1f}"
-            for values, sign in zip(of_both, ("", "", "+"), strict=True)
-        ]
-        test = CLEAN if perturbation == CLEAN else f"{perturbation} {level_name(float(str(level)))}"
-        rows.append([f"{strategy}, {label}", test, "" if published_is is None else f"{published_is:.1f}", *shown])
-    return _table(["model", "tested on", "authors", "floating point", "uint8", "difference"], rows)
+    keys = ["strategy", "label", "trained", "perturbation", "level"]
+    for key, group in cells.groupby(keys, sort=False):
+        strategy, label, trained, perturbation, level = map(str, key)
+        published_is = measured(partial(theirs, strategy, label, perturbation, float(level)))
+        of_tested = group.groupby("tested")["accuracy"].agg(["mean", "std"]).loc[["float", "uint8"]]
+        row = [f"{strategy}, {label}, {_STORED[trained]}"]
+        row += [CLEAN if perturbation == CLEAN else f"{perturbation} {level_name(float(level))}"]
+        row += ["" if published_is is None else f"{published_is:.1f}"]
+        rows.append(row + [f"{mean:.1f} ± {spread:.1f}" for mean, spread in of_tested.itertuples(index=False)])
+    return _table(["model, images trained on", "tested on", "authors", "in floating point", "in uint8"], rows)
+
+
+_STORED = {"float": "floating point", "uint8": "uint8"}
 
 
 def claims(name: str) -> str:

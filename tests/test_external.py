@@ -61,7 +61,7 @@ def examples(n: int = 60, seed: int = 0) -> Examples:
         *(("convnext_tiny", 1), ("densenet121", 1), ("googlenet", 3), ("inception_v3", 1), ("swin_t", 1)),
     ],
 )
-def test_networks_of_torchvision_give_an_answer_for_every_class(architecture: str, channels: int) -> None:
+def test_networks_of_torchvision_give_an_output_for_every_class(architecture: str, channels: int) -> None:
     side = 96 if architecture == "inception_v3" else 32
     shape = (side, side, channels)
     assert library.try_step(network(architecture), shape, 7, batch_size=2) > 0
@@ -235,7 +235,7 @@ def colour_graph(
 ) -> bytes:
     """A graph that knows the colours by their means, in [0, 1] and RGB, or BGR where it `swaps`.
 
-    Its answers are in `order`; it `says_class` before them; its weights may lie in a file of their own. Of what it
+    Its outputs are in `order`; it `says_class` before them; its weights may lie in a file of their own. Of what it
     knows, `raw`, the `last` nodes make `logits` and other `outputs`, which come before it.
     """
     colours = COLOURS[list(order)]
@@ -252,12 +252,12 @@ def colour_graph(
         helper.make_node("ArgMax", ["logits"], ["class"], axis=1, keepdims=0),
     ]
     first = [helper.make_tensor_value_info("class", TensorProto.INT64, [n])] if says_class else []
-    answer = "probabilities" if is_probability else "logits"
+    output = "probabilities" if is_probability else "logits"
     graph = helper.make_graph(
         nodes,
         "colours",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [*outputs, *first, helper.make_tensor_value_info(answer, TensorProto.FLOAT, [n, N_CLASSES])],
+        [*outputs, *first, helper.make_tensor_value_info(output, TensorProto.FLOAT, [n, N_CLASSES])],
         [axes, numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias.astype(np.float32), "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -306,7 +306,7 @@ FORMS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_a_graph_is_imported_and_answers_as_onnxruntime_does(form: dict[str, Any], graph: Path) -> None:
+def test_a_graph_is_imported_and_gives_what_onnxruntime_gives(form: dict[str, Any], graph: Path) -> None:
     graph.write_bytes(colour_graph(**form))
     found = import_model(spec(graph))
     assert (found.accuracy, found.n_tried, found.remarks) == (1.0, 100, ())
@@ -354,22 +354,22 @@ def test_the_size_that_a_model_takes_is_given_to_it(graph: Path) -> None:
     assert import_model(spec(graph, size=(16, 16)), side=32).accuracy == 1
 
 
-# Outputs that are no answers.
-LISTED = helper.make_node("SequenceConstruct", ["raw"], ["no answer"])
-LIST = helper.make_tensor_sequence_value_info("no answer", TensorProto.FLOAT, None)
-AVERAGED = helper.make_node("ReduceMean", ["raw"], ["no answer"], keepdims=0)
-NUMBER = helper.make_tensor_value_info("no answer", TensorProto.FLOAT, [])
+# Outputs that are no logits.
+LISTED = helper.make_node("SequenceConstruct", ["raw"], ["no logits"])
+LIST = helper.make_tensor_sequence_value_info("no logits", TensorProto.FLOAT, None)
+AVERAGED = helper.make_node("ReduceMean", ["raw"], ["no logits"], keepdims=0)
+NUMBER = helper.make_tensor_value_info("no logits", TensorProto.FLOAT, [])
 
 
 @pytest.mark.parametrize(
     ("node", "output", "reason"),
     [
-        (LISTED, LIST, r"gives no answer: seq\(tensor\(float\)\); a classifier gives an array of logits"),
-        (AVERAGED, NUMBER, "its output 'no answer' is one number, not a row per image"),
+        (LISTED, LIST, r"gives no logits: seq\(tensor\(float\)\); a classifier gives an array of logits"),
+        (AVERAGED, NUMBER, "its output 'no logits' is one number, not a row per image"),
     ],
     ids=["list", "number"],
 )
-def test_an_output_that_is_no_answer_is_passed_over_or_named(
+def test_an_output_that_is_no_logits_is_passed_over_or_named(
     node: onnx.NodeProto, output: onnx.ValueInfoProto, reason: str, graph: Path
 ) -> None:
     content = colour_graph(last=[node, SAME], outputs=[output])
@@ -406,7 +406,7 @@ IN_TRAINING = {
 
 
 @pytest.mark.parametrize("kind", IN_TRAINING)
-def test_a_graph_that_answers_differently_when_asked_again_is_refused(kind: str, graph: Path) -> None:
+def test_a_graph_that_gives_other_outputs_when_run_again_is_refused(kind: str, graph: Path) -> None:
     graph.write_bytes(colour_graph(last=IN_TRAINING[kind]))
     with pytest.raises(PipelineError, match=r"gives other outputs for the same images .*in evaluation mode"):
         import_model(spec(graph))
@@ -441,7 +441,7 @@ def test_classes_in_another_order_are_said(graph: Path) -> None:
 
 
 @pytest.mark.parametrize("is_probability", [False, True])
-def test_a_model_with_another_order_of_classes_answers_in_that_of_the_data_set(
+def test_a_model_with_another_order_of_classes_gives_outputs_in_that_of_the_data_set(
     is_probability: bool, graph: Path
 ) -> None:
     graph.write_bytes(colour_graph(order=[1, 2, 3, 0], is_probability=is_probability))
@@ -523,8 +523,9 @@ def shorten(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
-def disorder(path: Path) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), "output_of_class": [0, 1, 2, 2]}))
+def describe_as(**entries: Any) -> None:
+    path = IMPORTED / "description.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
 DAMAGE: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
@@ -534,10 +535,11 @@ DAMAGE: dict[str, tuple[Callable[[], object], dict[str, Any], str]] = {
     "no-model": (lambda: (IMPORTED / "model").unlink(), {}, f"^{IMPORTED}.*not whole.*`import-model mine`"),
     "no-description": (lambda: (IMPORTED / "description.json").unlink(), {}, f"^{IMPORTED}.*`import-model mine`"),
     "order": (
-        lambda: disorder(IMPORTED / "description.json"),
+        lambda: describe_as(output_of_class=[0, 1, 2, 2]),
         {},
         f"^{IMPORTED}.*output_of_class.*`import-model mine`",
     ),
+    "version": (lambda: describe_as(schema_version=1), {}, f"^{IMPORTED}.*another version.*`import-model mine`"),
     "params": (lambda: None, {"scale": 254.0}, f"^{IMPORTED}.*imported with other params"),
 }
 

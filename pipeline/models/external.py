@@ -324,12 +324,15 @@ def read_description(folder: Path, made_by: str) -> dict[str, Any]:
     path = folder / _DESCRIPTION
     try:
         described = json.loads(read_file(path, _MAX_DESCRIPTION))
-        if described["schema_version"] != SCHEMA_VERSION or not (folder / _MODEL).exists():
-            raise ValueError("of another version, or not whole")
+        version = described["schema_version"]
+        if not (folder / _MODEL).exists():
+            raise ValueError("not whole")
     except FileNotFoundError:
         raise PipelineError(f"{folder}: not imported yet; do it with `{made_by}`") from None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PipelineError(f"{path}: damaged ({error}); import the model again with `{made_by}`") from None
+    if version != SCHEMA_VERSION:
+        raise PipelineError(f"{path}: of another version; import the model again with `{made_by}`")
     checked: dict[str, Any] = described
     return checked
 

@@ -357,7 +357,7 @@ class _Described:
                 cells = [
                     {
                         "picture": encode_image(image),
-                        "answer": classes[predicted],
+                        "predicted": classes[predicted],
                         "actual": classes[label],
                         "confidence": confidence,
                     }
