@@ -263,18 +263,22 @@ def _beside_authors(name: str) -> list[pd.DataFrame]:
 
 
 def repair(name: str) -> str:
-    """Every model on the damage that it was trained on, beside the authors' and beside the natural models."""
-    joined, cells = pd.concat(_beside_authors(name)), _cells(name, "evaluate")
-    counts = cells[cells["strategy"] == NATURAL].groupby(["perturbation", "level"])[["n_correct", "n_examples"]].sum()
-    natural = 100 * counts["n_correct"] / counts["n_examples"]
-    authors = published.read_impact(DATASETS[name.split("-")[1]]).set_index(["kind", "level"])["mean"]
-    rows, names = [], joined["strategy"].unique()
-    own = joined[joined["trained"] == joined["perturbation"]]
-    for (label, perturbation, level), group in own.groupby(["label", "perturbation", "level"], sort=False):
-        key, of_strategy = (perturbation, level), group.set_index("strategy")[["theirs", "mean"]]
-        pairs = [(authors.get(key), natural.get(key)), *of_strategy.reindex(names).itertuples(index=False)]
-        shown = ["" if value is None or pd.isna(value) else f"{value:.1f}" for pair in pairs for value in pair]
-        rows.append([str(label), f"{perturbation} {level_name(float(str(level)))}", *shown])
+    """Every model on clean images and on its own damage, beside the authors' and beside the natural models."""
+    natural = (authors(DATASETS[name.split("-")[1]]), ours(RESULTS / name))
+    joined = pd.concat(_beside_authors(name))
+    joined["is_damaged"], rows, names = joined["perturbation"] != CLEAN, [], joined["strategy"].unique()
+    own = joined[~joined["is_damaged"] | (joined["trained"] == joined["perturbation"])]
+    keys = ["label", "is_damaged", "trained", "perturbation", "level"]
+    for key, group in own.sort_values(keys[:2], kind="stable").groupby(keys, sort=False):
+        label, is_damaged, trained, perturbation, level = key
+        test = (str(perturbation), float(str(level)))
+        of_strategy = group.set_index("strategy")[["theirs", "mean"]].reindex(names)
+        values = [
+            measured(partial(*((of.natural, *test) if is_damaged else (of.clean, str(trained))))) for of in natural
+        ]
+        values += of_strategy.to_numpy().ravel().tolist()
+        shown = ["" if value is None or pd.isna(value) else f"{value:.1f}" for value in values]
+        rows.append([str(label), f"{test[0]} {level_name(test[1])}" if is_damaged else "clean images", *shown])
     columns = [f"{strategy}, {whose}" for strategy in (NATURAL, *names) for whose in ("authors", "ours")]
     return _table(["trained on", "tested on", *columns], rows)
 
