@@ -273,9 +273,8 @@ def repair(name: str) -> str:
         label, is_damaged, trained, perturbation, level = key
         test = (str(perturbation), float(str(level)))
         of_strategy = group.set_index("strategy")[["theirs", "mean"]].reindex(names)
-        values = [
-            measured(partial(*((of.natural, *test) if is_damaged else (of.clean, str(trained))))) for of in natural
-        ]
+        of_natural = [partial(of.natural, *test) if is_damaged else partial(of.clean, str(trained)) for of in natural]
+        values = [measured(value) for value in of_natural]
         values += of_strategy.to_numpy().ravel().tolist()
         shown = ["" if value is None or pd.isna(value) else f"{value:.1f}" for value in values]
         rows.append([str(label), f"{test[0]} {level_name(test[1])}" if is_damaged else "clean images", *shown])
