@@ -1,4 +1,4 @@
-"""Makes the tables of docs/reproduction.md, docs/claims.md and README.md from the cells under results/.
+"""Makes the tables of docs/reproduction.md and other pages from the cells under results/.
 
 python -m benchmarks.reproduction collect NAME DATASET   # after dvc repro: keep its cells as results/NAME-DATASET/
 python -m benchmarks.reproduction collect NAME DATASET --stage impact   # only those of `dvc repro impact@DATASET`
@@ -50,7 +50,9 @@ ROOT = Path(__file__).parents[1]
 # Stages that have learning curves.
 CURVES = ("train", "strategies")
 RESULTS = ROOT / "results"
-PAGES = (ROOT / "docs/reproduction.md", ROOT / "docs/claims.md", ROOT / "README.md")
+PAGES = tuple(
+    ROOT / page for page in ("docs/reproduction.md", "docs/claims.md", "docs/beyond-the-paper.md", "README.md")
+)
 _BLOCK = re.compile(r"(<!-- table: ([a-z-]+) of ([a-z0-9-]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
@@ -104,7 +106,7 @@ def describe_machine(study: Study) -> dict[str, Any]:
 
 @main.command()
 def write() -> None:
-    """Put every table into docs/reproduction.md, docs/claims.md and README.md."""
+    """Put every table into its page: those of docs that have some, and README.md."""
     for page in PAGES:
         write_text(page, render(page.read_text(encoding="utf-8")))
 
@@ -135,8 +137,7 @@ def machine(name: str) -> str:
         facts = ["processor", "capability", "cores", "device", "precision", "torch"]
         lines = [
             f"{len(rows)} model{'s'[: len(rows) - 1]}: {of[0]} ({of[1]}), {of[2]} cores, {of[3]}, {of[4]}, "
-            f"torch {of[5]}, commits {', '.join(sorted(set(rows['commit'])))}; "
-            f"{rows['seconds'].sum() / 3600:.1f} h of training or more.\n"
+            f"torch {of[5]}, commit {', '.join(sorted(set(rows['commit'])))}.\n"
             for of, rows in models.groupby(facts)
         ]
         return "".join(lines)
@@ -152,26 +153,34 @@ def machine(name: str) -> str:
 
 
 def impact(name: str) -> str:
-    """Every cell of the impact study beside the authors' value."""
-    cells, authors = _cells(name, "impact"), published.read_impact(DATASETS[name.split("-")[1]])
+    """Every cell of the impact study beside the authors' value, and beside that of a second run."""
+    cells, theirs = _cells(name, "impact"), authors(DATASETS[name.split("-")[1]])
+    second = ours(RESULTS / _SECOND_RUNS[name]) if name in _SECOND_RUNS else None
     by_seed = pd.concat(aggregate_trials(rows).assign(seed=seed) for seed, rows in cells.groupby("seed"))
     n_seeds, n_trials, rows = cells["seed"].nunique(), cells["trial"].nunique(), []
     for (perturbation, level), group in by_seed.groupby(["perturbation", "level"], sort=False):
-        is_own = (authors["kind"] == perturbation) & (authors["level"] == level)
-        theirs = authors["natural"].iloc[:1] if perturbation == CLEAN else authors.loc[is_own, "mean"]
-        ours, spread = 100 * group["mean"].mean(), 100 * group["mean"].std()
-        label = perturbation if perturbation == CLEAN else f"{perturbation} {level_name(float(str(level)))}"
-        row = [label, f"{theirs.iloc[0]:.2f}" if len(theirs) else "", f"{ours:.2f}"]
+        test = (str(perturbation), float(str(level)))
+        of_authors = measured(partial(theirs.natural, *test))
+        value, spread = 100 * group["mean"].mean(), 100 * group["mean"].std()
+        distance = None if of_authors is None else value - of_authors
+        row = [CLEAN if test[0] == CLEAN else f"{test[0]} {level_name(test[1])}"]
+        row += ["" if of_authors is None else f"{of_authors:.2f}", f"{value:.2f}"]
+        row += [f"{second.natural(*test):.2f}"] if second else []
         row += [f"{spread:.2f}"] if n_seeds > 1 else []
         row += [f"{100 * group['std'].mean():.2f}"] if n_trials > 1 else []
-        row += [f"{theirs.iloc[0] - ours:+.2f}" if len(theirs) else ""]
-        row += [f"{(theirs.iloc[0] - ours) / spread:+.1f}" if len(theirs) else ""] if n_seeds > 1 else []
+        row += ["" if distance is None else f"{distance:+.2f}"]
+        row += ["" if distance is None else f"{distance / spread:+.1f}"] if n_seeds > 1 else []
         rows.append(row)
-    spreads, distance = (["sd over seeds"], ["in sd over seeds"]) if n_seeds > 1 else ([], [])
-    ours_is = f"ours, mean of {n_seeds} seeds" if n_seeds > 1 else "ours"
-    of_trials = ["sd over trials"] if n_trials > 1 else []
-    header = ["cell, accuracy in %", "authors", ours_is, *spreads, *of_trials, "authors - ours", *distance]
+    header = ["accuracy in %", "authors", f"ours, mean of {n_seeds} seeds" if n_seeds > 1 else "ours"]
+    header += ["ours, second run"] if second else []
+    header += ["sd over seeds"] if n_seeds > 1 else []
+    header += ["sd over trials"] if n_trials > 1 else []
+    header += ["ours - authors", "in sd over seeds"] if n_seeds > 1 else ["ours - authors"]
     return _table(header, rows)
+
+
+# Results of the same seed on another processor, shown beside the first.
+_SECOND_RUNS = {"paper-cifar10": "trial-cifar10"}
 
 
 def _ablation(name: str, ablation: str) -> str:
@@ -183,24 +192,6 @@ def _ablation(name: str, ablation: str) -> str:
         shown = ["clean_accuracy", *(f"{column}_accuracy" for column in columns), "robust_accuracy", "worst_accuracy"]
         rows.append([str(variant), *(_percent(numbers[key]) for key in shown)])
     return _table([ablation, "clean images", *columns, "all damage", "lowest cell"], rows)
-
-
-def distances(name: str) -> str:
-    """How far the strategies' models are from the authors', in points: mean of ours minus theirs, mean distance."""
-    joined = pd.concat(_beside_authors(name))
-    rows = []
-    for trained_on in joined["trained"].unique():
-        for tested in ("damage", "clean images"):
-            row = [f"{trained_on}; {tested}"]
-            for strategy in joined["strategy"].unique():
-                part = joined[
-                    (joined["strategy"] == strategy)
-                    & (joined["trained"] == trained_on)
-                    & ((joined["perturbation"] == CLEAN) == (tested == "clean images"))
-                ]["difference"]
-                row.append("" if part.empty else f"{part.mean():+.2f}, {part.abs().mean():.2f}")
-            rows.append(row)
-    return _table(["trained on; tested on", *joined["strategy"].unique()], rows)
 
 
 def agreement(name: str) -> str:
@@ -440,12 +431,12 @@ def claims(name: str) -> str:
 
 
 def summary(name: str) -> str:
-    """How many claims hold, in words."""
-    checked, sources = _check_claims(name), list(_sources(name))
-    counts = [[found[1] for found in of_source if found] for of_source in zip(*checked, strict=True)]
-    hold = [f"{sum(holds)} of {len(holds)} by {whose}" for holds, whose in zip(counts, sources, strict=True)]
-    n_both = sum(all(found and not found[1] for found in (of_claim[0], of_claim[-1])) for of_claim in checked)
-    return f"Claims that hold: {', '.join(hold)}.\n{n_both} claims fail by {sources[0]} and by {sources[-1]}.\n"
+    """How many claims hold by the authors' figures and by our models of their network, in words."""
+    both = [of_claim[:2] for of_claim in _check_claims(name)]
+    counts = [[found[1] for found in of_source if found] for of_source in zip(*both, strict=True)]
+    hold = [f"{sum(holds)} of {len(holds)} by {whose}" for holds, whose in zip(counts, _sources(name), strict=False)]
+    n_both = sum(all(found and not found[1] for found in of_claim) for of_claim in both)
+    return f"Claims that hold: {', '.join(hold)}. {n_both} fail by both.\n"
 
 
 def _sources(name: str) -> dict[str, Accuracies]:
@@ -466,7 +457,6 @@ TABLES: Mapping[str, Callable[[str], str]] = {
     "impact": impact,
     "standardization": lambda name: _ablation(name, "standardization"),
     "components": lambda name: _ablation(name, "components"),
-    "distances": distances,
     "agreement": agreement,
     "labels": labels,
     "far": far,
