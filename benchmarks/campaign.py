@@ -264,7 +264,7 @@ def run(study: Study, group: Group, found: Results, n_workers: int) -> Iterator[
     if rest and rest[0].key.strategy != NATURAL:
         finished = LocalProcesses(n_workers, work.PRELOAD).run(train_timed, rest)
     for job, (entry, seconds) in finished:
-        facts = {"seconds": round(seconds), **describe_machine(study)}
+        facts = {"seconds": round(seconds), "threads": job.n_threads, **describe_machine(study)}
         found.add_trained(job, copy_out(entry, job), facts, group.stages)
         _measure(study, group, job, found)
         yield f"{study.dataset.name} {job.key}: trained in {seconds:.0f} s, and measured"

@@ -74,6 +74,9 @@ def test_a_campaign_gives_the_rows_of_the_stages_and_repeats_none(
             for path in (results / f"tiny-mnist/{stage}.csv", layout.cells(stage, "mnist"))
         )
         pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True))
+    models = pd.read_csv(results / "tiny-mnist/models.csv")
+    assert set(models.columns) >= {"processor", "precision", "threads", "seconds", "commit"}
+    assert (models["threads"] >= 1).all()
     content = {path: path.read_bytes() for path in results.rglob("*.csv")}
     again = CliRunner().invoke(campaign.main, command)
     assert "trained" not in again.output
