@@ -35,8 +35,6 @@ COMPONENTS = {
     (False, False, "relu"): "plain_relu",
     (False, False, "tanh"): "plain_tanh",
 }
-# Results of another network than the paper's, where there are some.
-OTHER_NETWORK = {"cifar10": "fast-cifar10"}
 _Key = tuple[str, str, str, float]
 
 
