@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[1]
 # Stages that have learning curves.
 CURVES = ("train", "strategies")
 RESULTS = ROOT / "results"
-# Results that stand beside others: in the README data set → those of natural models, and of strategies; the same seed on
+# Results that stand beside others. README: data set → those of natural models, and of strategies; then the same seed on
 # another processor; another network than the paper's.
 _HALVES = {"mnist": ("seeds-mnist", "paper-mnist"), "cifar10": ("paper-cifar10", "paper-cifar10")}
 _SECOND_RUNS = {"paper-cifar10": "trial-cifar10"}
