@@ -355,10 +355,8 @@ def impact_panels(name: str) -> str:
 
 def strategy_panels(name: str) -> str:
     """The panels of figures A, B and C, and how far the strategies' cells are from the authors'."""
-    n_cells = (
-        authors_strategies(DATASETS[name.split("-")[1]], STRATEGIES[0])["train_perturbation"].value_counts().to_dict()
-    )
-    return _panels(name, pd.concat(_beside_authors(name)), n_cells)
+    theirs = authors_strategies(DATASETS[name.split("-")[1]], STRATEGIES[0])
+    return _panels(name, pd.concat(_beside_authors(name)), theirs["train_perturbation"].value_counts().to_dict())
 
 
 def _panels(name: str, joined: pd.DataFrame, n_cells: Mapping[Any, int]) -> str:
