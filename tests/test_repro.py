@@ -51,6 +51,16 @@ def test_a_second_repro_has_nothing_to_do(checkout: Path) -> None:
     assert "Running stage" not in output
 
 
+def test_outputs_and_the_cache_of_dvc_are_the_same_files_on_the_disk(checkout: Path) -> None:
+    cached = [path for path in (checkout / ".dvc/cache/files").rglob("*") if path.is_file()]
+    of_cache = {path.stat().st_ino for path in cached}
+    outputs = [path for name in ("clean", "perturbed") for path in (checkout / "data" / name).rglob("*")]
+    outputs += (checkout / "models/mnist").rglob("*.safetensors")
+    files = [path for path in outputs if path.is_file()]
+    assert len(files) > 20
+    assert [str(path) for path in files if path.stat().st_ino not in of_cache] == []
+
+
 def test_a_forced_repro_leaves_the_lock_file_as_it_was(checkout: Path) -> None:
     before = (checkout / "dvc.lock").read_bytes()
     shutil.rmtree(checkout / "models/.finished")  # or the models would not be trained again
