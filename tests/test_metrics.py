@@ -1,17 +1,21 @@
 """Aggregates against plain arithmetic."""
 
+import dataclasses
 import math
 import statistics
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from pipeline.evaluation.metrics import (
     Cell,
     Comparison,
     aggregate_trials,
+    compare_seeds,
     compare_strategies,
+    error_over_seeds,
     find_guessing,
     is_weak,
     needed_accuracy,
@@ -201,17 +205,65 @@ def test_chance_alone_hardly_ever_beats_the_natural_model() -> None:
     assert found <= 25  # an upper bound: 2.5 % if the two were of other images
 
 
+def test_training_seeds_that_vary_hardly_ever_make_a_gain() -> None:
+    rng = np.random.default_rng(0)
+    found, found_without = 0, 0
+    for n_seeds in (2, 3, 5):
+        for _ in range(1000):
+            one, other = 0.7 + 0.03 * rng.standard_normal((2, n_seeds))
+            gains = (one - other).tolist()
+            both = Comparison("constant", 10_000, 0.9, 0.9, one.mean(), other.mean(), None, gains=gains)
+            found += both.beats_baseline
+            found_without += dataclasses.replace(both, gains=()).beats_baseline
+    assert found <= 75  # 2.5 %
+    assert found_without > 600  # what the images alone would have called gains
+
+
+def test_the_error_over_seeds_is_half_of_a_confidence_interval_of_the_mean() -> None:
+    gains = [0.11, 0.14, 0.12, 0.19]
+    low, high = scipy.stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert error_over_seeds(gains) == pytest.approx((high - low) / 2)
+    assert error_over_seeds([]) == error_over_seeds([0.1]) == 0
+
+
+def test_a_strategy_has_a_gain_for_every_seed() -> None:
+    models = pd.concat(make_models(shift=shift).assign(seed=seed) for seed, shift in ((1, 0), (2, 100), (3, 50)))
+    (compared,) = compare_strategies(models)
+    gains = [0.69 + shift - 1.6 / 3 for shift in (0, 0.1, 0.05)]
+    assert compared.gains == pytest.approx(gains, abs=1e-5)
+    assert compared.gain == pytest.approx(np.mean(gains), abs=1e-5)
+    assert compared.clean_gains == pytest.approx([-0.06] * 3)
+    alone = dataclasses.replace(compared, gains=())
+    assert compared.chance == pytest.approx(math.hypot(alone.chance, error_over_seeds(compared.gains)))
+    assert compared.clean_chance == dataclasses.replace(compared, clean_gains=()).clean_chance  # they do not vary
+
+
+def test_a_model_of_the_user_is_compared_with_the_natural_model_of_every_seed() -> None:
+    tested = (CLEAN, 0), ("noise", 0.1), ("noise", 0.2)
+    natural = [
+        make_cell(NATURAL, CLEAN, name, level, 0, n, 10, seed) for seed, n in ((1, 2), (2, 4)) for name, level in tested
+    ]
+    mine = to_frame([make_cell("mine", CLEAN, name, level, 0, 9, 10, 0) for name, level in tested])
+    compared = compare_seeds("mine", mine, to_frame(natural))
+    assert compared is not None
+    assert compared.gains == pytest.approx([0.7, 0.5])
+    assert (compared.gain, compared.robust_accuracy, compared.n_examples) == pytest.approx((0.6, 0.9, 10))
+    only_clean = to_frame(natural).query("perturbation == 'clean'")
+    assert compare_seeds("mine", mine.query("perturbation == 'clean'"), only_clean) is None
+
+
 def test_a_model_that_errs_much_is_too_weak_to_conclude_from() -> None:
-    assert needed_accuracy(10) == pytest.approx(0.7)
-    assert needed_accuracy(2) == pytest.approx(5 / 6)
-    assert needed_accuracy(100) == pytest.approx(0.67)
+    assert needed_accuracy(0.1) == pytest.approx(0.7)
+    assert needed_accuracy(0.5) == pytest.approx(5 / 6)
+    assert needed_accuracy(0.01) == pytest.approx(0.67)
+    assert is_weak(0.95, 1000, 0.95)  # of two classes it knows the more frequent one only
 
 
 def test_a_model_is_weak_if_chance_does_not_explain_it() -> None:
-    assert not is_weak(0.749, 430, 4)  # 0.75 is needed
-    assert is_weak(0.7, 430, 4)
-    assert not is_weak(0.7, 43, 4)
-    assert is_weak(0.0, 10, 4)
+    assert not is_weak(0.749, 430, 0.25)  # 0.75 is needed
+    assert is_weak(0.7, 430, 0.25)
+    assert not is_weak(0.7, 43, 0.25)
+    assert is_weak(0.0, 10, 0.25)
 
 
 def test_a_model_guesses_from_the_mildest_level_on_that_no_better_one_follows() -> None:
@@ -221,5 +273,5 @@ def test_a_model_guesses_from_the_mildest_level_on_that_no_better_one_follows() 
         + [("clean", 0, 0.9)],
         columns=["perturbation", "level", "mean"],
     )
-    assert find_guessing(levels, 430, 5) == {"stuck": 2, "blur": 1}
-    assert find_guessing(levels, 10_000, 5) == {"stuck": 3, "blur": 3}  # 23 % is better than 20 %
+    assert find_guessing(levels, 430, 0.2) == {"stuck": 2, "blur": 1}
+    assert find_guessing(levels, 10_000, 0.2) == {"stuck": 3, "blur": 3}  # 23 % is better than 20 %

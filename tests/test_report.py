@@ -21,7 +21,7 @@ from pipeline.evaluation import metrics, results
 from pipeline.evaluation.metrics import Comparison, Confusion
 from pipeline.recipes.recipe import PaperRecipe
 from pipeline.reporting import page, published
-from pipeline.reporting.figures import N_COLORS, Point, Series, assign_colors, draw_bars, draw_lines
+from pipeline.reporting.figures import N_COLORS, Point, Series, assign_colors, draw_bars, draw_lines, encode_image
 from pipeline.reporting.verdict import (
     Robustness,
     compare_robustness,
@@ -30,6 +30,8 @@ from pipeline.reporting.verdict import (
     describe_repair,
     describe_robustness,
     describe_weakness,
+    percent,
+    points,
 )
 from pipeline.runtime import layout
 from pipeline.study.params import load
@@ -201,8 +203,10 @@ def test_the_numbers_are_those_of_the_metric_files(reported: Path) -> None:
                 row = "</td><td>".join([name, clean, robust, re.escape(values[0]) + r"[^<]*", worst, cross, values[1]])
                 assert re.search(f"<tr><td>{row}</td></tr>", page), row
         impact = json.loads(layout.summary("impact", dataset).read_text())
+        given = read(layout.confusion(dataset)).query("strategy == 'natural' and perturbation == 'clean'")
+        guessing = float(given.groupby("actual")["n_examples"].sum().max() / N_TEST)
         is_warned = f"(train.recipes.{dataset}.epochs, now " in page
-        assert is_warned is metrics.is_weak(impact["clean_accuracy"], N_TEST, 10)
+        assert is_warned is metrics.is_weak(impact["clean_accuracy"], N_TEST, guessing)
         shown = (f"{100 * impact[f'{name}_accuracy']:.1f} %" for name in ("clean", "robust"))
         assert "<dd>{} right on clean images, {} under damage ".format(*shown) in page
 
@@ -287,6 +291,21 @@ def test_one_of_each_is_in_the_singular(reported: Path) -> None:
     assert re.findall(r"[^\d.,]1 (values|images|points|ways|classes|models|trials)\b", page) == []
 
 
+def test_with_several_seeds_the_gain_of_each_is_shown_and_their_spread_is_part_of_the_error(reported: Path) -> None:
+    blocks = {"datasets.cifar10": REMOVED, "strategies": {"constant": {}}, "ablations": {"beta": {"low": {}}}}
+    with_params({**blocks, "train.seeds": [1, 2]})(reported)
+    for stage in ("train", "impact", "strategies", "evaluate", "ablations"):
+        succeed(stage, "mnist")
+    said = report()
+    (compared,) = metrics.compare_strategies(read(layout.cells("evaluate", "mnist")))
+    assert len(compared.gains) == 2
+    assert compared.chance > replace(compared, gains=()).chance
+    gains = ", ".join(points(gain) for gain in compared.gains)
+    assert f"<td>{points(compared.gain)} ± {percent(compared.chance)}</td><td>{gains}</td>" in said
+    assert "Means over 2 training seeds: the ± of a difference includes how far they vary." in said
+    assert "Another training seed may change more" not in said
+
+
 # What it says.
 
 
@@ -336,7 +355,7 @@ def test_what_repairs_a_model_in_sentences(comparisons: list[Comparison], said: 
 
 
 def test_a_weak_network_is_called_weak_if_that_is_no_chance_and_nothing_is_concluded_from_it() -> None:
-    described = [describe_weakness(0.65, n, 10, "train.recipes.a", 3) for n in (100, 1000)]
+    described = [describe_weakness(0.65, n, 0.1, "train.recipes.a", 3) for n in (100, 1000)]
     assert described[0] is None
     assert described[1] is not None
     assert described[1].startswith("Too weak to conclude from: the network trained here is right on 65.0 % of clean")
@@ -356,7 +375,7 @@ def test_how_robust_a_model_is_in_sentences() -> None:
         ),
         (guessing, "Not clearly better than guessing (20 %) from stuck 100 pixels and noise σ = 0.2 on."),
     ):
-        assert describe_robustness(found, 5).endswith(words)
+        assert describe_robustness(found, 0.2).endswith(words)
     # That a model cannot be told from another is said of damaged images, not of clean ones.
     beside = [compare_robustness(compare("mine", robust, clean=0.5)) for robust in (0.61, 0.7, 0.5)]
     assert beside == [
@@ -368,6 +387,7 @@ def test_how_robust_a_model_is_in_sentences() -> None:
         "430 test images: an accuracy is known to ± 4.8 points or better (± is two standard errors). One training "
         "seed: another may change more."
     )
+    assert describe_certainty(430, 3).endswith("3 training seeds: the ± of a difference includes how far they vary.")
 
 
 @pytest.mark.parametrize(
@@ -377,14 +397,14 @@ def test_how_robust_a_model_is_in_sentences() -> None:
         ("standardization", {"pixel": 0.7, "none": 0.9}, 2000, "Leaving inputs as they are"),
         ("standardization", {"pixel": 0.7, "channel": 0.74}, 2000, None),
         ("standardization", {"pixel": 0.7, "channel": 0.9}, 20, None),  # chance
-        ("mine", {"a": None}, 2000, None),
+        ("mine", {"a": 0.7}, 2000, None),
     ],
 )
 def test_what_helps_without_training_on_damage_is_said(
-    ablation: str, robust: dict[str, float | None], n: int, helps: str | None
+    ablation: str, robust: dict[str, float], n: int, helps: str | None
 ) -> None:
-    variants = {name: {} if value is None else {"robust_accuracy": value} for name, value in robust.items()}
-    said = describe_ablations({ablation: variants}, 0.7, n)
+    variants = [Comparison(name, n, 0.9, 0.9, value, 0.7, None) for name, value in robust.items()]
+    said = describe_ablations({ablation: variants})
     keeps = "keeps 90.0 % under damage instead of 70.0 % (+20.0 ± 2.5 points)."
     assert said == ([f"{helps} {keeps}"] if helps else [])
 
@@ -403,6 +423,11 @@ def test_a_chart_shows_every_number_where_it_belongs() -> None:
     sizes = [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', bars)]
     assert sizes == pytest.approx([0.5 * full, 0.25 * full, full], abs=0.1)
     assert re.findall(r'class="s(\d+)"><rect', bars) == ["0", "0", "3"]
+
+
+def test_a_picture_is_shown_however_long_it_is() -> None:
+    for shape in ((2, 512, 3), (4096, 1, 1), (1, 1, 3)):
+        assert encode_image(np.zeros(shape, np.uint8)).startswith("data:image/png;base64,")
 
 
 def test_no_other_model_is_grey_and_colours_repeat_only_when_all_are_used() -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import sqrt
+from math import hypot, sqrt
+from statistics import stdev
 from typing import Any
 
 import pandas as pd
@@ -212,8 +213,9 @@ def summarize_strategy(cells: pd.DataFrame, baseline: str = NATURAL) -> dict[str
             same images with the same weights: a level on which three models were measured counts three times.
         All rounded to 6 decimals. Absent where there is nothing to average.
 
-    Source: `relative_error` is the mCE (mean corruption error) of Hendrycks and Dietterich (arXiv 1903.12261), with our
-    natural model in place of their AlexNet.
+    Source: `relative_error` is computed like the mCE (mean corruption error) of Hendrycks and Dietterich (arXiv
+    1903.12261), with the baseline in place of their AlexNet. But theirs is of one model that has seen no corruption,
+    and this is of models that were trained on the damage.
     """
     table = pair_with_natural(cells)
     is_clean = table["perturbation"] == CLEAN
@@ -263,6 +265,8 @@ class Comparison:
         baseline_robust_accuracy: Of the baseline, over the same images with the same weights.
         relative_error: As in `summarize_strategy`; None where the baseline makes no error.
         baseline: Its name.
+        gains: `gain` of every training seed alone.
+        clean_gains: `clean_gain`, likewise.
     """
 
     strategy: str
@@ -273,6 +277,8 @@ class Comparison:
     baseline_robust_accuracy: float
     relative_error: float | None
     baseline: str = NATURAL
+    gains: Sequence[float] = ()
+    clean_gains: Sequence[float] = ()
 
     @property
     def gain(self) -> float:
@@ -286,13 +292,15 @@ class Comparison:
 
     @property
     def chance(self) -> float:
-        """The largest gain or loss that the choice of test images explains, from `two_errors`."""
-        return two_errors(self.robust_accuracy, self.baseline_robust_accuracy, self.n_examples)
+        """The largest gain or loss that the choice of test images and of training seeds explains."""
+        images = two_errors(self.robust_accuracy, self.baseline_robust_accuracy, self.n_examples)
+        return hypot(images, error_over_seeds(self.gains))
 
     @property
     def clean_chance(self) -> float:
         """The same for the gain on clean images."""
-        return two_errors(self.clean_accuracy, self.baseline_clean_accuracy, self.n_examples)
+        images = two_errors(self.clean_accuracy, self.baseline_clean_accuracy, self.n_examples)
+        return hypot(images, error_over_seeds(self.clean_gains))
 
     @property
     def beats_baseline(self) -> bool:
@@ -305,7 +313,7 @@ def two_errors(accuracy: float, other: float, n_examples: int) -> float:
 
     This is an upper bound: both accuracies are measured on the same images, which makes their difference more certain,
     and that is left out. All levels, trials and models share the same `n_examples` images, so these count only once.
-    Variation between training seeds is not included.
+    Variation between training seeds is not included; `error_over_seeds` is that.
 
     Source: Agresti and Caffo, The American Statistician 54 (2000), 280: two images are added to each accuracy, one
     right and one wrong, so that the error holds for few images and for accuracies of 0 and 1 too.
@@ -313,6 +321,22 @@ def two_errors(accuracy: float, other: float, n_examples: int) -> float:
     n = n_examples
     shares = [(n * share + 1) / (n + 2) for share in (accuracy, other)]
     return 2 * sqrt((n + 2) * sum(share * (1 - share) for share in shares)) / n
+
+
+def error_over_seeds(differences: Sequence[float]) -> float:
+    """Return how far the mean over training seeds may be from that over all seeds; 0 for fewer than two seeds.
+
+    Args:
+        differences: Of two accuracies, one for each seed, both models trained with it.
+
+    Source: half of the 95 % confidence interval of a mean by Student's t distribution.
+    """
+    n = len(differences)
+    if n < 2:
+        return 0.0
+    from scipy.special import stdtrit  # importing it takes a fifth of a second, and most studies have one seed
+
+    return float(stdtrit(n - 1, 0.975) * stdev(differences) / sqrt(n))
 
 
 def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None = None) -> list[Comparison]:
@@ -338,51 +362,97 @@ def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None 
                     "baseline_robust_accuracy",
                 )
             }
-            n_examples = int(table["n_examples"].min())
+            of_seeds = [summarize_strategy(rows, baseline) for _, rows in table.groupby("seed")]
+            gains, clean_gains = (
+                [one[f"{kind}_accuracy"] - one[f"baseline_{kind}_accuracy"] for one in of_seeds]
+                for kind in ("robust", "clean")
+            )
+            n_examples, error = int(table["n_examples"].min()), numbers.get("relative_error")
             compared.append(
                 Comparison(
-                    strategy, n_examples, **accuracies, relative_error=numbers.get("relative_error"), baseline=baseline
+                    strategy,
+                    n_examples,
+                    **accuracies,
+                    relative_error=error,
+                    baseline=baseline,
+                    gains=gains,
+                    clean_gains=clean_gains,
                 )
             )
     return sorted(compared, key=lambda comparison: comparison.gain, reverse=True)
 
 
-def needed_accuracy(n_classes: int) -> float:
+def compare_seeds(name: str, cells: pd.DataFrame, baseline: pd.DataFrame) -> Comparison | None:
+    """Compare a model, under all damage, with the natural models; None if none was tested.
+
+    Args:
+        name: Its name.
+        cells: Columns as the fields of `Cell`, on test images: of one model per seed, or of a single one.
+        baseline: Likewise, of the natural models, on the same images.
+    """
+    (own, natural) = (
+        pd.DataFrame({seed: summarize(rows) for seed, rows in of.groupby("seed")}).T for of in (cells, baseline)
+    )
+    if "robust_accuracy" not in natural:
+        return None
+    if len(own) == 1:  # of the user, compared with the natural model of every seed
+        own = own.loc[own.index.repeat(len(natural))].set_index(natural.index)
+    return Comparison(
+        name,
+        int(cells["n_examples"].min()),
+        clean_accuracy=float(own["clean_accuracy"].mean()),
+        baseline_clean_accuracy=float(natural["clean_accuracy"].mean()),
+        robust_accuracy=float(own["robust_accuracy"].mean()),
+        baseline_robust_accuracy=float(natural["robust_accuracy"].mean()),
+        relative_error=None,
+        gains=(own["robust_accuracy"] - natural["robust_accuracy"]).tolist(),
+        clean_gains=(own["clean_accuracy"] - natural["clean_accuracy"]).tolist(),
+    )
+
+
+def needed_accuracy(guessing: float) -> float:
     """The clean accuracy below which a model is weak, in [0, 1].
 
-    It is two thirds of the way from guessing to no error at all, 0.7 for ten classes. A less accurate model has not
-    learned its task: what another way of training gains or costs may be learning that was still to be done.
+    It is two thirds of the way from guessing to no error at all, 0.7 for ten classes of equal size. A less accurate
+    model has not learned its task: what another way of training gains or costs may be learning that was still to be
+    done.
+
+    Args:
+        guessing: The accuracy of always naming the most frequent class, in (0, 1].
 
     Source: our choice.
     """
-    guessing = 1 / n_classes
     return guessing + (1 - guessing) * 2 / 3
 
 
-def is_weak(clean_accuracy: float, n_examples: int, n_classes: int) -> bool:
+def is_weak(clean_accuracy: float, n_examples: int, guessing: float) -> bool:
     """Whether a model is weak, beyond the uncertainty from the choice of test images.
 
     That is, its accuracy is more than two standard errors below the needed one.
+
+    Args:
+        clean_accuracy: On clean test images, in [0, 1].
+        n_examples: Test images.
+        guessing: As `needed_accuracy`.
 
     Source: our choice; the interval is that of Agresti and Coull, The American Statistician 52 (1998), 119: four images
     are added, two right and two wrong, so that it holds for few images and for accuracies of 0 and 1 too.
     """
     n = n_examples + 4
     share = (n_examples * clean_accuracy + 2) / n
-    return share + 2 * sqrt(share * (1 - share) / n) < needed_accuracy(n_classes)
+    return share + 2 * sqrt(share * (1 - share) / n) < needed_accuracy(guessing)
 
 
-def find_guessing(levels: pd.DataFrame, n_examples: int, n_classes: int) -> dict[str, float]:
+def find_guessing(levels: pd.DataFrame, n_examples: int, guessing: float) -> dict[str, float]:
     """Find the lowest level of each perturbation from which on a model is not clearly better than guessing, if any.
 
-    Guessing is right on one image in `n_classes`; clearly better means more than two standard errors above that.
+    Clearly better means more than two standard errors above it.
 
     Args:
         levels: From `aggregate_trials`, of one model.
         n_examples: Test images.
-        n_classes: Classes of the data set.
+        guessing: As `needed_accuracy`.
     """
-    guessing = 1 / n_classes
     limit = guessing + 2 * sqrt(guessing * (1 - guessing) / n_examples)
     found = {}
     for perturbation, rows in levels[levels["perturbation"] != CLEAN].groupby("perturbation", sort=False):

@@ -171,7 +171,8 @@ def encode_image(image: Images) -> str:
     """
     scale = _PICTURE / max(image.shape[:2])
     if scale < 1:
-        smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+        smaller = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         image = np.asarray(smaller, np.uint8).reshape(*smaller.shape[:2], image.shape[2])
     _, content = cv2.imencode(".png", image[..., ::-1] if image.shape[2] == 3 else image)
     return f"data:image/png;base64,{base64.b64encode(content.tobytes()).decode()}"

@@ -17,6 +17,7 @@ from pipeline.evaluation import results
 from pipeline.evaluation.metrics import (
     Comparison,
     aggregate_trials,
+    compare_seeds,
     compare_strategies,
     find_guessing,
     is_weak,
@@ -192,15 +193,18 @@ class _Described:
         self.examples = results.read_examples(study)
         self.confusions = results.read_confusions(study, self.evaluated)
         self.colors = _assign_colors(params)
-        self.n_seeds, self.n_classes = len(params.train.seeds), len(study.dataset.classes)
+        self.n_seeds, self.variants = len(params.train.seeds), params.ablations
+        sizes = self.confusions[self.confusions["perturbation"] == CLEAN].groupby(["strategy", "actual"])["n_examples"]
+        self.guessing = float(sizes.sum().loc[NATURAL].max() / study.n_examples["test"])  # the most frequent class
         self.comparisons = compare_strategies(self.evaluated, study.baselines)
         self.summaries = {
             stage: results.summarize_stage(study, stage, cells)
             for stage, cells in (("evaluate", self.evaluated), ("ablations", self.ablated))
         }
-        by_model = {str(name): aggregate_trials(rows) for name, rows in self.impact.groupby("strategy", sort=False)}
-        self.levels = by_model.pop(NATURAL)
-        self.external = by_model  # name of a user's model → its levels, as for the natural models
+        self.by_model = {str(name): rows for name, rows in self.impact.groupby("strategy", sort=False)}
+        levels = {name: aggregate_trials(rows) for name, rows in self.by_model.items()}
+        self.levels = levels.pop(NATURAL)
+        self.external = levels  # name of a user's model → its levels, as for the natural models
         self.models = _aggregate_models(self.evaluated)
 
     def context(self) -> dict[str, Any]:
@@ -215,7 +219,7 @@ class _Described:
             "is_canonical": self.is_canonical,
             "is_published": self.is_published,
             # A user with a model of their own asks about that first.
-            "findings": [*map(self._find_external, self.external), self._find_natural(ablations)],
+            "findings": [*map(self._find_external, self.external), self._find_natural()],
             "certainty": describe_certainty(self.study.n_examples["test"], self.n_seeds),
             "answer": list(self._answer()),
             "external": self._external(),
@@ -234,27 +238,36 @@ class _Described:
 
     def _find_external(self, name: str) -> dict[str, Any]:
         """Return the findings about a user's model."""
-        ours, theirs = (self._robustness(levels) for levels in (self.external[name], self.levels))
-        robust = describe_robustness(ours, self.n_classes)
-        if ours.robust is not None and theirs.robust is not None:
-            accuracies = (ours.clean, theirs.clean, ours.robust, theirs.robust)
-            robust += " " + compare_robustness(Comparison(name, self.study.n_examples["test"], *accuracies, None))
+        robust = describe_robustness(self._robustness(self.external[name]), self.guessing)
+        compared = compare_seeds(name, self.by_model[name], self.by_model[NATURAL])
+        if compared is not None:
+            robust += " " + compare_robustness(compared)
         repair = describe_repair([one for one in self.comparisons if one.baseline == name])
         return {"title": f"Your model {name}", "robust": robust, "repair": repair, "others": [], "warning": None}
 
-    def _find_natural(self, ablations: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    def _find_natural(self) -> dict[str, Any]:
         """Return the findings about the natural model, with a warning if it is weak."""
         found, n = self._robustness(self.levels), self.study.n_examples["test"]
         compared = [one for one in self.comparisons if one.baseline == NATURAL]
-        weak = is_weak(found.clean, n, self.n_classes)
+        weak = is_weak(found.clean, n, self.guessing)
         key = f"train.recipes.{self.name}"
         return {
             "title": f"{TRAINED_HERE.capitalize()} ({NATURAL})",
-            "robust": describe_robustness(found, self.n_classes),
+            "robust": describe_robustness(found, self.guessing),
             "repair": describe_repair(compared, weak),
-            "others": [] if weak or found.robust is None else describe_ablations(ablations, found.robust, n),
-            "warning": describe_weakness(found.clean, n, self.n_classes, key, self.recipe.epochs),
+            "others": [] if weak else describe_ablations(self._compare_ablations()),
+            "warning": describe_weakness(found.clean, n, self.guessing, key, self.recipe.epochs),
         }
+
+    def _compare_ablations(self) -> dict[str, list[Comparison]]:
+        """Compare the variants of each ablation with the natural models, under damage; empty if none was tested."""
+        compared: dict[str, list[Comparison]] = {}
+        tested = self.ablated[self.ablated["split"] == "test"]
+        for (ablation, variant), rows in tested.groupby(["strategy", "label"], sort=False):
+            one = compare_seeds(str(variant), rows, self.by_model[NATURAL])
+            if one is not None:
+                compared.setdefault(str(ablation), []).append(one)
+        return compared
 
     def _robustness(self, levels: pd.DataFrame) -> Robustness:
         """Compute the robustness of one model from its levels."""
@@ -264,7 +277,7 @@ class _Described:
             return Robustness(clean)
         row = damaged.iloc[int(damaged["mean"].argmin())]
         worst = explain_level(str(row["perturbation"]), float(row["level"])), float(row["mean"])
-        guessed = find_guessing(levels, self.study.n_examples["test"], self.n_classes)
+        guessed = find_guessing(levels, self.study.n_examples["test"], self.guessing)
         return Robustness(
             clean, float(damaged["mean"].mean()), worst, [explain_level(*level) for level in guessed.items()]
         )
@@ -506,9 +519,8 @@ class _Described:
                 }
 
     def _variants(self, ablation: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        for path, summary in self.summaries["ablations"].items():
-            if path.parent.name == ablation:
-                yield path.stem, summary
+        for variant in self.variants[ablation]:
+            yield variant, self.summaries["ablations"][layout.summary("ablations", self.name, ablation, variant)]
 
     def _ablation(self, ablation: str, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return a row and bars for every variant, with the authors' values for Table I."""

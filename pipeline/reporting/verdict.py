@@ -3,9 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.evaluation.metrics import Comparison, is_weak, needed_accuracy, two_errors
+from pipeline.evaluation.metrics import Comparison, is_weak, needed_accuracy
 
 # The smallest gain without training on damage that is worth a sentence; our choice.
 _CLEARLY = 0.05
@@ -46,19 +45,19 @@ def points(difference: float) -> str:
     return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
-def describe_robustness(found: Robustness, n_classes: int) -> str:
+def describe_robustness(found: Robustness, guessing: float) -> str:
     """Say how robust a model is.
 
     Args:
         found: Its measured robustness.
-        n_classes: Classes of the data set.
+        guessing: The accuracy of always naming the most frequent class, in (0, 1].
     """
     said = f"{percent(found.clean)} % right on clean images"
     if found.worst is None:
         return f"{said}; no damage was tested."
     said += f", {percent(found.robust)} % under damage (all test levels)"
     if found.guessed:
-        return f"{said}. Not clearly better than guessing ({100 / n_classes:.3g} %) from {_listed(found.guessed)} on."
+        return f"{said}. Not clearly better than guessing ({100 * guessing:.3g} %) from {_listed(found.guessed)} on."
     return f"{said}, {percent(found.worst[1])} % at worst ({found.worst[0]})."
 
 
@@ -112,52 +111,49 @@ def describe_certainty(n_examples: int, n_seeds: int) -> str:
     """
     images = f"{n_examples:,} test image{'' if n_examples == 1 else 's'}"
     within = percent(2 * (0.25 / n_examples) ** 0.5)  # at an accuracy of one half, the least certain
-    seeds = "One training seed: another may change more" if n_seeds == 1 else f"Means over {n_seeds} training seeds"
+    seeds = f"Means over {n_seeds} training seeds: the ± of a difference includes how far they vary"
+    if n_seeds == 1:
+        seeds = "One training seed: another may change more"
     return f"{images}: an accuracy is known to ± {within} points or better (± is two standard errors). {seeds}."
 
 
-def describe_weakness(clean: float, n_examples: int, n_classes: int, key: str, epochs: int) -> str | None:
+def describe_weakness(clean: float, n_examples: int, guessing: float, key: str, epochs: int) -> str | None:
     """Say that the natural model is too weak to conclude from, and what to do; None if it is not.
 
     Args:
         clean: Its clean accuracy, in [0, 1].
         n_examples: Test images.
-        n_classes: Classes of the data set.
+        guessing: As `describe_robustness`.
         key: Dotted key of its recipe in params.yaml.
         epochs: Number of epochs in its training.
     """
-    if not is_weak(clean, n_examples, n_classes):
+    if not is_weak(clean, n_examples, guessing):
         return None
     return (
         f"Too weak to conclude from: {TRAINED_HERE} is right on {percent(clean)} % of clean images, which is below "
-        f"{percent(needed_accuracy(n_classes))} %, two thirds of the way from guessing to no error, by more than "
+        f"{percent(needed_accuracy(guessing))} %, two thirds of the way from guessing to no error, by more than "
         "chance. What training on damage gains or costs may be what it had still to learn. Train it longer "
         f"({key}.epochs, now {epochs}), or choose another network ({key}.network)."
     )
 
 
-def describe_ablations(
-    ablations: Mapping[str, Mapping[str, Mapping[str, Any]]], natural: float, n_examples: int
-) -> list[str]:
-    """Name each ablation's best variant under damage that it was not trained on, if clearly better than `natural`.
+def describe_ablations(ablations: Mapping[str, Sequence[Comparison]]) -> list[str]:
+    """Name each ablation's best variant under damage that it was not trained on, if clearly better than the baseline.
 
     Args:
-        ablations: Ablation → variant → summary of its cells.
-        natural: Accuracy of the natural model under all tested damage, in [0, 1].
-        n_examples: Test images.
+        ablations: Ablation → its variants, compared with the natural model under all tested damage.
     """
     said = []
     for ablation, variants in ablations.items():
-        robust = {name: summary.get("robust_accuracy", 0.0) for name, summary in variants.items()}
-        best = max(robust, key=lambda name: robust[name])
-        gain, chance = robust[best] - natural, two_errors(robust[best], natural, n_examples)
-        if gain >= max(_CLEARLY, chance):
-            how = f"Variant {best} of ablation {ablation}"
+        best = max(variants, key=lambda variant: variant.gain)
+        if best.gain >= max(_CLEARLY, best.chance):
+            how = f"Variant {best.strategy} of ablation {ablation}"
             if ablation == "standardization":
-                how = "Leaving inputs as they are" if best == "none" else f"Standardizing inputs by {best}"
+                by = f"Standardizing inputs by {best.strategy}"
+                how = "Leaving inputs as they are" if best.strategy == "none" else by
             said.append(
-                f"{how} keeps {percent(robust[best])} % under damage instead of {percent(natural)} % "
-                f"({_difference(gain, chance)})."
+                f"{how} keeps {percent(best.robust_accuracy)} % under damage instead of "
+                f"{percent(best.baseline_robust_accuracy)} % ({_difference(best.gain, best.chance)})."
             )
     return said
 
