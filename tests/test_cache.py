@@ -358,5 +358,5 @@ def test_clean_waits_for_nobody_who_may_be_writing(natural: Path) -> None:
 def test_clean_does_not_guess_where_it_cannot_tell_what_is_used(natural: Path) -> None:
     with_params({"strategies": {"constant": {}}})(natural)
     before = tree(Path())
-    assert "no such store; make it with `python -m pipeline perturb mnist blur`" in fail("clean", "--yes")
+    assert "no such store; make it with `python -m pipeline perturb mnist stuck`" in fail("clean", "--yes")
     assert tree(Path()) == before

@@ -17,9 +17,10 @@ from ruamel.yaml import YAML
 
 from pipeline.data import own, pictures, preparing, seeding, store
 from pipeline.data.arrays import Images
+from pipeline.perturbations import PERTURBATIONS
 from pipeline.runtime import layout
-from pipeline.study.suggesting import suggest_pixel_levels
-from tests.conftest import MakeOwnStudy, WriteParams, pasted, tree
+from pipeline.study.suggesting import suggest_levels
+from tests.conftest import ROOT, MakeOwnStudy, WriteParams, pasted, tree
 from tests.test_stages import fail, succeed
 
 SIZE = (12, 16)
@@ -465,20 +466,34 @@ def test_the_block_that_describe_prints_is_one_that_check_accepts(
 
 
 @pytest.mark.parametrize(
-    ("size", "levels"),
+    ("size", "levels", "sigmas"),
     [
-        ((64, 64), [102, 205, 410]),
-        ((224, 224), [1254, 2509, 5018]),
-        ((8, 5), [1, 2, 4]),
-        ((4, 5), [1, 2]),
-        ((1, 2), [1]),
+        ((64, 64), [102, 205, 410], [1.0, 2.0, 3.0]),
+        ((224, 300), [1680, 3360, 6720], [3.5, 7.0, 10.5]),
+        ((28, 28), [20, 39, 78], [0.44, 0.88, 1.31]),
+        ((8, 5), [1, 2, 4], [0.1, 0.16, 0.23]),
+        ((1, 2), [1], [0.1]),
     ],
 )
-def test_damaged_pixels_are_suggested_by_the_size_of_the_image(size: tuple[int, int], levels: list[int]) -> None:
-    suggested = suggest_pixel_levels(size)
+def test_damaged_pixels_and_blur_are_suggested_by_the_size_of_the_image(
+    size: tuple[int, int], levels: list[int], sigmas: list[float]
+) -> None:
+    suggested = suggest_levels(size)
     block = {"train_levels": levels[-1:], "test_levels": levels, "scope": "image"}
-    assert suggested["perturbations"] == dict.fromkeys(("stuck", "hot", "dead"), block)
-    assert suggested["evaluate"]["levels"] == dict.fromkeys(("stuck", "hot", "dead"), levels[-1:])
+    blur = {"train_levels": sigmas[-1:], "test_levels": sigmas, "mix_channels": False}
+    assert suggested["perturbations"] == dict.fromkeys(("stuck", "hot", "dead"), block) | {"blur": blur}
+    assert suggested["evaluate"]["levels"] == dict.fromkeys(("stuck", "hot", "dead"), levels[-1:]) | {
+        "blur": sigmas[-2:]
+    }
+    assert max(sigmas) <= PERTURBATIONS["blur"].max_level(*size)
+
+
+def test_for_images_of_64x64_the_levels_of_profile_own_are_suggested() -> None:
+    profile = YAML(typ="safe").load(ROOT / "profiles/own.yaml")
+    suggested = suggest_levels((64, 64))
+    assert {name: profile["perturbations"][name] for name in suggested["perturbations"]} == suggested["perturbations"]
+    levels = suggested["evaluate"]["levels"]
+    assert {name: profile["evaluate"]["levels"][name] for name in levels} == levels
 
 
 @pytest.mark.parametrize("sizes", [[1] * 23, [23], [5, 9, 9], [4, 6, 7, 6]], ids=str)

@@ -14,6 +14,7 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
 from pipeline.study.arrays import plan_arrays
 from pipeline.study.params import Params
+from pipeline.study.planning import plan_studies
 from pipeline.study.reading import changed_keys, read
 from tests.conftest import ROOT
 
@@ -69,6 +70,26 @@ def test_the_committed_params_are_profile_quick() -> None:
 def test_every_profile_is_valid_and_complete(path: Path) -> None:
     loaded = params.load(path)
     assert changed_keys(read(path), kept(loaded)) == []
+
+
+def test_an_ablation_may_give_a_network_of_another_kind_whole(quick_values: dict[str, Any]) -> None:
+    network = {"kind": "torchvision", "architecture": "resnet18", "weights": None, "stem": "small"}
+    changes: dict[str, Any] = {"ablations": {"networks": {"resnet": {"network": network | {"fully_connected": []}}}}}
+    recipe = params.validate(changed(quick_values, changes), WHERE).train.recipes["mnist"]
+    assert params.change_recipe(recipe, changes["ablations"]["networks"]["resnet"]).network.summary == (
+        "torchvision resnet18"
+    )
+    changes["ablations"]["networks"]["resnet"]["network"] = network
+    assert problems_of(changed(quick_values, changes)) == ["ablations.networks.resnet.network.fully_connected: missing"]
+
+
+def test_one_of_several_data_sets_can_be_repaired(quick_values: dict[str, Any]) -> None:
+    model = MODEL | {"kind": "torchvision", "architecture": "resnet18", "channels": "rgb", "path": "../a.pt"}
+    repair = {"model": "mine", "learning_rate": 0.1, "batch_size": 50, "epochs": 1}
+    changes: dict[str, Any] = {"models": {"mine": model | {"classes": None}}}
+    changes["strategies"] = {"repair": {"share": 0.5, "recipes": {"mnist": repair}}}
+    studies = plan_studies(params.validate(changed(quick_values, changes), WHERE))
+    assert {name: list(study.strategies) for name, study in studies.items()} == {"mnist": ["repair"], "cifar10": []}
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,27 @@ def test_quick_in_numbers(quick_values: dict[str, Any]) -> None:
         assert len(study.cells("ablations")) == 6 * (2 + 3 * (4 * 3 + 1))
 
 
+def test_the_order_of_blocks_changes_nothing(quick_values: dict[str, Any]) -> None:
+    def turned(block: Any) -> Any:
+        return {key: turned(block[key]) for key in reversed(block)} if isinstance(block, dict) else block
+
+    model: dict[str, Any] = {
+        "dataset": "mnist",
+        "kind": "onnx",
+        "path": "../a.onnx",
+        "architecture": None,
+        "channels": "grey",
+    }
+    model |= {"size": None, "scale": 1.0, "mean": [0.0], "std": [1.0], "classes": None}
+    values = quick_values | {"models": {"b": model, "a": model}}
+    study, other = (plan_study(params.validate(one, WHERE), "mnist") for one in (values, turned(values)))
+    for stage in MEASURING:
+        assert study.models(stage) == other.models(stage)
+        assert study.cells(stage) == other.cells(stage)
+    for stage in ("train", "strategies", "ablations"):
+        assert study.jobs(stage) == other.jobs(stage)
+
+
 @pytest.mark.parametrize(("key", "value"), [("epochs", 5), ("batch_size", 50), ("adam.learning_rate", 0.02)])
 def test_what_decides_the_natural_model_decides_those_that_start_from_it(
     key: str, value: float, quick_values: dict[str, Any]

@@ -213,7 +213,7 @@ BAD: dict[str, list[tuple[Mend | None, str]]] = {
     "prepare svhn": [(None, "data set: unknown 'svhn'; params.yaml has ")],
     "perturb mnist fog": [(None, "perturbation: unknown 'fog'; params.yaml has ")],
     "verify svhn": [(None, "Error: data set: unknown 'svhn'; params.yaml has mnist\n")],
-    "verify mnist fog": [(None, "Error: perturbation: unknown 'fog'; params.yaml has blur, dead, hot, noise, stuck\n")],
+    "verify mnist fog": [(None, "Error: perturbation: unknown 'fog'; params.yaml has stuck, hot, dead, noise, blur\n")],
     "evaluate mnist": [(with_bytes(layout.PARAMS, b"a: [1"), "params.yaml: not valid YAML")],
     "profile x": [(without(layout.PROFILES), "unknown 'x'; choose from none")],
     "prepare mnist": [

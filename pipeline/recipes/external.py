@@ -23,7 +23,7 @@ class External(Values):
             for one of their architectures, as safetensors or as a state_dict written by torch.save.
         path: The file, absolute or relative to the repository.
         architecture: Its name in the library; None for `onnx`.
-        channels: What it takes: `rgb`, `bgr` or `grey`.
+        channels: What it takes: `rgb`, `bgr` or, `onnx` only, `grey`.
         size: Height and width, in pixels, that images are resized to for it; None: not resized.
         scale: Values, 0-255, are divided by this first: 255 for a model that takes values in [0, 1].
         mean: Subtracted next, one number for each channel in the model's order, or one for all.
@@ -50,6 +50,8 @@ class External(Values):
                 raise ValueError(
                     f"{name}: {len(values)} values for {self.channels}; give {' or '.join(map(str, allowed))}"
                 )
+        if self.kind != "onnx" and self.channels == "grey":
+            raise ValueError("channels: networks of torchvision and timm take three; give rgb, also for grey images")
         if (self.architecture is None) != (self.kind == "onnx"):
             raise ValueError("architecture: name the one of torchvision or timm; leave it empty for onnx")
         twice = [name for name, n in Counter(self.classes).items() if n > 1]

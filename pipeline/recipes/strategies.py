@@ -90,7 +90,7 @@ class Repairing(_SecondTraining):
 
 
 class Repair(Values):
-    """Fine-tuning of the user's models; `share` of every batch is perturbed."""
+    """Fine-tuning of the user's models, of the data sets that `recipes` names; `share` of every batch is perturbed."""
 
     share: Share
     recipes: Mapping[str, Repairing]
@@ -117,15 +117,17 @@ class Strategy:
     Attributes:
         settings: Type of its block in params.yaml.
         plan: `(settings, recipe of the natural model, data set) -> Plan`.
+        is_for: `(settings, data set) -> bool`: whether models of the data set are trained by it.
     """
 
     settings: type[Values]
     plan: Callable[[Any, Recipe, str], Plan]
+    is_for: Callable[[Any, str], bool] = lambda settings, dataset: True
 
 
 STRATEGIES: Mapping[str, Strategy] = {
     "constant": Strategy(NoSettings, plan_constant),
     "incremental": Strategy(Ramp, plan_incremental),
     "transfer": Strategy(Transfer, plan_transfer),
-    "repair": Strategy(Repair, plan_repair),
+    "repair": Strategy(Repair, plan_repair, lambda settings, dataset: dataset in settings.recipes),
 }

@@ -26,8 +26,8 @@ def describe(
     """Inspect all images in PATH: a folder of pictures, an npz file, or a Zarr store.
 
     Prints the classes with their counts, the sizes, what is odd (files that cannot be read, images that are both in the
-    training and in the test set), and the blocks for params.yaml: the data set, and levels for the perturbations that
-    damage single pixels, suited to its size. The exit status is 1 if some images cannot be used.
+    training and in the test set), and the blocks for params.yaml: the data set, and levels of damaged pixels and blur
+    that suit its size. The exit status is 1 if some images cannot be used.
     """
     from pipeline.data.datasets import Canonical
     from pipeline.data.describing import describe, detect, open_detected
@@ -35,7 +35,7 @@ def describe(
     from pipeline.runtime.errors import printable
     from pipeline.runtime.values import to_yaml
     from pipeline.study.params import check_source
-    from pipeline.study.suggesting import suggest_pixel_levels
+    from pipeline.study.suggesting import suggest_levels
 
     detected = check_source(name, detect(path, dataset))
     assert not isinstance(detected, Canonical)
@@ -46,8 +46,8 @@ def describe(
     height, width = described.size
     block = [
         *("", "For params.yaml:", "", *to_yaml({"datasets": described.datasets}, is_block=True).splitlines()),
-        f"# Damaged pixels of {height}x{width}, in the place of the blocks and lists of these names:",
-        *to_yaml(suggest_pixel_levels(described.size), is_block=True).splitlines(),
+        f"# Damaged pixels and blur of {height}x{width}, in the place of the blocks and lists of these names:",
+        *to_yaml(suggest_levels(described.size), is_block=True).splitlines(),
     ]
     for line in (*described.lines, *block):
         click.echo(printable(line))

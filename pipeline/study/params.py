@@ -14,7 +14,7 @@ from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.recipes.external import External
 from pipeline.recipes.plan import NATURAL, Plan
 from pipeline.recipes.recipe import RECIPES, FastRecipe, Recipe, RecipeOf
-from pipeline.recipes.strategies import STRATEGIES
+from pipeline.recipes.strategies import STRATEGIES, Repair
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.values import Values
@@ -194,7 +194,13 @@ class Params(_Datasets):
                 continue
             try:
                 parsed[name] = STRATEGIES[name].settings.model_validate(values)
-                for dataset, subset in info.data.get("datasets", {}).items():
+                datasets = info.data.get("datasets", {})
+                if isinstance(settings := parsed[name], Repair):
+                    unknown = [one for one in settings.recipes if one not in datasets]
+                    problems += [f"strategies.{name}.recipes: unknown data set {one!r}" for one in unknown if datasets]
+                for dataset, subset in datasets.items():
+                    if not STRATEGIES[name].is_for(parsed[name], dataset):
+                        continue
                     recipe = info.data["train"].recipes[dataset]
                     plan = STRATEGIES[name].plan(parsed[name], recipe, dataset)
                     planned = plan.recipe
@@ -262,7 +268,8 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
     Args:
         recipe: Is not modified.
-        changes: Nested like a recipe, with only the keys that change.
+        changes: Nested like a recipe, with only the keys that change; a network of another kind, or another recipe,
+            with all of its keys.
 
     Raises:
         ValidationError: A key that recipes do not have, or a value out of range.
@@ -271,6 +278,8 @@ def change_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     def merge(old: Any, new: Any) -> Any:
         if not (isinstance(old, dict) and isinstance(new, Mapping)):
             return new
+        if any(key in new and new[key] != old.get(key) for key in ("kind", "recipe")):
+            return new  # of another kind, so given whole
         return {**old, **{key: merge(old.get(key), value) for key, value in new.items()}}
 
     return RECIPES.validate_python(merge(recipe.model_dump(), changes))

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.data.datasets import Dataset
 from pipeline.data.seeding import level_name
+from pipeline.perturbations import PERTURBATIONS
 from pipeline.perturbations.variants import PlannedArray
 from pipeline.recipes.plan import CLEAN, NATURAL, ModelKey, Plan, plan_natural
 from pipeline.recipes.recipe import Recipe
@@ -197,12 +198,15 @@ def plan_studies(params: Params) -> dict[str, Study]:
 def plan_study(params: Params, name: str) -> Study:
     """Plan all that params.yaml asks for of one data set.
 
+    The order of blocks in params.yaml does not matter: DVC does not see it change, and the files made before must stay
+    right.
+
     Raises:
         PipelineError: As `find_dataset`.
     """
     dataset = find_dataset(params, name)
     recipe = params.train.recipes[name]
-    arrays = {perturbation: plan_arrays(params, dataset, perturbation) for perturbation in params.perturbations}
+    arrays = {name: plan_arrays(params, dataset, name) for name in PERTURBATIONS if name in params.perturbations}
     new = partial(_plan_model, params, dataset)
     natural = {seed: new(ModelKey(NATURAL, CLEAN, seed), plan_natural(recipe)) for seed in params.train.seeds}
     external = {
@@ -213,14 +217,14 @@ def plan_study(params: Params, name: str) -> Study:
             layout.external_model(model),
             made_by=f"python -m pipeline import-model {model}",
         )
-        for model, spec in params.models.items()
+        for model, spec in sorted(params.models.items())
         if spec.dataset == name
     }
     strategies = {
         strategy: [
             new(
                 ModelKey(strategy, array.variant.label, seed),
-                STRATEGIES[strategy].plan(settings, recipe, name),
+                STRATEGIES[strategy].plan(params.strategies[strategy], recipe, name),
                 trained_on=array,
                 natural=natural[seed],
                 external=external,
@@ -230,15 +234,16 @@ def plan_study(params: Params, name: str) -> Study:
             for array in of_store
             if array.variant.split == "train"
         ]
-        for strategy, settings in params.strategies.items()
+        for strategy in STRATEGIES
+        if strategy in params.strategies and STRATEGIES[strategy].is_for(params.strategies[strategy], name)
     }
     ablations = {
         ablation: [
             _plan_variant(new, ModelKey(ablation, variant, seed), change_recipe(recipe, changes), natural[seed])
             for seed in params.train.seeds
-            for variant, changes in variants.items()
+            for variant, changes in sorted(variants.items())
         ]
-        for ablation, variants in params.ablations.items()
+        for ablation, variants in sorted(params.ablations.items())
     }
     impact_levels = {name: levels.test_levels for name, levels in params.perturbations.items()}
     return Study(
