@@ -3,11 +3,15 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.models.devices import images_per_pass, select_device, select_precision
+from pipeline.runtime import memory
+from pipeline.runtime.engine import count_cores
+from pipeline.training import work
 from tests.conftest import command_environment
 
 CPU = torch.device("cpu")
@@ -35,9 +39,31 @@ def test_memory_of_a_tensor_is_used_again_instead_of_being_given_back() -> None:
     assert int(output) < 4000
 
 
+def test_free_memory_is_that_of_the_container_if_it_has_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (tmp_path / "cgroup").write_text("0::/own\n")
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUP", tmp_path / "cgroup")
+    (own / "memory.current").write_text("3000\n")
+    (own / "memory.stat").write_text("anon 1000\ninactive_file 2000\n")
+    (own / "memory.max").write_text("max\n")
+    assert memory.available() > 2**20
+    (own / "memory.max").write_text("5000\n")
+    assert memory.available() == 4000
+
+
+def test_models_are_trained_one_at_a_time_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert work.local_engine(None, "cpu").n_workers == count_cores()
+    monkeypatch.setattr(work, "select_device", torch.device)
+    assert work.local_engine(None, "cuda").n_workers == 1
+    assert work.local_engine(3, "cuda").n_workers == 3
+
+
 def test_algorithms_are_deterministic_and_tensors_are_not_filled_for_it() -> None:
     select_device("cpu")
     assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.allow_tf32  # ten bits of mantissa are not float32
     assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 

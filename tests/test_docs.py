@@ -79,6 +79,7 @@ SNIPPETS = {
     ">>> import torch, zarr": STUDY,
     "find .dvc/cache/files data models metrics": "mends damage; test_repro.py runs it as `verify` prints it",
     "from pathlib import Path\nimport zarr\n": "writes beside the repository; tried by hand",
+    "from pathlib import Path\nimport torch, torchvision\n": "of a model of the user's; test_external.py does the same",
     "python -m pipeline describe ../photos": "of that folder; test_own.py describes one",
     "python -m pipeline profile own": INDEX,
     "git add params.yaml dvc.lock metrics": "commits metrics of images of the user's",

@@ -98,6 +98,11 @@ def test_more_than_the_free_memory_is_refused_before_it_is_taken(monkeypatch: py
     monkeypatch.setattr(classifier, "free_memory", lambda device: 2**20)
     with pytest.raises(PipelineError, match=r"batch_size: a step of .* takes about .* GiB, and 0.0 GiB are free"):
         classifier.check_step(network(), SHAPE, N_CLASSES, 10, torch.device("cpu"))
+    monkeypatch.undo()
+    vit = network("vit_b_16", stem="full"), (32, 32, 3), N_CLASSES, 10, torch.device("cpu")
+    classifier.check_step(*vit)
+    with pytest.raises(PipelineError, match="vit_b_16 does not take images of 16x16"):
+        classifier.check_step(*vit, small=16)  # to which they are scaled in the first epochs
 
 
 @pytest.mark.parametrize(
@@ -603,6 +608,18 @@ def test_a_study_measures_models_of_others_and_repairs_one(colours: dict[str, An
     share = sum(int(row[10]) for row in mine) / sum(int(row[9]) for row in mine)
     assert repaired["baseline_robust_accuracy"] == pytest.approx(share, abs=1e-6)
     assert study.baselines == {"constant": "natural", "repair": "mine"}
+    # As docs/own-data.md says, a repaired model is the library's network again.
+    (job,) = study.strategies["repair"]
+    model = storage.load(job.path, "")
+    body, output = model.network.body, model.network.output
+    assert isinstance(body, library.Body)
+    assert isinstance(output, nn.Linear)
+    weights = body.model.state_dict() | {f"{body.head}.{name}": value for name, value in output.state_dict().items()}
+    plain = library_models.shufflenet_v2_x0_5(num_classes=4)
+    plain.load_state_dict(weights)
+    images = torch.from_numpy(examples(80, 2).images)
+    with torch.inference_mode():
+        assert torch.equal(plain.eval()(model.standardize(images)), model(images))
     succeed("report")
     page = Path("metrics/report/index.html").read_text()
     assert "colours: your models" in page
@@ -645,6 +662,24 @@ def test_a_model_repaired_with_another_preprocessing_is_another_model(
     after = [job.description for job in plan_study(load(), "colours").jobs("strategies")]
     is_changed = [old != new for old, new in zip(before, after, strict=True)]
     assert is_changed == [old["repairs"] is not None for old in before] == [False, True]
+
+
+def test_a_model_of_which_training_would_make_another_is_refused() -> None:
+    def given(architecture: str, side: int) -> external.ExternalClassifier:
+        torch.manual_seed(0)
+        model = library_models.get_model(architecture, num_classes=N_CLASSES).eval()
+        kept = spec(Path("a.pt"), kind="torchvision", architecture=architecture)
+        return external.ExternalClassifier(kept, model, (side, side, 3), N_CLASSES, False, None).eval()
+
+    mine = given("shufflenet_v2_x0_5", 32)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    assert torch.allclose(mine(images), mine.to_train()(images), atol=1e-4)
+    with pytest.raises(PipelineError, match=r"a\.pt: squeezenet1_1 cannot be trained further: its last layer is not"):
+        given("squeezenet1_1", 64).to_train()  # its last layer is a convolution, with ReLU after it
+    forward = mine.model.forward
+    mine.model.forward = lambda images: 2 * forward(images)
+    with pytest.raises(PipelineError, match="it computes something after its last layer, which would be lost"):
+        mine.to_train()
 
 
 def test_lack_of_memory_is_not_said_to_be_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -695,6 +730,12 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     (
         {"train.recipes.colours.drop_last": False, "strategies.repair.recipes.colours.batch_size": 13},
         "strategies.repair.recipes.colours.batch_size: leaves a last batch of one image, too few for BatchNorm",
+    ),
+    ({"models.mine.channels": "grey"}, "models.mine.channels: networks of torchvision and timm take three; give rgb"),
+    ({"strategies.repair.recipes.colors": {}}, "strategies.repair.recipes.colors"),
+    (
+        {"strategies.repair.recipes": {"other": {"model": "mine", "learning_rate": 0.1, "batch_size": 9, "epochs": 1}}},
+        "strategies.repair.recipes: unknown data set 'other'",
     ),
     ({"models.mine.channels": "bgr"}, "only a model that takes images as they are can be trained"),
     ({"train.recipes.colours.network.kind": "keras"}, "train.recipes.colours.network.kind: unknown 'keras'"),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ from pipeline.models.classifier import Classifier, build_network, first_layer, f
 from pipeline.models.devices import images_per_pass
 from pipeline.models.layers import Group, Standardize, Whitening
 from pipeline.models.storage import load, save, write
-from pipeline.recipes.recipe import FastNetwork, Network
+from pipeline.recipes.recipe import Convolution, FastNetwork, Network
 from pipeline.runtime.errors import PipelineError
 from pipeline.study import params
 from tests.conftest import ROOT, differing, tree
@@ -212,6 +213,23 @@ def test_without_a_compiler_torchs_layers_do_the_same(monkeypatch: pytest.Monkey
     assert not torch.equal(found, expected)
 
 
+def test_a_window_block_takes_uint8_images_of_its_shape_and_float32_weights_only() -> None:
+    shape, images = (28, 28, 1), torch.from_numpy(make_images(30, (28, 28, 1)))
+    classifier = make_classifier(make_network(convolutions=[WINDOWED[1].values[1]]), shape)
+    for wrong in (images.float(), images[:, :14], images.squeeze(3)):
+        with pytest.raises(ValueError, match=r"^images: torch\..*, expected torch.uint8 \(N, 28, 28, 1\)"):
+            window_block(classifier).of_raw(wrong, classifier.standardize)
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(RuntimeError, match=r"type"):  # torch's, as for any other layer
+            make_classifier(make_network(convolutions=[WINDOWED[1].values[1]]), shape).to(dtype)(images)
+
+
+def test_a_window_block_is_not_used_where_its_output_would_not_fit_on_the_stack() -> None:
+    convolution = Convolution(filters=64, kernel=3, stride=1, padding=1, pool=2)
+    assert windows.WindowBlock.fits(convolution, (64, 64, 1))
+    assert not windows.WindowBlock.fits(convolution, (512, 512, 1))
+
+
 def test_models_are_shown_the_same_images_a_few_at_a_time() -> None:
     shape, images = (12, 12, 1), torch.from_numpy(make_images(40, (12, 12, 1)))
     network = make_network(convolutions=[{"filters": 4, "kernel": 5, "stride": 1, "padding": 0, "pool": 2}])
@@ -266,6 +284,15 @@ def test_the_papers_networks(dataset: str, kernel: int, channels: list[int], n_f
     # Every convolution with its norm, and the output layer.
     n_weights = sum((kernel**2 * n + 3) * after for n, after in itertools.pairwise(channels)) + n_features * 10 + 10
     assert sum(weights.numel() for weights in build_network(network, shape, 10).parameters()) == n_weights
+
+
+def test_standardization_of_large_images_takes_little_memory() -> None:
+    seen = make_images(40, (512, 512, 3))
+    tracemalloc.start()
+    fit_standardization(seen, "pixel")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250 * 2**20  # as int64, all of them and their squares would take 480 MiB
 
 
 @pytest.mark.parametrize("mode", ["pixel", "channel", "none"])

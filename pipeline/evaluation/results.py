@@ -29,8 +29,8 @@ from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file, replacing_folder, write_text, write_texts
 from pipeline.study.planning import PlannedCell, Study
 
-# Size limit of a metric file: ten times the largest table of profile paper.
-_MAX_BYTES = 64 * 2**20
+# Size limits of metric files, far above any: bytes in a row, and without any row.
+_MAX_ROW, _MAX_HEAD = 512, 2**20
 
 
 def read_cells(study: Study, stage: str) -> pd.DataFrame:
@@ -40,9 +40,9 @@ def read_cells(study: Study, stage: str) -> pd.DataFrame:
         PipelineError: The file is missing, damaged, or made with other params.
     """
     path, made_by = layout.cells(stage, study.dataset.name), _made_by(stage, study)
-    cells = _read(path, Cell, made_by)
-    keys = [field.name for field in fields(PlannedCell) if field.name != "n_examples"]
     planned = study.cells(stage)
+    cells = _read(path, Cell, made_by, len(planned))
+    keys = [field.name for field in fields(PlannedCell) if field.name != "n_examples"]
     _check_keys(path, cells, keys, (tuple(getattr(cell, key) for key in keys) for cell in planned), made_by)
     n_examples = pd.Series([cell.n_examples for cell in planned], cells.index)
     if not (cells["n_examples"].eq(n_examples) & cells["n_correct"].between(0, n_examples)).all():
@@ -57,9 +57,9 @@ def read_examples(study: Study) -> pd.DataFrame:
         PipelineError: As `read_cells`.
     """
     path, made_by = layout.examples(study.dataset.name), _made_by("impact", study)
-    examples = _read(path, Example, made_by)
     levels = [(CLEAN, 0.0), *((array.variant.perturbation, array.variant.level) for array in study.tested("impact"))]
     expected = [(*level, index) for level in levels for index in range(study.n_pictured)]
+    examples = _read(path, Example, made_by, len(expected))
     _check_keys(path, examples, ["perturbation", "level", "index"], expected, made_by)
     if not examples[["actual", "predicted"]].isin(range(len(study.dataset.classes))).all(axis=None):
         name = study.dataset.name
@@ -100,12 +100,12 @@ def read_confusions(study: Study, cells: pd.DataFrame) -> pd.DataFrame:
         PipelineError: As `read_cells`.
     """
     path, made_by = layout.confusion(study.dataset.name), _made_by("evaluate", study)
-    confusions = _read(path, Confusion, made_by)
     keys, n_classes = ["strategy", "label", "seed", "perturbation", "level"], len(study.dataset.classes)
     expected = [(*vars(model).values(), *level) for model, *level in confused_models(study, cells)]
+    shown = cells.groupby(keys)[["n_examples", "n_correct"]].sum().loc[expected].to_numpy().tolist()
+    confusions = _read(path, Confusion, made_by, sum(min(n_examples, n_classes**2) for n_examples, _ in shown))
     groups = confusions.groupby(keys, sort=False)
     _check_keys(path, groups.size().reset_index(), keys, expected, made_by)
-    shown = cells.groupby(keys)[["n_examples", "n_correct"]].sum().loc[expected].to_numpy().tolist()
     pairs = confusions["actual"] * n_classes + confusions["predicted"]
     is_right = confusions["actual"] == confusions["predicted"]
     counted = confusions.assign(n_correct=confusions["n_examples"].where(is_right, 0))
@@ -132,10 +132,10 @@ def read_curves(study: Study, stage: str) -> pd.DataFrame:
     path, made_by = curves_path(study, stage), _made_by(stage, study)
     types = {field.name: field.type for field in fields(ModelKey)} | {"epoch": "int"}
     types |= dict.fromkeys(("train_loss", "train_accuracy", "test_accuracy"), "float")
-    curves = _read_columns(path, types, made_by)
     expected = [
         (*vars(job.key).values(), epoch) for job in study.jobs(stage) for epoch in range(1, job.plan.recipe.epochs + 1)
     ]
+    curves = _read_columns(path, types, made_by, len(expected))
     _check_keys(path, curves, ["strategy", "label", "seed", "epoch"], expected, made_by)
     return curves
 
@@ -215,14 +215,14 @@ def _made_by(stage: str, study: Study) -> str:
     return f"python -m pipeline {stage} {study.dataset.name}"
 
 
-def _read(path: Path, row: type, made_by: str) -> pd.DataFrame:
+def _read(path: Path, row: type, made_by: str, n_rows: int) -> pd.DataFrame:
     """Read a table with the fields of `row` as columns."""
-    return _read_columns(path, {field.name: field.type for field in fields(row)}, made_by)
+    return _read_columns(path, {field.name: field.type for field in fields(row)}, made_by, n_rows)
 
 
-def _read_columns(path: Path, types: Mapping[str, Any], made_by: str) -> pd.DataFrame:
+def _read_columns(path: Path, types: Mapping[str, Any], made_by: str, n_rows: int) -> pd.DataFrame:
     """Read a table with these columns; refuse missing values, and any byte that differs from what was written."""
-    content = _content(path, made_by)
+    content = _content(path, made_by, n_rows)
     try:
         # As text first: pandas' parser does not read every float to the last bit, and takes some names for missing.
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
@@ -238,9 +238,9 @@ def _read_columns(path: Path, types: Mapping[str, Any], made_by: str) -> pd.Data
     return table
 
 
-def _content(path: Path, made_by: str) -> bytes:
+def _content(path: Path, made_by: str, n_rows: int) -> bytes:
     try:
-        return read_file(path, _MAX_BYTES)
+        return read_file(path, _MAX_HEAD + _MAX_ROW * n_rows)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file; make it with `{made_by}`") from None
     except PipelineError as error:
@@ -258,7 +258,7 @@ def check_text(path: Path, expected: str, made_by: str) -> None:
     Raises:
         PipelineError: It is missing, or differs.
     """
-    _check_text(path, _content(path, made_by), expected, made_by)
+    _check_text(path, _content(path, made_by, expected.count("\n")), expected, made_by)
 
 
 def _check_text(path: Path, content: bytes, expected: str, made_by: str) -> None:

@@ -21,6 +21,7 @@ from pipeline.models.layers import (
     Block,
     FirstLayer,
     Flatten,
+    GlobalMaxPool,
     Group,
     Patches,
     Scale,
@@ -31,6 +32,8 @@ from pipeline.recipes.recipe import FastNetwork, LibraryNetwork, Network
 from pipeline.runtime.errors import PipelineError
 
 AnyNetwork = Network | FastNetwork | LibraryNetwork
+# Values of images that are squared at a time, as int64: 32 MiB.
+_FIT_VALUES = 2**22
 # Name of the child module that gives the logits, which transfer to another task replaces.
 HEAD = "output"
 
@@ -52,8 +55,9 @@ def fit_standardization(images: Images, mode: str) -> tuple[NDArray[np.float64],
     height, width, channels = images.shape[1:]
     total = np.zeros((height, width, channels), np.int64)
     total_squares = np.zeros_like(total)
-    for start in range(0, len(images), 1000):
-        block = images[start : start + 1000].astype(np.int64)
+    step = max(1, _FIT_VALUES // images[0].size)
+    for start in range(0, len(images), step):
+        block = images[start : start + step].astype(np.int64)
         total += block.sum(axis=0)
         total_squares += (block * block).sum(axis=0)
     count = len(images)
@@ -89,8 +93,8 @@ def build_network(network: AnyNetwork, shape: tuple[int, int, int], n_classes: i
         for number, group_width in enumerate(network.widths, start=1):
             layers[f"group{number}"] = Group(channels, group_width, network.activation)
             channels = group_width
-        layers["pool"] = nn.AdaptiveMaxPool2d(1)
-        layers["flatten"], n_features = Flatten(), network.n_features(shape)
+        layers["pool"] = GlobalMaxPool()
+        n_features = network.n_features(shape)
     else:
         for number, convolution in enumerate(network.convolutions, start=1):
             block = first_block(network, convolution, shape) if number == 1 else Block(network, convolution, channels)
@@ -107,7 +111,12 @@ def build_network(network: AnyNetwork, shape: tuple[int, int, int], n_classes: i
 
 
 def check_step(
-    network: AnyNetwork, shape: tuple[int, int, int], n_classes: int, batch_size: int, device: torch.device
+    network: AnyNetwork,
+    shape: tuple[int, int, int],
+    n_classes: int,
+    batch_size: int,
+    device: torch.device,
+    small: int | None = None,
 ) -> None:
     """Refuse a library's network that cannot take the images, or whose training step does not fit into free memory.
 
@@ -117,13 +126,14 @@ def check_step(
         n_classes: Number of classes.
         batch_size: Images per step.
         device: Where it is trained.
+        small: As `library.try_step`.
 
     Raises:
         PipelineError: The network is refused.
     """
     if not isinstance(network, LibraryNetwork):
         return
-    needed, free = library.try_step(network, shape, n_classes, batch_size), free_memory(device)
+    needed, free = library.try_step(network, shape, n_classes, batch_size, small), free_memory(device)
     if needed > free:
         raise PipelineError(
             f"batch_size: a step of {network.architecture} with {batch_size} images of {shape[0]}x{shape[1]} takes "

@@ -2,9 +2,9 @@
 
 import os
 
-import psutil
 import torch
 
+from pipeline.runtime import memory
 from pipeline.runtime.errors import PipelineError
 
 # Values of the image that batch sizes of evaluation are given for: 32x32 pixels in colour.
@@ -26,6 +26,7 @@ def select_device(name: str) -> torch.device:
     torch.set_deterministic_debug_mode("error")  # like use_deterministic_algorithms, which imports a compiler, 1.3 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a pass over all memory
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False  # or float32 would have ten bits of mantissa on GPUs
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -61,7 +62,7 @@ def free_memory(device: torch.device) -> int:
     """Return the free memory of a device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return memory.available()
 
 
 def images_per_pass(n_small: int, image_values: int) -> int:

@@ -21,11 +21,11 @@ from pipeline.models.classifier import HEAD, Classifier, build_network
 from pipeline.models.layers import Standardize
 from pipeline.recipes.external import External
 from pipeline.runtime.errors import PipelineError, is_outage
-from pipeline.runtime.files import read_file, replacing_folder
+from pipeline.runtime.files import MAX_WEIGHTS, read_file, replacing_folder
 from pipeline.runtime.values import to_yaml
 
 SCHEMA_VERSION = 2
-_MAX_MODEL, _MAX_DESCRIPTION = 16 * 2**30, 2**22
+_MAX_DESCRIPTION = 2**22
 # Number of clean test images that a model is checked on when it is imported.
 N_TRIED = 500
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -177,7 +177,12 @@ class ExternalClassifier(nn.Module):
         self.is_probability, self.output_of_class = is_probability, output_of_class
 
     def to_train(self) -> Classifier:
-        """Return the same model as a `Classifier`, which can be trained."""
+        """Return the same model as a `Classifier`, which can be trained.
+
+        Raises:
+            PipelineError: It would be another model: its last layer is not a fully connected one with a bias, or
+                something follows that layer; or its mean and std are of colour images, and these are grey.
+        """
         spec, network = self.spec, self.spec.network
         if max(len(spec.mean), len(spec.std)) > self.shape[2]:
             raise PipelineError(f"{self.path}: mean and std of three channels for grey images; give one number each")
@@ -186,10 +191,18 @@ class ExternalClassifier(nn.Module):
         built = build_network(network, self.shape, self.n_classes)
         body, output = built[0], built.get_submodule(HEAD)
         assert isinstance(body, library.Body)
-        body.take(weights, output, str(self.path))
+        cannot = f"{self.path}: {network.architecture} cannot be trained further"
+        if not body.take(weights, output, str(self.path)):
+            raise PipelineError(f"{cannot}: its last layer is not a fully connected layer with a bias")
         if (order := self.output_of_class) is not None:
             output.load_state_dict({name: tensor[order] for name, tensor in output.state_dict().items()})
-        return Classifier(self.shape, Standardize(mean, std), built)
+        classifier = Classifier(self.shape, Standardize(mean, std), built).eval()
+        images = torch.randint(256, (4, *self.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            own, copied = (model(images).log_softmax(1).clamp(min=-30) for model in (self, classifier))
+        if not (own - copied).abs().max() <= _SAME * own.std(correction=0):  # NaN differs too
+            raise PipelineError(f"{cannot}: it computes something after its last layer, which would be lost")
+        return classifier
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits of raw images."""
@@ -297,7 +310,7 @@ def load(folder: Path, spec: External, shape: tuple[int, int, int], n_classes: i
     for key, value in expected.items():
         if description.get(key) != value:
             raise PipelineError(f"{folder}: imported with other params ({key}); do it again with `{made_by}`")
-    content = read_file(folder / _MODEL, _MAX_MODEL)
+    content = read_file(folder / _MODEL, MAX_WEIGHTS)
     if hashlib.sha256(content).hexdigest() != description.get("model_sha256"):
         raise PipelineError(f"{folder / _MODEL}: damaged; import it again with `{made_by}`")
     output_of_class = description.get("output_of_class")
@@ -339,7 +352,7 @@ def read_description(folder: Path, made_by: str) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_file(path, _MAX_MODEL)
+        return read_file(path, MAX_WEIGHTS)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such model; check its path in params.yaml") from None
 

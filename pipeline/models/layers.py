@@ -187,6 +187,14 @@ class Group(nn.Module):
         return norm
 
 
+class GlobalMaxPool(nn.Module):
+    """The maximum of every feature map; unlike torch's pooling, its gradient is deterministic on CUDA."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C)."""
+        return maps.amax((2, 3))
+
+
 class Scale(nn.Module):
     """Multiplies values by a constant."""
 

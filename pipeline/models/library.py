@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from pipeline.models.layers import FirstLayer
 from pipeline.recipes.recipe import LibraryNetwork
 from pipeline.runtime.errors import PipelineError, lacks_memory
-from pipeline.runtime.files import read_file
+from pipeline.runtime.files import MAX_WEIGHTS, read_file
 
-_MAX_WEIGHTS = 16 * 2**30
 # A number of classes by which the last layer is recognized: no layer has that width by chance.
 _MARKED = 997
 # Types of weights and buffers that networks of these libraries have.
@@ -71,12 +70,12 @@ class Body(FirstLayer):
             return
         self.take(read_tensors(Path(self._weights.path), self._weights.sha256), following, self._weights.path)
 
-    def take(self, tensors: Mapping[str, Tensor], following: nn.Module, where: str) -> None:
-        """Load the weights of a complete model of this architecture.
+    def take(self, tensors: Mapping[str, Tensor], following: nn.Module, where: str) -> bool:
+        """Load the weights of a complete model of this architecture, and return whether those of its last layer fit.
 
         Args:
             tensors: Its state_dict.
-            following: The next layer, which gets the weights of the last layer if they fit.
+            following: The next layer, which gets the weights of the last layer if they fit it.
             where: Path of the model, for messages.
 
         Raises:
@@ -87,8 +86,10 @@ class Body(FirstLayer):
         load_tensors(self.model, rest, where)
         given = {name.rpartition(".")[2]: tensor for name, tensor in of_head.items()}
         own = following.state_dict()
-        if own and {n: v.shape for n, v in given.items()} == {n: v.shape for n, v in own.items()}:
+        fits = bool(own) and {n: v.shape for n, v in given.items()} == {n: v.shape for n, v in own.items()}
+        if fits:
             following.load_state_dict(given)
+        return fits
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the features of standardized images."""
@@ -192,7 +193,9 @@ def _take_out_head(model: nn.Module, network: LibraryNetwork) -> tuple[str, int]
     raise PipelineError(f"architecture: {network.architecture} has no last layer that could be replaced")
 
 
-def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: int, batch_size: int) -> int:
+def try_step(
+    network: LibraryNetwork, shape: tuple[int, int, int], n_classes: int, batch_size: int, small: int | None = None
+) -> int:
     """Try a network on images without data, and return the bytes that a training step will need.
 
     Args:
@@ -200,9 +203,10 @@ def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: in
         shape: (H, W, C) of the images.
         n_classes: Number of classes.
         batch_size: Images per step.
+        small: Height and width that images are scaled to in a part of the training; None: in none.
 
     Raises:
-        PipelineError: As `Body`; the images are too small for the network.
+        PipelineError: As `Body`; the images are too small for the network, or it takes one size only.
     """
     held: dict[int, int] = {}
 
@@ -219,6 +223,9 @@ def try_step(network: LibraryNetwork, shape: tuple[int, int, int], n_classes: in
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         ):
             features = body(images)
+        if small is not None:
+            with explained(network.architecture, (small, small)), torch.no_grad():
+                body(torch.empty(batch_size, channels, small, small))
         if features.shape != (batch_size, body.n_features):
             raise PipelineError(
                 f"architecture: {network.architecture} gives {tuple(features.shape)} of {batch_size} images of "
@@ -264,7 +271,7 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
             digest.
     """
     try:
-        content = read_file(path, _MAX_WEIGHTS)
+        content = read_file(path, MAX_WEIGHTS)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file of weights") from None
     digest = hashlib.sha256(content).hexdigest()

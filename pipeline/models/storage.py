@@ -15,11 +15,11 @@ from pipeline.models.classifier import Classifier, build_network
 from pipeline.models.layers import Standardize
 from pipeline.recipes.recipe import NETWORKS
 from pipeline.runtime.errors import PipelineError, lacks_memory
-from pipeline.runtime.files import read_file, replacing_file, write_text
+from pipeline.runtime.files import MAX_WEIGHTS, read_file, replacing_file, write_text
 
 SCHEMA_VERSION = 4
-# Size limits, far above any model or description: a damaged or hostile file cannot take more memory.
-_MAX_WEIGHTS, _MAX_DESCRIPTION = 4 * 2**30, 64 * 2**20
+# Far above any description: a damaged or hostile file cannot take more memory.
+_MAX_DESCRIPTION = 64 * 2**20
 
 
 def save(classifier: Classifier, path: Path, description: Mapping[str, Any]) -> None:
@@ -129,7 +129,7 @@ def read_weights(path: Path, description: Mapping[str, Any], made_by: str = "") 
         PipelineError: The file is missing, or not the one described.
     """
     try:
-        content = read_file(path, _MAX_WEIGHTS)
+        content = read_file(path, MAX_WEIGHTS)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such model; make it with `{made_by}`") from None
     if hashlib.sha256(content).hexdigest() != description.get("weights_sha256"):

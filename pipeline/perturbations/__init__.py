@@ -1,7 +1,7 @@
 """Perturbation kernels: pure functions on uint8 images, and the table that names them.
 
-To add one: write its kernel `(images, level, rng, *, options) -> images` under `@kernel` in its family's file, add a
-line to `PERTURBATIONS`, and give it levels in params.yaml. The contract tests run over the table.
+To add one: write its kernel `(images, level, rng, *, options) -> images` under `@kernel` in a file of this
+folder, add a line to `PERTURBATIONS`, and give it levels in params.yaml. The contract tests run over the table.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,8 @@ class Perturbation:
 
     Attributes:
         name: Its name everywhere.
-        family: Perturbations drawn in one figure: `pixels`, `noise` or `blur`.
+        family: `pixels`, `noise` or `blur`. A model trained on one member counts as trained on all of them, and they
+            share a figure.
         kernel: `(images, level, rng, **options) -> images`; pure, and a `contract.kernel`.
         unit: What a level measures: `n_pixels` (whole numbers), `sigma`, or another name.
         unit_text: The unit in words, for axes.

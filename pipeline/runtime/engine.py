@@ -153,6 +153,11 @@ class LocalThreads:
                 has_ended.set()
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 @dataclass(frozen=True)
 class LocalProcesses:
     """Processes of this machine; all are gone when `run` ends, for whatever reason.

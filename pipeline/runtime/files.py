@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 # Half-made outputs carry this suffix; .dvcignore and .gitignore name it too.
 PARTIAL_SUFFIX = ".partial"
+# Size limits, far above any model: a damaged or hostile file cannot take more memory. A checkpoint also holds the state
+# of the optimizer, two values for each weight.
+MAX_WEIGHTS = 16 * 2**30
+MAX_CHECKPOINT = 3 * MAX_WEIGHTS
 
 
 @contextmanager

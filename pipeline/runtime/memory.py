@@ -1,7 +1,29 @@
-"""Tells the C library to keep freed memory, which training uses again at once."""
+"""Free memory, and what the C library does with it."""
 
 import ctypes
 import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from pipeline.runtime.errors import PipelineError
+from pipeline.runtime.files import read_file
+
+_MAX_BYTES = 2**16
+_CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def available() -> int:
+    """Return the free memory of this machine, or of the container if that has less, in bytes."""
+    free = int(psutil.virtual_memory().available)
+    with suppress(PipelineError, OSError, ValueError, IndexError):  # no Linux, no limit, no cgroups v2
+        own = read_file(_OWN_CGROUP, _MAX_BYTES).decode().partition("0::")[2].splitlines()[0]
+        folder = _CGROUPS / own.lstrip("/")
+        limit, used = (int(read_file(folder / f"memory.{name}", _MAX_BYTES)) for name in ("max", "current"))
+        stat = dict(line.split() for line in read_file(folder / "memory.stat", _MAX_BYTES).decode().splitlines())
+        free = min(free, max(0, limit - used + int(stat.get("inactive_file", 0))))  # the page cache gives way
+    return free
 
 
 def keep_freed_memory() -> None:

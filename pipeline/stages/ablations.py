@@ -13,15 +13,15 @@ from pipeline.stages.options import (
     remove_stale_stores,
     say,
     show_training,
-    workers_option,
+    training_workers_option,
 )
 
 
 @click.command(cls=Stage, short_help="Train variants of the natural model and measure them.")
 @dataset_argument
 @params_option
-@workers_option
-def ablations(dataset: str, params_path: Path, workers: int) -> None:
+@training_workers_option
+def ablations(dataset: str, params_path: Path, workers: int | None) -> None:
     """Train the natural model of DATASET once for every variant of every ablation, and measure it as `impact` does.
 
     Writes the models to models/DATASET/ablations/, every cell to metrics/ablations/cells/DATASET.csv, and what
@@ -30,7 +30,7 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     """
     from pipeline.runtime import layout
     from pipeline.runtime.cluster import find_engine
-    from pipeline.runtime.engine import Held, LocalProcesses
+    from pipeline.runtime.engine import Held
     from pipeline.study.opening import open_study
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
@@ -45,7 +45,7 @@ def ablations(dataset: str, params_path: Path, workers: int) -> None:
     from pipeline.evaluation.results import write_cells
     from pipeline.training import work
 
-    trained = work.train_all(jobs, find_engine(LocalProcesses(workers, work.PRELOAD), say))
+    trained = work.train_all(jobs, find_engine(work.local_engine(workers, study.device), say))
     entries = show_training(trained, jobs, f"{dataset} ablations")
     work.collect(entries, layout.ablation_models(dataset))
     models, held = load_models(study, "ablations"), Held(study, partial(plan_study, params, dataset))

@@ -1,6 +1,5 @@
 """Arguments, options and progress bars that the commands share."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 from tqdm import tqdm
 
 from pipeline.runtime import layout
+from pipeline.runtime.engine import count_cores
 from pipeline.runtime.files import locked
 
 if TYPE_CHECKING:
@@ -44,8 +44,15 @@ params_option = click.option(
 workers_option = click.option(
     "--workers",
     type=click.IntRange(min=1),
-    default=lambda: min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1),
+    default=count_cores,
     help="How much is done at the same time; the bytes written do not depend on it.  [default: all cores, at most 8]",
+)
+
+training_workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="How many models are trained at the same time; their weights do not depend on it.  [default: all cores, at "
+    "most 8; 1 on a GPU]",
 )
 
 

@@ -11,15 +11,15 @@ from pipeline.stages.options import (
     remove_stale_stores,
     say,
     show_training,
-    workers_option,
+    training_workers_option,
 )
 
 
 @click.command(cls=Stage, short_help="Train against every perturbation with every strategy.")
 @dataset_argument
 @params_option
-@workers_option
-def strategies(dataset: str, params_path: Path, workers: int) -> None:
+@training_workers_option
+def strategies(dataset: str, params_path: Path, workers: int | None) -> None:
     """Train a model of DATASET against every training level of every perturbation, by every strategy of params.yaml.
 
     Writes models/DATASET/strategies/, and the learning curves to metrics/strategies/DATASET.csv. Finished models are
@@ -28,7 +28,6 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     """
     from pipeline.runtime import layout
     from pipeline.runtime.cluster import find_engine
-    from pipeline.runtime.engine import LocalProcesses
     from pipeline.runtime.files import write_text
     from pipeline.study.params import load
     from pipeline.study.planning import plan_study
@@ -43,7 +42,7 @@ def strategies(dataset: str, params_path: Path, workers: int) -> None:
     # Imported only once params and data are known to be valid: torch takes seconds.
     from pipeline.training import work
 
-    trained = work.train_all(jobs, find_engine(LocalProcesses(workers, work.PRELOAD), say))
+    trained = work.train_all(jobs, find_engine(work.local_engine(workers, study.device), say))
     entries = show_training(trained, jobs, f"{dataset} strategies")
     rows = work.collect(entries, layout.strategy_models(dataset))
     write_text(layout.strategy_curves(dataset), work.curves_to_csv(rows))

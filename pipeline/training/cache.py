@@ -24,7 +24,7 @@ from pipeline.models.devices import select_device, select_precision
 from pipeline.runtime import layout
 from pipeline.runtime.bucket import find_bucket
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file, replacing_file
+from pipeline.runtime.files import MAX_CHECKPOINT, read_file, replacing_file
 from pipeline.training.job import ExternalModel, TrainingJob
 from pipeline.training.loop import Epoch
 
@@ -51,8 +51,6 @@ _ENVIRONMENT = (
 # Left out: the number of threads that they set is part of the key anyway.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-# Size limit of a checkpoint: weights and optimizer state.
-_MAX_BYTES = 16 * 2**30
 _CURVES = TypeAdapter(Annotated[list[Epoch], Field(min_length=1)], config=ConfigDict(extra="forbid", strict=True))
 
 
@@ -118,7 +116,7 @@ class CacheEntry:
             return False
         try:
             for path in paths:
-                content = bucket.read(path.as_posix(), _MAX_BYTES)
+                content = bucket.read(path.as_posix(), MAX_CHECKPOINT)
                 with replacing_file(path) as partial:
                     partial.write_bytes(content)
         except FileNotFoundError:
@@ -129,7 +127,7 @@ class CacheEntry:
         """Copy files to object storage, if PIPELINE_STORES names any."""
         if (bucket := find_bucket()) is not None:
             for path in paths:
-                bucket.write(path.as_posix(), read_file(path, _MAX_BYTES))
+                bucket.write(path.as_posix(), read_file(path, MAX_CHECKPOINT))
 
     def _send_finished(self) -> None:
         """Replace what object storage has, a checkpoint or a damaged model, by the finished model."""

@@ -21,12 +21,10 @@ from pipeline.models.classifier import HEAD, Classifier, build_network, check_st
 from pipeline.models.devices import images_per_pass, select_precision
 from pipeline.models.layers import Standardize
 from pipeline.recipes.plan import Plan
+from pipeline.recipes.recipe import FastRecipe
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file, replacing_file
+from pipeline.runtime.files import MAX_CHECKPOINT, read_file, replacing_file
 from pipeline.training.schedules import schedule_of
-
-# Size limit of a checkpoint: weights and optimizer state.
-_MAX_CHECKPOINT = 16 * 2**30
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,9 @@ def _start(
     clean = data.train.images
     height, width, channels = clean.shape[1:]
     shape = (height, width, channels)
-    check_step(plan.recipe.network, shape, data.train.n_classes, plan.recipe.batch_size, device)
+    small = plan.recipe.small_images if isinstance(plan.recipe, FastRecipe) else None
+    side = small.side if small is not None and small.share > 0 else None
+    check_step(plan.recipe.network, shape, data.train.n_classes, plan.recipe.batch_size, device, side)
     if start is None and (plan.starts_from_natural or plan.repairs is not None):
         raise PipelineError("this strategy starts from another model, and there is none")
     if start is not None and plan.repairs is not None:
@@ -229,7 +229,7 @@ def _start(
     seen = clean if data.perturbed is None or not plan.fits_on_perturbed else data.perturbed
     network = build_network(plan.recipe.network, shape, data.train.n_classes)
     classifier = Classifier(shape, Standardize(*fit_standardization(seen, plan.recipe.standardize)), network)
-    classifier.fit(torch.from_numpy(seen[:5000]))
+    classifier.fit(torch.from_numpy(seen[: max(1, min(5000, 5000 * 32 * 32 // (height * width)))]))
     classifier.load_start()
     if start is None:
         return classifier, []
@@ -262,7 +262,7 @@ def _resume(path: Path | None, classifier: Classifier, optimizer: torch.optim.Op
     if path is None or not path.is_file():
         return []
     device = next(classifier.parameters()).device
-    content = read_file(path, _MAX_CHECKPOINT)
+    content = read_file(path, MAX_CHECKPOINT)
     if _checkpoint_digest(path, content[32:]) != content[:32]:  # damaged, for example by a power cut: start over
         return []
     tensors = safetensors.torch.load(content[32:])

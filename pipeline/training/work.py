@@ -14,7 +14,7 @@ from pipeline.models import external, storage
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import select_device
 from pipeline.recipes.plan import ModelKey
-from pipeline.runtime.engine import Engine, check_wanted
+from pipeline.runtime.engine import Engine, LocalProcesses, check_wanted, count_cores
 from pipeline.runtime.files import locked, replacing_folder
 from pipeline.training.cache import CacheEntry, find_entry
 from pipeline.training.job import ExternalModel, TrainingJob
@@ -53,6 +53,20 @@ def train_all(jobs: Sequence[TrainingJob], engine: Engine) -> Iterator[tuple[Tra
             waiting.append(replace(job, n_threads=job.n_threads or torch.get_num_threads()))
     for job, entry in engine.run(train, longest_first(waiting)):
         yield job, entry, False
+
+
+def local_engine(n_workers: int | None, device: str) -> LocalProcesses:
+    """Return the engine that trains models on this machine.
+
+    Args:
+        n_workers: How many models are trained at the same time; None: one for each core, or one on a GPU.
+        device: `device` of params.yaml.
+
+    Raises:
+        PipelineError: As `select_device`.
+    """
+    n_workers = n_workers or (count_cores() if select_device(device).type == "cpu" else 1)
+    return LocalProcesses(n_workers, PRELOAD)
 
 
 def longest_first(jobs: Sequence[TrainingJob]) -> list[TrainingJob]:

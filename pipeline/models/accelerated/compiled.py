@@ -9,6 +9,7 @@ import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
@@ -79,7 +80,7 @@ def _compile(source: Path, arguments: list[str], stem: str) -> Path:
     """Compile a library. Several processes may do so at once: each writes its own file until it is complete."""
     folder = _FOLDER / "__pycache__"
     folder.mkdir(exist_ok=True)
-    partial = folder / f"{stem}.{os.getpid()}.partial"
+    partial = folder / f"{stem}.{uuid4().hex}.partial"  # machines that share the folder may have equal process numbers
     try:
         run_command([*_compiler(), *arguments, str(source), "-o", str(partial)])
         return partial.replace(folder / _named(stem, read_file(partial, _MAX_BYTES)))

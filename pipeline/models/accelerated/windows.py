@@ -13,6 +13,9 @@ from pipeline.models.accelerated.compiled import digest_of, load_library
 from pipeline.models.layers import Block, Standardize
 from pipeline.recipes.recipe import Convolution, Network
 
+# Pooled values of an image, all filters together: half a MiB.
+_MAX_POOLED = 2**17
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -74,9 +77,12 @@ class WindowBlock(Block):
     def fits(convolution: Convolution, shape: tuple[int, int, int]) -> bool:
         """Whether it can replace a `Block` for images of `shape` (H, W, C)."""
         sides = (convolution.output_side(shape[0]), convolution.output_side(shape[1]))
-        # Larger or more filters would not stay in registers and cache. For colour images it is no faster (measured).
+        # Larger or more filters, or more of their output, would not stay in registers, cache and on the stack. For
+        # colour images it is no faster (measured).
         is_small = convolution.kernel <= 16 and convolution.filters <= 64 and shape[2] == 1
-        return is_small and 1 < convolution.pool <= 15 and all(side % convolution.pool == 0 for side in sides)
+        if not (is_small and 1 < convolution.pool <= 15 and all(side % convolution.pool == 0 for side in sides)):
+            return False
+        return convolution.filters * sides[0] * sides[1] // convolution.pool**2 <= _MAX_POOLED
 
     def native_code(self, device: torch.device) -> str | None:
         """As `FirstLayer.native_code`."""
@@ -84,11 +90,22 @@ class WindowBlock(Block):
         return None if library is None else digest_of(library)
 
     def of_raw(self, images: Tensor, standardize: Standardize, side: int | None = None) -> Tensor:
-        """As `FirstLayer.of_raw`."""
-        if side is not None or images.device.type != "cpu" or _library(self._geometry) is None:
+        """As `FirstLayer.of_raw`.
+
+        Raises:
+            ValueError: `images` are not uint8 images of the shape that the block was built for.
+        """
+        shape = self._geometry.height, self._geometry.width, 1
+        if images.dtype != torch.uint8 or images.shape[1:] != shape:
+            raise ValueError(
+                f"images: {images.dtype} {tuple(images.shape)}, expected torch.uint8 (N, {', '.join(map(str, shape))})"
+            )
+        values = (images, standardize.mean, *self.parameters(), *self.buffers())
+        is_on_cpu = all(value.device.type == "cpu" for value in values)
+        is_float = all(value.dtype in (torch.uint8, torch.float32, torch.long) for value in values)
+        if side is not None or not is_on_cpu or not is_float or _library(self._geometry) is None:
             return super().of_raw(images, standardize, side)
         norm, dropout = cast(Any, self.norm), cast(Any, self.dropout)
-        shape = self._geometry.height, self._geometry.width, 1
         means, factors = (values.expand(shape).contiguous() for values in (standardize.mean, standardize.inverse_std))
         gamma, beta = (None, None) if norm is None else (norm.weight, norm.bias)
         is_bounded = isinstance(self.activation, nn.ReLU)
