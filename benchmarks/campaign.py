@@ -35,7 +35,7 @@ from pipeline.recipes.plan import NATURAL
 from pipeline.runtime import layout
 from pipeline.runtime.engine import Held, LocalProcesses
 from pipeline.runtime.errors import PipelineError
-from pipeline.runtime.files import read_file, write_text
+from pipeline.runtime.files import locked, read_file, write_text
 from pipeline.runtime.stopping import ended_when_stopped, stop_on_signals
 from pipeline.study.opening import open_study
 from pipeline.study.params import load
@@ -335,7 +335,8 @@ def main(name: str, dataset: str, only_list: bool, n_workers: int, strategy: str
         found.check_params()
         if not only_list:
             found.keep_params()
-        with nullcontext() if only_list else lowest_priority():
+        alone = locked(found.folder / ".running", f"campaign {name} {dataset}")  # or they would lose rows of each other
+        with nullcontext() if only_list else alone, nullcontext() if only_list else lowest_priority():
             for group in groups:
                 n_done = sum(found.has(study, group, job) for job in group.jobs)
                 click.echo(f"{group.name}: {n_done} of {len(group.jobs)} done")

@@ -1,7 +1,7 @@
-"""How far a study scales: seconds of every stage on 1 to 256 workers, replayed from what one worker takes.
+"""How far a study scales: seconds of every stage on 1 to 256 workers, simulated from what one worker takes.
 
     python -m benchmarks.scaling cifar10 --json costs.json      # five minutes on two cores
-    python -m benchmarks.scaling cifar10 --costs costs.json --seeds 5     # replayed only
+    python -m benchmarks.scaling cifar10 --costs costs.json --seeds 5     # simulated only
     python -m benchmarks.scaling cifar10 --costs costs.json --seconds-per-image 0.001     # a machine that trains faster
 
 Nothing of the study is run. It is planned, which gives the jobs of every stage. What a job takes is reckoned from
@@ -54,7 +54,7 @@ from pipeline.training.work import PRELOAD, longest_first
 # What a stage's process imports before its first job.
 _IMPORTS = "import distributed, pipeline.evaluation.measuring, pipeline.evaluation.results, pipeline.training.work"
 
-# How long Dask's replay takes.
+# How long the simulation on Dask takes.
 _DASK_SECONDS = 20.0
 
 
@@ -110,12 +110,12 @@ class Phase:
     worker: float = 0.0
     alone: float = 0.0
 
-    def replay(self, n_workers: int) -> float:
+    def simulate(self, n_workers: int) -> float:
         """Seconds from beginning to end."""
-        return self.alone + replay(self.seconds, n_workers, self.worker)
+        return self.alone + simulate(self.seconds, n_workers, self.worker)
 
 
-def replay(seconds: Sequence[float], n_workers: int, worker: float = 0.0) -> float:
+def simulate(seconds: Sequence[float], n_workers: int, worker: float = 0.0) -> float:
     """Seconds until all jobs are done, if the next one in order always goes to the worker that is free first.
 
     Args:
@@ -129,8 +129,8 @@ def replay(seconds: Sequence[float], n_workers: int, worker: float = 0.0) -> flo
     return max(free)
 
 
-def replay_in_portions(seconds: Sequence[float], portion: float, n_workers: int) -> float:
-    """As `replay`, if jobs can be put aside after every `portion` seconds: the one with most left goes first."""
+def simulate_in_portions(seconds: Sequence[float], portion: float, n_workers: int) -> float:
+    """As `simulate`, if jobs can be put aside after every `portion` seconds: the one with most left goes first."""
     left = [-took for took in seconds]
     heapify(left)
     ends: list[tuple[float, float]] = []  # when a worker is free, and minus what is left of its job
@@ -146,7 +146,7 @@ def replay_in_portions(seconds: Sequence[float], portion: float, n_workers: int)
     return now
 
 
-def replay_side_by_side(stages: Sequence[Sequence[Phase]], n_workers: int) -> float:
+def simulate_side_by_side(stages: Sequence[Sequence[Phase]], n_workers: int) -> float:
     """Seconds until all are done, if several stages give their jobs to the same workers.
 
     Args:
@@ -186,8 +186,8 @@ def least_time(seconds: Sequence[float], n_workers: int) -> float:
     return max(sum(seconds) / n_workers, *stacked)
 
 
-def replay_on_dask(seconds: Sequence[float], n_workers: int, scale: float) -> float:
-    """As `replay`, by Dask's scheduler with workers in this process, whose jobs sleep; `scale` times faster."""
+def simulate_on_dask(seconds: Sequence[float], n_workers: int, scale: float) -> float:
+    """As `simulate`, by Dask's scheduler with workers in this process, whose jobs sleep; `scale` times faster."""
     import dask
     from distributed import Client, LocalCluster
 
@@ -443,14 +443,14 @@ class Row:
         return self.work / (n_workers * self.seconds[n_workers])
 
 
-def replay_phases(phases: Sequence[Phase], workers: Sequence[int]) -> list[Row]:
+def simulate_phases(phases: Sequence[Phase], workers: Sequence[int]) -> list[Row]:
     """A row for every phase, and one for all of them."""
-    rows = [Row(phase.name, sum(phase.seconds), {n: phase.replay(n) for n in workers}) for phase in phases]
+    rows = [Row(phase.name, sum(phase.seconds), {n: phase.simulate(n) for n in workers}) for phase in phases]
     total = {n: sum(row.seconds[n] for row in rows) for n in workers}
     return [*rows, Row("all", sum(row.work for row in rows), total)]
 
 
-def replay_changes(study: Study, costs: Costs, workers: Sequence[int]) -> list[Row]:
+def simulate_changes(study: Study, costs: Costs, workers: Sequence[int]) -> list[Row]:
     """What other ways of doing it would take: other orders, larger stages, smaller jobs."""
     strategies, ablations = (plan_training(study, name, costs) for name in ("strategies", "ablations"))
     together = replace(strategies, seconds=sorted([*strategies.seconds, *ablations.seconds], reverse=True))
@@ -458,21 +458,21 @@ def replay_changes(study: Study, costs: Costs, workers: Sequence[int]) -> list[R
     impact, evaluate = (plan_measuring(study, name, costs, lambda cell: cell.images) for name in ("impact", "evaluate"))
     whole = plan_measuring(study, "evaluate", costs, by_array)
     ways: dict[str, tuple[Phase, Callable[[Phase, int], float]]] = {
-        "strategies, shortest first": (replace(strategies, seconds=strategies.seconds[::-1]), Phase.replay),
+        "strategies, shortest first": (replace(strategies, seconds=strategies.seconds[::-1]), Phase.simulate),
         "strategies, no order is faster than": (strategies, lambda phase, n: least_time(phase.seconds, n)),
         "strategies, in portions of an epoch": (
             strategies,
-            lambda phase, n: replay_in_portions(phase.seconds, phase.seconds[0] / epochs, n),
+            lambda phase, n: simulate_in_portions(phase.seconds, phase.seconds[0] / epochs, n),
         ),
-        "strategies and ablations in one": (together, Phase.replay),
-        "impact, a job for every trial": (impact, Phase.replay),
-        "evaluate, a job for every trial": (evaluate, Phase.replay),
-        "evaluate, a job for every array": (whole, Phase.replay),
+        "strategies and ablations in one": (together, Phase.simulate),
+        "impact, a job for every trial": (impact, Phase.simulate),
+        "evaluate, a job for every trial": (evaluate, Phase.simulate),
+        "evaluate, a job for every array": (whole, Phase.simulate),
     }
     return [Row(name, sum(phase.seconds), {n: way(phase, n) for n in workers}) for name, (phase, way) in ways.items()]
 
 
-def replay_stages_side_by_side(phases: Sequence[Phase], workers: Sequence[int]) -> list[Row]:
+def simulate_stages_side_by_side(phases: Sequence[Phase], workers: Sequence[int]) -> list[Row]:
     """What it takes if stages that do not need each other run at the same time (docs/cluster.md)."""
     of_stage: dict[str, list[Phase]] = defaultdict(list)
     for phase in phases:
@@ -480,8 +480,8 @@ def replay_stages_side_by_side(phases: Sequence[Phase], workers: Sequence[int]) 
     chains = [of_stage.pop("ablations", []), of_stage.pop("strategies", []) + of_stage.pop("evaluate", [])]
     chains = [phases for phases in (*chains, of_stage.pop("impact", [])) if phases]
     before = list(chain.from_iterable(of_stage.values()))
-    took = {n: replay_side_by_side(chains, n) for n in workers}
-    total = {n: took[n] + sum(phase.replay(n) for phase in before) for n in workers}
+    took = {n: simulate_side_by_side(chains, n) for n in workers}
+    total = {n: took[n] + sum(phase.simulate(n) for phase in before) for n in workers}
     work, work_before = (sum(sum(phase.seconds) for phase in some) for some in (chain.from_iterable(chains), before))
     return [
         Row("impact, strategies and evaluate, ablations", work, took),
@@ -553,8 +553,8 @@ def main(
     if seconds_per_image is not None:
         costs = as_trained_in(costs, study.natural[0].plan, seconds_per_image)
     phases = plan_phases(study, costs, cores)
-    rows = replay_phases(phases, workers)
-    changes = [*replay_stages_side_by_side(phases, workers), *replay_changes(study, costs, workers)]
+    rows = simulate_phases(phases, workers)
+    changes = [*simulate_stages_side_by_side(phases, workers), *simulate_changes(study, costs, workers)]
     natural = costs.networks[name_network(study.natural[0].plan)]
     click.echo(
         f"{profile}, {dataset}, {len(study.natural)} seed(s). One thread: {1 / natural.training:,.0f} images/s "
@@ -576,11 +576,11 @@ def main(
         result["dask"] = {}
         for n in workers:
             strategies = plan_training(study, "strategies", costs)
-            replayed = replay(strategies.seconds, n)
-            result["dask"][n] = replay_on_dask(strategies.seconds, n, scale=replayed / _DASK_SECONDS)
+            simulated = simulate(strategies.seconds, n)
+            result["dask"][n] = simulate_on_dask(strategies.seconds, n, scale=simulated / _DASK_SECONDS)
             click.echo(
                 f"strategies on {n} worker(s): {format_seconds(result['dask'][n])} by Dask's scheduler, "
-                f"{format_seconds(replayed)} replayed"
+                f"{format_seconds(simulated)} simulated"
             )
     if json_file is not None:
         json_file.write(json.dumps(result, indent=2) + "\n")

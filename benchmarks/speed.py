@@ -150,7 +150,8 @@ def generate(images: Images, variant: Variant, n_threads: int) -> None:
     keep_freed_memory()
     with ThreadPoolExecutor(n_threads) as pool:
         starts = range(0, len(images), seeding.BLOCK_SIZE)
-        list(pool.map(lambda start: generation.perturb_images(images, variant, 0, start, start + 500), starts))
+        stops = [min(start + seeding.BLOCK_SIZE, len(images)) for start in starts]
+        list(pool.map(lambda *block: generation.perturb_images(images, variant, 0, *block), starts, stops))
     cv2.setNumThreads(-1)
 
 
