@@ -203,7 +203,7 @@ def summarize_strategy(cells: pd.DataFrame, baseline: str = NATURAL) -> dict[str
         clean_accuracy: On clean test images, mean over models.
         robust_accuracy: Unweighted mean over (model, test perturbation, level) where the test perturbation is of the
             family that the model was trained on.
-        worst_accuracy: The lowest of them.
+        worst_accuracy: The lowest of them, each the mean over seeds.
         cross_accuracy: The mean where it is of another family.
         relative_error: Mean over test perturbations of the error of the models trained on their family, relative to
             that of the baseline on the same images; perturbations without errors of the baseline are left out.
@@ -220,18 +220,19 @@ def summarize_strategy(cells: pd.DataFrame, baseline: str = NATURAL) -> dict[str
     table = pair_with_natural(cells)
     is_clean = table["perturbation"] == CLEAN
     own, cross = table[table["seen"]], table[~table["seen"] & ~is_clean]
+    over_seeds = own.groupby(["label", "perturbation", "level"])[["accuracy", "baseline_accuracy"]].mean()
     errors = 1 - own.groupby("perturbation")[["accuracy", "baseline_accuracy"]].mean()
     errors = errors[errors["baseline_accuracy"] > 0]
     clean_baseline = cells[cells["strategy"].eq(NATURAL) & cells["perturbation"].eq(CLEAN)]
     numbers = {
         "clean_accuracy": table.loc[is_clean, "accuracy"].mean(),
         "robust_accuracy": own["accuracy"].mean(),
-        "worst_accuracy": own["accuracy"].min(),
+        "worst_accuracy": over_seeds["accuracy"].min(),
         "cross_accuracy": cross["accuracy"].mean(),
         "relative_error": (errors["accuracy"] / errors["baseline_accuracy"]).mean(),
         "baseline_clean_accuracy": (clean_baseline["n_correct"] / clean_baseline["n_examples"]).mean(),
         "baseline_robust_accuracy": own["baseline_accuracy"].mean(),
-        "baseline_worst_accuracy": own["baseline_accuracy"].min(),
+        "baseline_worst_accuracy": over_seeds["baseline_accuracy"].min(),
         "baseline_cross_accuracy": cross["baseline_accuracy"].mean(),
     }
     return {name: round(float(value), 6) for name, value in numbers.items() if pd.notna(value)} | {"baseline": baseline}
@@ -265,8 +266,10 @@ class Comparison:
         baseline_robust_accuracy: Of the baseline, over the same images with the same weights.
         relative_error: As in `summarize_strategy`; None where the baseline makes no error.
         baseline: Its name.
-        gains: `gain` of every training seed alone.
+        gains: `gain` of every training seed alone, in the order of the cells.
         clean_gains: `clean_gain`, likewise.
+        cross_accuracy: On damage of other families, as in `summarize_strategy`; None without any.
+        baseline_cross_accuracy: Of the baseline.
     """
 
     strategy: str
@@ -279,6 +282,8 @@ class Comparison:
     baseline: str = NATURAL
     gains: Sequence[float] = ()
     clean_gains: Sequence[float] = ()
+    cross_accuracy: float | None = None
+    baseline_cross_accuracy: float | None = None
 
     @property
     def gain(self) -> float:
@@ -362,7 +367,7 @@ def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None 
                     "baseline_robust_accuracy",
                 )
             }
-            of_seeds = [summarize_strategy(rows, baseline) for _, rows in table.groupby("seed")]
+            of_seeds = [summarize_strategy(rows, baseline) for _, rows in table.groupby("seed", sort=False)]
             gains, clean_gains = (
                 [one[f"{kind}_accuracy"] - one[f"baseline_{kind}_accuracy"] for one in of_seeds]
                 for kind in ("robust", "clean")
@@ -377,6 +382,8 @@ def compare_strategies(cells: pd.DataFrame, baselines: Mapping[str, str] | None 
                     baseline=baseline,
                     gains=gains,
                     clean_gains=clean_gains,
+                    cross_accuracy=numbers.get("cross_accuracy"),
+                    baseline_cross_accuracy=numbers.get("baseline_cross_accuracy"),
                 )
             )
     return sorted(compared, key=lambda comparison: comparison.gain, reverse=True)
@@ -391,7 +398,8 @@ def compare_seeds(name: str, cells: pd.DataFrame, baseline: pd.DataFrame) -> Com
         baseline: Likewise, of the natural models, on the same images.
     """
     (own, natural) = (
-        pd.DataFrame({seed: summarize(rows) for seed, rows in of.groupby("seed")}).T for of in (cells, baseline)
+        pd.DataFrame({seed: summarize(rows) for seed, rows in of.groupby("seed", sort=False)}).T
+        for of in (cells, baseline)
     )
     if "robust_accuracy" not in natural:
         return None

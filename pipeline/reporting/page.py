@@ -238,12 +238,19 @@ class _Described:
 
     def _find_external(self, name: str) -> dict[str, Any]:
         """Return the findings about a user's model."""
-        robust = describe_robustness(self._robustness(self.external[name]), self.guessing)
+        found, n = self._robustness(self.external[name]), self.study.n_examples["test"]
+        robust = describe_robustness(found, self.guessing)
         compared = compare_seeds(name, self.by_model[name], self.by_model[NATURAL])
         if compared is not None:
             robust += " " + compare_robustness(compared)
-        repair = describe_repair([one for one in self.comparisons if one.baseline == name])
-        return {"title": f"Your model {name}", "robust": robust, "repair": repair, "others": [], "warning": None}
+        repairs = [one for one in self.comparisons if one.baseline == name]
+        repair = describe_repair(repairs, is_weak(found.clean, n, self.guessing))
+        (spec,) = (model.spec for model in self.study.external if model.key.strategy == name)
+        if not repairs:
+            repair += " Strategy repair does that (docs/own-data.md)." if spec.kind != "onnx" else ""
+        remedy = "Train it longer, and compare its accuracy here with the one that you know."
+        warning = describe_weakness(name, found.clean, n, self.guessing, remedy)
+        return {"title": f"Your model {name}", "robust": robust, "repair": repair, "others": [], "warning": warning}
 
     def _find_natural(self) -> dict[str, Any]:
         """Return the findings about the natural model, with a warning if it is weak."""
@@ -251,12 +258,13 @@ class _Described:
         compared = [one for one in self.comparisons if one.baseline == NATURAL]
         weak = is_weak(found.clean, n, self.guessing)
         key = f"train.recipes.{self.name}"
+        remedy = f"Train it longer ({key}.epochs, now {self.recipe.epochs}), or choose another network ({key}.network)."
         return {
             "title": f"{TRAINED_HERE.capitalize()} ({NATURAL})",
             "robust": describe_robustness(found, self.guessing),
             "repair": describe_repair(compared, weak),
             "others": [] if weak else describe_ablations(self._compare_ablations()),
-            "warning": describe_weakness(found.clean, n, self.guessing, key, self.recipe.epochs),
+            "warning": describe_weakness(TRAINED_HERE, found.clean, n, self.guessing, remedy),
         }
 
     def _compare_ablations(self) -> dict[str, list[Comparison]]:

@@ -84,12 +84,16 @@ def describe_repair(comparisons: Sequence[Comparison], is_weak: bool = False) ->
     if not comparisons:
         return "Not tried: it was not trained on damage and tested on it."
     best, *others = comparisons
-    name = f"Strategy {best.strategy}" if not others or best.beats_baseline else f"The best, strategy {best.strategy},"
+    name = f"Strategy {best.strategy}" if not others or best.beats_baseline else f"The best, strategy {best.strategy}"
     said = [
-        f"{name} brings it from {percent(best.baseline_robust_accuracy)} % to {percent(best.robust_accuracy)} % at the "
-        f"levels that trained models are tested on ({_difference(best.gain, best.chance)}).",
-        f"On clean images it {_change(best.clean_gain, best.clean_chance)}.",
+        f"{name}: its models, each on the family of damage that it was trained on, keep "
+        f"{percent(best.robust_accuracy)} % instead of {percent(best.baseline_robust_accuracy)} % "
+        f"({_difference(best.gain, best.chance)}).",
     ]
+    if best.cross_accuracy is not None:
+        before = percent(best.baseline_cross_accuracy)
+        said.append(f"On other families they keep {percent(best.cross_accuracy)} % instead of {before} %.")
+    said.append(f"On clean images they {_change(best.clean_gain, best.clean_chance)}.")
     if is_weak:
         return " ".join(["Cannot be told of a weak network.", *said])
     if not best.beats_baseline:
@@ -97,8 +101,11 @@ def describe_repair(comparisons: Sequence[Comparison], is_weak: bool = False) ->
     also = [other.strategy for other in others if other.beats_baseline]
     if also:
         gain = "Strategy {} gains" if len(also) == 1 else "Strategies {} gain"
-        clean = _listed([points(other.clean_gain) for other in others if other.beats_baseline])
-        said.append(f"{gain.format(_listed(also))} under damage too (on clean images {clean} points).")
+        robust, clean = (
+            _listed([points(value) for value in values])
+            for values in zip(*((one.gain, one.clean_gain) for one in others if one.beats_baseline), strict=True)
+        )
+        said.append(f"{gain.format(_listed(also))} {robust} points under damage (on clean images {clean}).")
     return " ".join(said)
 
 
@@ -111,29 +118,30 @@ def describe_certainty(n_examples: int, n_seeds: int) -> str:
     """
     images = f"{n_examples:,} test image{'' if n_examples == 1 else 's'}"
     within = percent(2 * (0.25 / n_examples) ** 0.5)  # at an accuracy of one half, the least certain
-    seeds = f"Means over {n_seeds} training seeds: the ± of a difference includes how far they vary"
+    seeds = f"Means over {n_seeds} training seeds, which vary besides: the ± of a difference includes that"
     if n_seeds == 1:
         seeds = "One training seed: another may change more"
-    return f"{images}: an accuracy is known to ± {within} points or better (± is two standard errors). {seeds}."
+    return (
+        f"{images}: these alone leave an accuracy uncertain by up to ± {within} points (two standard errors). {seeds}."
+    )
 
 
-def describe_weakness(clean: float, n_examples: int, guessing: float, key: str, epochs: int) -> str | None:
-    """Say that the natural model is too weak to conclude from, and what to do; None if it is not.
+def describe_weakness(name: str, clean: float, n_examples: int, guessing: float, remedy: str) -> str | None:
+    """Say that a model is too weak to conclude from, and what to do; None if it is not.
 
     Args:
+        name: The model, as the page calls it.
         clean: Its clean accuracy, in [0, 1].
         n_examples: Test images.
         guessing: As `describe_robustness`.
-        key: Dotted key of its recipe in params.yaml.
-        epochs: Number of epochs in its training.
+        remedy: What to do, a sentence.
     """
     if not is_weak(clean, n_examples, guessing):
         return None
     return (
-        f"Too weak to conclude from: {TRAINED_HERE} is right on {percent(clean)} % of clean images, which is below "
-        f"{percent(needed_accuracy(guessing))} %, two thirds of the way from guessing to no error, by more than "
-        "chance. What training on damage gains or costs may be what it had still to learn. Train it longer "
-        f"({key}.epochs, now {epochs}), or choose another network ({key}.network)."
+        f"Too weak to conclude from: {name} is right on {percent(clean)} % of clean images, clearly less than "
+        f"{percent(needed_accuracy(guessing))} %, two thirds of the way from guessing to no error. What training on "
+        f"damage gains or costs may be what it had still to learn. {remedy}"
     )
 
 
@@ -172,7 +180,7 @@ def _difference(difference: float, chance: float) -> str:
 
 
 def _change(difference: float, chance: float) -> str:
-    return f"{'loses' if difference < 0 else 'gains'} {_size(difference, chance)}{_doubt(difference, chance)}"
+    return f"{'lose' if difference < 0 else 'gain'} {_size(difference, chance)}{_doubt(difference, chance)}"
 
 
 def _doubt(difference: float, chance: float) -> str:
