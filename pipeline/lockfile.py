@@ -21,6 +21,7 @@ from pipeline.runtime.files import read_file
 _MAX_LOCK_BYTES, _MAX_OUTPUT_BYTES = 16 * 2**20, 2**30
 # DVC adds five levels to the nesting of params.
 _MAX_DEPTH = 50
+_MAX_ALIASES = 1000
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,19 @@ def read_lock() -> Mapping[Path, Recorded]:
 
 def _check_shape(text: str) -> None:
     """Refuse content that DVC never writes, and that would exhaust the parser's stack or memory."""
-    depth = 0
+    depth, n_aliases = 0, 0
+    anchored: list[int] = []  # the depths of the open collections that have an anchor
     for event in YAML(typ="safe").parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > _MAX_DEPTH or isinstance(event, AliasEvent):
-            raise ValueError("lists in lists, or aliases")
+        if isinstance(event, CollectionStartEvent):
+            depth += 1
+            anchored += [depth] if event.anchor else []
+        elif isinstance(event, CollectionEndEvent):
+            anchored = [one for one in anchored if one < depth]
+            depth -= 1
+        n_aliases += isinstance(event, AliasEvent)
+        # DVC writes aliases where params.yaml has some; an alias in what has an anchor could stand for any number.
+        if depth > _MAX_DEPTH or n_aliases > _MAX_ALIASES or (anchored and isinstance(event, AliasEvent)):
+            raise ValueError("lists in lists, or aliases of aliases")
 
 
 def digest(path: Path) -> str:

@@ -7,12 +7,13 @@ import click
 from pipeline.stages.options import params_option, progress_bar
 
 # Found by damaging files on purpose (tests/test_repro.py): DVC remembers hashes by size and modification time, and
-# trusts write-protected files in its cache, which may be hard links to those in the workspace.
+# trusts write-protected files in its cache, which are links to those in the workspace.
 _ADVICE = (
-    "Run the commands named above (nothing else helps with stores in object storage), or let DVC look at everything "
-    "anew, its cache too, and repair what it finds:\n"
-    "  find .dvc/cache/files data models metrics -type f -exec chmod u+w {} + -exec touch {} +\n"
-    "  dvc repro"
+    "Let DVC look at everything anew, its cache too, and repair what it finds:\n"
+    '  find -L "$(dvc cache dir)"/files data models metrics -type f -exec chmod u+w {} + -exec touch {} +\n'
+    "  dvc repro\n"
+    "Stores in object storage, and a study without DVC, need the commands named above instead. With DVC they leave "
+    "damage in its cache, which is shared with the workspace."
 )
 
 
