@@ -51,6 +51,10 @@ def test_free_memory_is_that_of_the_container_if_it_has_less(tmp_path: Path, mon
     assert memory.available() > 2**20
     (own / "memory.max").write_text("5000\n")
     assert memory.available() == 4000
+    (tmp_path / "cgroup").write_text("0::/own/step\n")  # the limit of a Slurm job is that of a group above
+    (own / "step").mkdir()
+    (own / "step/memory.max").write_text("max\n")
+    assert memory.available() == 4000
 
 
 def test_models_are_trained_one_at_a_time_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

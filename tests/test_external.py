@@ -186,7 +186,7 @@ def save_quantized(path: Path) -> None:
 
 BAD_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("no weights"), "neither safetensors nor"),
-    "module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "neither safetensors nor"),
+    "module": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "more than weights; save them by torch.save"),
     "architecture": (lambda path: torch.save(torch.nn.Linear(2, 2).state_dict(), path), "of another architecture"),
     "not-finite": (with_nan, "not finite numbers"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), "neither safetensors nor"),

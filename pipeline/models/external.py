@@ -271,6 +271,12 @@ def import_model(
     outputs = _in_order(outputs, output_of_class)
     is_probability = bool((outputs >= 0).all() and ((outputs.sum(1) - 1).abs() < 1e-3).all())
     remarks = _check_predictions(spec, model, images, labels, outputs.argmax(1).numpy(), classes, output_of_class)
+    if spec.kind != "onnx" and spec.channels == "rgb" and spec.size is None:
+        shape = height, width, channels
+        try:
+            ExternalClassifier(spec, model, shape, n_classes, is_probability, output_of_class).eval().to_train()
+        except PipelineError as error:
+            remarks += (f"strategy repair cannot train it: {str(error).removeprefix(f'{spec.path}: ')}",)
     description = {
         "schema_version": SCHEMA_VERSION,
         "name": name,

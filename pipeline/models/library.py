@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import io
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.models.layers import FirstLayer
 from pipeline.recipes.recipe import LibraryNetwork
-from pipeline.runtime.errors import PipelineError, lacks_memory
+from pipeline.runtime.errors import PipelineError, lacks_memory, printable
 from pipeline.runtime.files import MAX_WEIGHTS, read_file
 
 # A number of classes by which the last layer is recognized: no layer has that width by chance.
@@ -302,7 +303,11 @@ def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
     except Exception as error:  # what damaged files make libraries raise
         if isinstance(error, MemoryError):
             raise
-        said = " ".join(str(error).split())[:160]
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise PipelineError(
+                f"{where}: more than weights; save them by torch.save(model.state_dict(), ...)"
+            ) from None
+        said = printable(" ".join(str(error).split())[:160])
         raise PipelineError(
             f"{where}: no weights: neither safetensors nor what torch.save(model.state_dict()) writes ({said})"
         ) from None

@@ -3,6 +3,7 @@
 import ctypes
 import sys
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 import psutil
@@ -15,15 +16,28 @@ _CGROUPS, _OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def available() -> int:
-    """Return the free memory of this machine, or of the container if that has less, in bytes."""
-    free = int(psutil.virtual_memory().available)
-    with suppress(PipelineError, OSError, ValueError, IndexError):  # no Linux, no limit, no cgroups v2
+    """Return the free memory of this machine, or of the container or job if that has less, in bytes.
+
+    Limits are those of cgroups of version 2, which Kubernetes, Slurm and systemd set.
+    """
+    free: float = psutil.virtual_memory().available
+    with suppress(PipelineError, OSError, ValueError, IndexError):  # no Linux, or no cgroups
         own = read_file(_OWN_CGROUP, _MAX_BYTES).decode().partition("0::")[2].splitlines()[0]
         folder = _CGROUPS / own.lstrip("/")
-        limit, used = (int(read_file(folder / f"memory.{name}", _MAX_BYTES)) for name in ("max", "current"))
-        stat = dict(line.split() for line in read_file(folder / "memory.stat", _MAX_BYTES).decode().splitlines())
-        free = min(free, max(0, limit - used + int(stat.get("inactive_file", 0))))  # the page cache gives way
-    return free
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(_CGROUPS):
+                free = min(free, _free_in(group))
+    return int(free)
+
+
+def _free_in(group: Path) -> float:
+    """The memory that processes of a group may still take, in bytes; infinite without a limit."""
+    try:
+        limit, used = (int(read_file(group / f"memory.{name}", _MAX_BYTES)) for name in ("max", "current"))
+        stat = dict(line.split() for line in read_file(group / "memory.stat", _MAX_BYTES).decode().splitlines())
+    except (PipelineError, OSError, ValueError):  # "max", or the root, which has no limit
+        return inf
+    return max(0, limit - used + int(stat.get("inactive_file", 0)))  # the page cache gives way
 
 
 def keep_freed_memory() -> None:

@@ -157,7 +157,9 @@ class Params(_Datasets):
             if name in shapes:
                 problems += _recipe_problems(f"train.recipes.{name}", shapes[name], recipe, datasets.get(name))
             elif datasets:
-                problems.append(f"train.recipes: unknown {name!r}; choose from {', '.join(shapes)}")
+                problems.append(
+                    f"train.recipes: {name!r} is not among the data sets ({', '.join(shapes)}); rename or remove it"
+                )
         _raise(problems)
         return train
 

@@ -1,10 +1,12 @@
 """Reads params files as plain values, within bounds but without validation, and compares them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer
+from ruamel.yaml.constructor import DuplicateKeyError
 
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.files import read_file
@@ -46,6 +48,11 @@ def read(path: Path) -> dict[str, Any]:
         raise PipelineError(f"{path}: no such file; run in the repository root, or name one with --params") from None
     except PipelineError:
         raise
+    except DuplicateKeyError as error:
+        (key,), line = re.findall('key "(.*?)"', error.problem)[:1] or ("?",), error.problem_mark.line + 1
+        raise PipelineError(
+            f"{path}: the key {key} is there a second time in line {line}; put what it has under the first one"
+        ) from None
     except Exception as error:  # a date, number or bool can be wrong without being wrong YAML
         raise PipelineError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
