@@ -101,7 +101,7 @@ SNIPPETS = {
     'eval "$(aws configure': "needs AWS's command line",
     "python -m benchmarks.scaling cifar10 --images 300": LONG,
     "pip install pip-audit": "needs a network",
-    "git clone . ../campaign": "takes minutes and 19 GB; tried by hand",
+    "git clone . ../campaign": "takes minutes and 10 GB; tried by hand",
     "pip install -c constraints.txt -e '.[dev,benchmarks]'": LONG,
     "dvc exp run -S train.recipes.cifar10.network.whiten=false": LONG,
 }

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import io
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -303,7 +302,7 @@ def parse_tensors(content: bytes, where: str) -> dict[str, Tensor]:
     except Exception as error:  # what damaged files make libraries raise
         if isinstance(error, MemoryError):
             raise
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+        if "Unsupported global" in str(error):  # torch refuses to unpickle anything but tensors
             raise PipelineError(
                 f"{where}: more than weights; save them by torch.save(model.state_dict(), ...)"
             ) from None
