@@ -9,11 +9,12 @@ from pipeline.stages.options import params_option, progress_bar
 # Found by damaging files on purpose (tests/test_repro.py): DVC remembers hashes by size and modification time, and
 # trusts write-protected files in its cache, which are links to those in the workspace.
 _ADVICE = (
-    "Let DVC look at everything anew, its cache too, and repair what it finds:\n"
+    "What params.yaml does not ask for: remove it as said above. Everything else: let DVC look at everything anew, its "
+    "cache too, and repair what it finds:\n"
     '  find -L "$(dvc cache dir)"/files data models metrics -type f -exec chmod u+w {} + -exec touch {} +\n'
     "  dvc repro\n"
-    "Stores in object storage, and a study without DVC, need the commands named above instead. With DVC they leave "
-    "damage in its cache, which is shared with the workspace."
+    "Stores in object storage, and a study without DVC, need the commands named above instead. With DVC these would "
+    "leave damage in its cache, which is shared with the workspace."
 )
 
 
