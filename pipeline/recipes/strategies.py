@@ -4,7 +4,7 @@ To add one: write its function `(settings, recipe, dataset) -> Plan`, its settin
 a block under `strategies` in params.yaml. The training loop knows plans, not names.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -117,17 +117,22 @@ class Strategy:
     Attributes:
         settings: Type of its block in params.yaml.
         plan: `(settings, recipe of the natural model, data set) -> Plan`.
-        is_for: `(settings, data set) -> bool`: whether models of the data set are trained by it.
+        datasets: settings → the data sets whose models are trained by it; None: all.
     """
 
     settings: type[Values]
     plan: Callable[[Any, Recipe, str], Plan]
-    is_for: Callable[[Any, str], bool] = lambda settings, dataset: True
+    datasets: Callable[[Any], Collection[str] | None] = lambda settings: None
+
+    def is_for(self, settings: Any, dataset: str) -> bool:
+        """Whether models of a data set are trained by it."""
+        named = self.datasets(settings)
+        return named is None or dataset in named
 
 
 STRATEGIES: Mapping[str, Strategy] = {
     "constant": Strategy(NoSettings, plan_constant),
     "incremental": Strategy(Ramp, plan_incremental),
     "transfer": Strategy(Transfer, plan_transfer),
-    "repair": Strategy(Repair, plan_repair, lambda settings, dataset: dataset in settings.recipes),
+    "repair": Strategy(Repair, plan_repair, lambda settings: settings.recipes),
 }

@@ -14,7 +14,7 @@ from pipeline.perturbations import PERTURBATIONS, Perturbation
 from pipeline.recipes.external import External
 from pipeline.recipes.plan import NATURAL, Plan
 from pipeline.recipes.recipe import RECIPES, FastRecipe, Recipe, RecipeOf
-from pipeline.recipes.strategies import STRATEGIES, Repair
+from pipeline.recipes.strategies import STRATEGIES
 from pipeline.runtime import layout
 from pipeline.runtime.errors import PipelineError
 from pipeline.runtime.values import Values
@@ -197,9 +197,8 @@ class Params(_Datasets):
             try:
                 parsed[name] = STRATEGIES[name].settings.model_validate(values)
                 datasets = info.data.get("datasets", {})
-                if isinstance(settings := parsed[name], Repair):
-                    unknown = [one for one in settings.recipes if one not in datasets]
-                    problems += [f"strategies.{name}.recipes: unknown data set {one!r}" for one in unknown if datasets]
+                unknown = [one for one in STRATEGIES[name].datasets(parsed[name]) or () if one not in datasets]
+                problems += [f"strategies.{name}.recipes: unknown data set {one!r}" for one in unknown if datasets]
                 for dataset, subset in datasets.items():
                     if not STRATEGIES[name].is_for(parsed[name], dataset):
                         continue
